@@ -1,0 +1,40 @@
+"""What experiments share. One level deep: a config calls these functions, they call nothing.
+
+Every key that exists is set in `base`; the dictionary is locked afterwards, so a misspelt key fails.
+"""
+
+import ml_collections
+
+
+def base() -> ml_collections.ConfigDict:
+    """The published recipe of MaskCLIP++ for EVA models (arXiv 2412.11464), without data and model."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "bfloat16"   # arithmetic of the towers; parameters stay float32
+    config.remat = "none"       # "full" or "dots": recompute blocks to save memory
+    config.data_dir = "data"    # where `prepare` put the data sets
+    config.weights = ""         # file of the pre-trained CLIP, or "random"
+    config.checkpoint_every = 4000  # steps
+    config.log_every = 20           # steps
+    config.mesh = dict(fsdp=1)      # chips that share one copy of the parameters
+
+    config.train = dict(
+        masks="ground_truth",   # "degraded": as a poor generator would give them
+        batch_size=4,           # pictures a step, over all chips
+        steps=20000,
+        workers=0,              # processes that read and augment; 0 = threads of this one
+    )
+    config.tune = dict(image="attention", text="none")  # optim.IMAGE_TUNING, optim.TEXT_TUNING
+    config.optimizer = dict(
+        learning_rate=2e-4, end_learning_rate=1e-5, warmup_steps=0, warmup_factor=1.0,
+        image_multiplier=0.01, text_multiplier=0.01, weight_decay=0.05, clip_norm=0.01)
+    config.eval = dict(batch_size=1)
+    return config
+
+
+def semantic_448(config: ml_collections.ConfigDict) -> None:
+    """The published augmentation of COCO-Stuff at 448 pixels."""
+    config.train.size = 448
+    # Shorter sides drawn uniformly: int(x * 44.8) for x = 3 ... 19.
+    config.train.short_sides = tuple(x * 448 // 10 for x in range(3, 20))
+    config.train.color_jitter = True

@@ -1,0 +1,49 @@
+"""What all commands share: bad input ends in one sentence and exit code 2."""
+
+import sys
+import typing
+
+from absl import app, flags, logging
+
+
+def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False) -> None:
+    """Runs a command's `main(argv)` under absl.
+
+    ValueError and FileNotFoundError are the user's to mend: their text goes to stderr, the exit code
+    is 2. Everything else is ours: a traceback.
+
+    Args:
+      main: gets the arguments that are no flags, without the program's name.
+      positional: whether the command takes such arguments.
+    """
+
+    def guarded(argv):
+        logging.use_absl_handler()
+        if logging.get_verbosity() < logging.INFO:
+            logging.set_verbosity(logging.INFO)
+        try:
+            if argv[1:] and not positional:
+                raise ValueError(f"got the argument {argv[1]!r}, wanted flags only (--name=value); "
+                                 "see --help")
+            return main(argv[1:])
+        except (ValueError, FileNotFoundError, FileExistsError) as error:
+            if flags.FLAGS.debug:
+                raise
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except flags.Error as error:  # pragma: no cover - absl exits by itself
+        raise SystemExit(f"error: {error}")
+
+
+flags.DEFINE_bool("debug", False, "show the traceback of an error in the input")
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, KeyError, AttributeError, FileNotFoundError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2)

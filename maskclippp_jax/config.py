@@ -1,0 +1,64 @@
+"""Checks an experiment's configuration before anything else happens.
+
+Configurations are Python files with `get_config()` (see `configs/`), read by `ml_collections`, which
+also applies `--config.key=value` and refuses unknown keys.
+"""
+
+import typing
+
+import jax
+import ml_collections
+
+REMAT = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16")
+MASKS = ("ground_truth", "degraded")
+
+
+def check(config: ml_collections.ConfigDict | None, *, workdir: str | None) -> ml_collections.ConfigDict:
+    """Returns the configuration, or says all that is wrong with it.
+
+    Raises:
+      ValueError: a flag is missing, or values are out of range (all of them are listed).
+    """
+    if config is None:
+        raise ValueError("got no --config; give a file such as --config=configs/quickstart.py")
+    if not workdir:
+        raise ValueError("got no --workdir; give the folder this run may write to")
+    problems = []
+
+    def need(ok: bool, what: str):
+        if not ok:
+            problems.append(what)
+
+    need(config.weights != "", "weights is empty; give the file of a pre-trained CLIP, or 'random'")
+    for key, known in (("dtype", DTYPES), ("remat", REMAT)):
+        need(config[key] in known, f"{key} is {config[key]!r}; it can be {', '.join(known)}")
+    need(config.train.masks in MASKS,
+         f"train.masks is {config.train.masks!r}; it can be {', '.join(MASKS)}")
+    for key in ("batch_size", "steps", "num_masks", "size"):
+        need(config.train[key] > 0, f"train.{key} is {config.train[key]}; it must be at least 1")
+    for key in ("checkpoint_every", "log_every"):
+        need(config[key] > 0, f"{key} is {config[key]}; it must be at least 1")
+    patch = config.model.image.patch_size
+    need(config.train.size % patch == 0,
+         f"train.size is {config.train.size}; the patch of this model wants a multiple of {patch}")
+    rates = config.optimizer
+    need(rates.learning_rate > 0, f"optimizer.learning_rate is {rates.learning_rate}")
+    need(0 <= rates.warmup_steps <= config.train.steps,
+         f"optimizer.warmup_steps is {rates.warmup_steps}, train.steps {config.train.steps}")
+    head = config.model.similarity
+    need(head is None or head.num_templates == len(config.templates),
+         f"the similarity head has weights for {head and head.num_templates} templates, templates "
+         f"lists {len(config.templates)}")
+    if problems:
+        raise ValueError("the configuration cannot be used: " + "; ".join(problems))
+    return config
+
+
+def dtype(config: ml_collections.ConfigDict) -> typing.Any:
+    return jax.numpy.dtype(config.dtype)
+
+
+def heads_apart() -> bool:
+    """Whether attention takes its heads one after the other, see `layers.attend`."""
+    return jax.default_backend() == "cpu"

@@ -1,0 +1,1 @@
+"""Data sets: from official archives to padded batches."""

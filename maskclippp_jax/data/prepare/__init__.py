@@ -1,0 +1,1 @@
+"""From official archives to records, one file per source."""

@@ -1,0 +1,81 @@
+"""CLIP's byte-pair tokenizer.
+
+The merging is done by the `instant-clip-tokenizer` package, which has wheels for Python 3.11 and
+3.12; this is the only module that knows it. Text is repaired and cleaned before, as in CLIP.
+"""
+
+import html
+import re
+import typing
+
+import ftfy
+import numpy as np
+
+START, END = 49406, 49407  # CLIP's ids of <start_of_text> and <end_of_text>
+_SPECIAL = re.compile(r"(<start_of_text>|<end_of_text>)")
+PADDING, UNKNOWN = 0, 1  # of a model that knows a few words only
+
+
+class Tokenizer:
+    def __init__(self, context_length: int = 77, words: typing.Sequence[str] | None = None):
+        """Makes the tokenizer.
+
+        Args:
+          context_length: tokens of a row, start and end included.
+          words: the words a small model knows. Their ids are numbered anew in CLIP's order, so that
+            the end token stays the largest; 0 is padding and 1 any other word. None: CLIP's ids.
+        """
+        try:
+            import instant_clip_tokenizer
+        except ImportError as error:
+            raise ImportError("the tokenizer needs the package instant-clip-tokenizer, which exists "
+                              "for Python 3.11 and 3.12; use one of these") from error
+        self._merge = instant_clip_tokenizer.Tokenizer()
+        self.context_length = context_length
+        self._new_id = None
+        if words is not None:
+            known = sorted({i for word in words for i in self._encode(word)} | {START, END})
+            self._new_id = {old: new for new, old in enumerate(known, start=2)}
+
+    @property
+    def vocab_size(self) -> int:
+        return END + 1 if self._new_id is None else len(self._new_id) + 2
+
+    def __call__(self, texts: typing.Sequence[str]) -> np.ndarray:
+        """Token ids [n, context_length] int32, padded with 0.
+
+        A text that is too long is cut, and its last id is the end token, as in CLIP.
+        """
+        rows = np.zeros((len(texts), self.context_length), np.int32)
+        for row, text in zip(rows, texts):
+            ids = [START, *self._encode(text), END]
+            if len(ids) > self.context_length:
+                ids = [*ids[:self.context_length - 1], END]
+            if self._new_id is not None:
+                ids = [self._new_id.get(i, UNKNOWN) for i in ids]
+            row[:len(ids)] = ids
+        return rows
+
+    def unknown_words(self, texts: typing.Iterable[str]) -> list[str]:
+        """Words that a small model never saw (always none with CLIP's whole vocabulary)."""
+        if self._new_id is None:
+            return []
+        words = {word for text in texts for word in re.findall(r"\w+|[^\w\s]", clean(text))}
+        return sorted(w for w in words if any(i not in self._new_id for i in self._encode(w)))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in _SPECIAL.split(clean(text)):  # these two may be written out, as in CLIP
+            if part == "<start_of_text>":
+                ids.append(START)
+            elif part == "<end_of_text>":
+                ids.append(END)
+            elif part:
+                ids.extend(self._merge.encode(part))
+        return ids
+
+
+def clean(text: str) -> str:
+    """Repairs broken Unicode, unescapes HTML twice, collapses white space, lowers the case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip().lower()

@@ -1,0 +1,137 @@
+"""Naming the masks of pictures: what `evaluate` and `predict` share.
+
+One program per shape: pictures come on padded canvases with their true sizes beside them, and names
+are padded to a few sizes, so that neither another picture size within a canvas nor another
+vocabulary compiles anything.
+"""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from maskclippp_jax import config as configuration
+from maskclippp_jax import loading, postprocess
+from maskclippp_jax import params as parameters
+from maskclippp_jax.models import maskclippp, resample
+from maskclippp_jax.models.resample import Stage
+from maskclippp_jax.vocabulary import Vocabulary
+
+_NAMES = 64  # rows of the smallest text table; larger ones double
+
+
+class Names(typing.NamedTuple):
+    """The names of a vocabulary, ready for the device."""
+
+    embeddings: np.ndarray      # [S', T, E] float32 unit vectors, padded with zeros
+    synonym_class: np.ndarray   # [S'] int32, padded with S'
+
+
+class Sizes(typing.NamedTuple):
+    """Sizes of the pictures of a batch on their way, each [B, 2] int32 (height, width) in pixels."""
+
+    picture: np.ndarray   # as given
+    network: np.ndarray   # as the image tower sees it
+    segments: np.ndarray  # as stored
+    masks: np.ndarray     # the size masks pass through
+
+
+class Result(typing.NamedTuple):
+    scores: jax.Array   # [B, N, S'] float32 softmax over classes; 0 beyond the last class
+    classes: jax.Array  # [B, N] int32
+    labels: jax.Array   # [B, H, W] int16 semantic label map at the stored size
+
+
+def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCLIPppConfig,
+                     params: parameters.Tree, vocabulary: Vocabulary) -> Names:
+    """Embeds every name of a vocabulary in every template of the experiment."""
+    token_ids = loading.tokenize(model, vocabulary, config.templates)
+    embeddings = loading.embed_names(model, params["text"], token_ids)
+    rows = _NAMES
+    while rows < len(embeddings):
+        rows *= 2
+    padding = rows - len(embeddings)
+    return Names(
+        np.pad(embeddings, ((0, padding), (0, 0), (0, 0))),
+        np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
+
+
+def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None) -> Sizes:
+    """Sizes of an evaluation batch; a side of None leaves that size as it is."""
+    picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
+    return Sizes(picture, shorter_side_to(picture, short_side), segments,
+                 shorter_side_to(segments, mask_short_side))
+
+
+def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
+    """[B, 2] sizes with the shorter side brought to `side`, the longer one cut to whole pixels."""
+    if side is None:
+        return sizes
+    return (sizes * side // sizes.min(-1, keepdims=True)).astype(np.int32)
+
+
+def canvas_of(network_sizes: np.ndarray, patch: int, cells: int = 4) -> tuple[int, int]:
+    """The canvas (height, width) for pictures of these sizes: multiples of a few patches."""
+    multiple = patch * cells
+    return tuple(int(-(-side // multiple) * multiple) for side in network_sizes.max(0))
+
+
+def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
+               semantic: bool) -> typing.Callable[..., Result]:
+    """The jitted program `(params, batch, sizes, names, canvas) -> Result`.
+
+    batch has image uint8 [B, H, W, 3], segments [B, H', W'] and labels [B, N] (only its width is
+    used); `canvas` is static, see `canvas_of`. With `semantic` false the label maps are empty.
+    """
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=nnx.Rngs(0)))
+    patch = model_config.image.patch_size
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def name_masks(params, batch, sizes, names, canvas):
+        model = build(params)
+        num_masks = batch["labels"].shape[1]
+        image = jax.vmap(
+            lambda image, picture, network: to_network_size(image, picture, network, canvas))(
+                batch["image"], sizes.picture, sizes.network)
+        grid_masks = jax.vmap(
+            lambda s, stored, masks, network: segments_to_grid(
+                s, stored, masks, network, patch, canvas, num_masks))(
+                    batch["segments"], sizes.segments, sizes.masks, sizes.network)
+        features = model.encode_image(image, sizes.network, grid_masks)
+        name_logits = model.classify(features.mask_embeddings, names.embeddings)
+        logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
+        scores = jax.nn.softmax(logits)
+        labels = jnp.zeros((len(image), 0, 0), jnp.int16)
+        if semantic:
+            labels = jax.lax.map(
+                lambda x: postprocess.semantic_labels(*x),
+                (batch["segments"], sizes.segments, sizes.masks, scores))
+        return Result(scores, postprocess.mask_classes(logits), labels)
+
+    return name_masks
+
+
+def to_network_size(image: jax.Array, picture: jax.Array, network: jax.Array,
+                    canvas: tuple[int, int]) -> jax.Array:
+    """Brings one picture [H, W, 3] of true size `picture` [2] to size `network` [2] on a canvas."""
+    rows, columns = (resample.bilinear_taps(canvas[i], Stage(picture[i], network[i]))
+                     for i in range(2))
+    return resample.resize_image(image, rows, columns)
+
+
+def segments_to_grid(segments: jax.Array, stored: jax.Array, masks: jax.Array, network: jax.Array,
+                     patch: int, canvas: tuple[int, int], num_masks: int) -> jax.Array:
+    """Masks of a stored label map on the token grid of the network's canvas, [N, L] float32.
+
+    They pass through all sizes of the published chain, stored -> generator -> network -> grid, each
+    step bilinear; only the pixels that matter are read.
+    """
+    rows, columns = (
+        resample.grid_taps(canvas[i] // patch, patch, Stage(masks[i], network[i]),
+                           Stage(stored[i], masks[i])) for i in range(2))
+    return resample.segments_to_masks(segments, rows, columns, num_masks).reshape(num_masks, -1)

@@ -1,0 +1,117 @@
+"""From a configuration, or a checkpoint, to a model with its weights and its names."""
+
+import dataclasses
+import functools
+import pathlib
+import typing
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from maskclippp_jax import checkpoint, config as configuration
+from maskclippp_jax import params as parameters
+from maskclippp_jax import weights
+from maskclippp_jax.data.tokenizer import Tokenizer
+from maskclippp_jax.models import maskclippp, similarity, text
+from maskclippp_jax.vocabulary import Vocabulary
+
+# The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
+QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_clip.safetensors")
+
+_CHUNK = 256  # prompts encoded at a time, always as many, so that one program serves every vocabulary
+
+
+def model_maker(config: ml_collections.ConfigDict, *, dtype=None,
+                constrain: typing.Callable = lambda x: x) -> typing.Callable[[], nnx.Module]:
+    """A function that makes the model of an experiment, with random weights."""
+    return functools.partial(
+        _make_model, config.model, dtype or configuration.dtype(config), config.remat, constrain,
+        config.seed)
+
+
+def _make_model(model_config, dtype, remat, constrain, seed):
+    return maskclippp.MaskCLIPpp(model_config, dtype=dtype, remat=remat, constrain=constrain,
+                                 by_head=configuration.heads_apart(), rngs=nnx.Rngs(seed))
+
+
+def load_params(file: str, make_model: typing.Callable, shapes: parameters.Tree, *,
+                base: str | None = None) -> parameters.Tree:
+    """Parameters from a file; what it cannot hold is initialised.
+
+    Args:
+      file: a checkpoint of EVA-CLIP or MaskCLIP++ (.pt, .pth, .safetensors), or "random".
+      make_model: makes the model (only leaves that the file's layout lacks are really drawn).
+      shapes: nested dict of all parameters.
+      base: pre-trained CLIP for a MaskCLIP++ file without a text tower.
+
+    Returns:
+      Nested dict of float32 arrays.
+    """
+    if file == "random":
+        return jax.jit(lambda: parameters.initialize(make_model))()
+    params, missing = weights.load_weights(file, shapes, base=base)
+    if missing:
+        # Jitted, so that only these leaves are computed.
+        draw = jax.jit(lambda: {path: leaf for path, leaf in parameters.flatten(
+            parameters.initialize(make_model)).items() if path in missing})
+        params = parameters.combine(params, parameters.unflatten(jax.device_get(draw())))
+    return params
+
+
+def load_checkpoint(path: str, config: ml_collections.ConfigDict, *,
+                    base: str | None = None) -> tuple[maskclippp.MaskCLIPppConfig, parameters.Tree, str]:
+    """What `--checkpoint` may name: a run's folder, a file, or "untuned".
+
+    Args:
+      path: the folder of a training run, a checkpoint file, or "untuned" for the pre-trained CLIP of
+        the configuration with the mean over templates in place of the tuned similarity head.
+      config: the experiment (its model, and its pre-trained weights for "untuned").
+      base: see `load_params`.
+
+    Returns:
+      The model's sizes, its parameters, and one line that says what was loaded.
+    """
+    model_config = config.model
+    if path == "untuned":
+        model_config = dataclasses.replace(model_config, similarity=None, use_logit_scale=True)
+    make = functools.partial(_make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
+    _, shapes = parameters.abstract(make)
+    if path == "untuned":
+        return model_config, load_params(config.weights, make, shapes), f"untuned {config.weights}"
+    if epath.Path(path).is_dir():
+        params, step = checkpoint.load_run(epath.Path(path).absolute(), shapes)
+        return model_config, params, f"{path} after step {step}"
+    return model_config, load_params(path, make, shapes, base=base), path
+
+
+def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
+             templates: typing.Sequence[str]) -> np.ndarray:
+    """Token ids [S, T, X] int32 of every name in every template, no longer than needed."""
+    tokenizer = Tokenizer(model.text.context_length, words=model.text.words)
+    if tokenizer.vocab_size != model.text.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the text tower "
+                         f"{model.text.vocab_size}")
+    token_ids = text.truncate_prompts(tokenizer(vocabulary.prompts(templates)))
+    return token_ids.reshape(vocabulary.num_synonyms, len(templates), -1)
+
+
+def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree,
+                token_ids: np.ndarray) -> np.ndarray:
+    """Unit embeddings [S, T, E] float32 of token ids [S, T, X], in float32 as the reference does."""
+    encode = _text_encoder(model.text)
+    flat = token_ids.reshape(-1, token_ids.shape[-1])
+    padded = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % _CHUNK, axis=0)])
+    chunks = [jax.device_get(encode(text_params, jnp.asarray(padded[i:i + _CHUNK])))
+              for i in range(0, len(padded), _CHUNK)]
+    return np.concatenate(chunks)[:len(flat)].reshape(*token_ids.shape[:2], -1)
+
+
+@functools.lru_cache
+def _text_encoder(config: text.TextConfig):
+    build, _ = parameters.abstract(lambda: text.TextTower(
+        config, by_head=configuration.heads_apart(), rngs=nnx.Rngs(0)))
+    return jax.jit(lambda params, ids: similarity.unit(build(params)(ids)))

@@ -1,0 +1,1 @@
+"""The networks: mathematics only, no files, flags or data set names."""

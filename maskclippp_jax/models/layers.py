@@ -1,0 +1,205 @@
+"""What two or more networks share: attention with soft masks, position tables, rotary angles.
+
+Everything here works on padded canvases. An image of true grid (gh, gw) lies in the top left corner
+of a canvas of (h, w) cells; its tables are laid over its own grid, and cells outside it are never
+seen as keys. So an image gives the same numbers alone, padded, or in any batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# Logit of a key that does not exist (padding). Finite, so a row without any key gives no NaN.
+_NO_KEY = -1e30
+# Bias of a patch outside a mask. Finite on purpose: an empty mask shifts all patches alike and the
+# token attends to the whole image, as in the public reference.
+OUTSIDE_BIAS = -100.0
+
+
+def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A layer norm over the last axis; mean and variance are taken in float32."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+def inside_masks(grid_masks: jax.Array, threshold: float | None) -> jax.Array:
+    """Which patches lie inside each mask.
+
+    Args:
+      grid_masks: [..., L] float in [0, 1], masks on the token grid.
+      threshold: a patch is inside if its value is strictly greater; None takes half of the largest
+        value of that mask (all released EVA models).
+
+    Returns:
+      [..., L] bool; all False for an empty mask.
+    """
+    limit = grid_masks.max(-1, keepdims=True) / 2 if threshold is None else threshold
+    return grid_masks > limit
+
+
+def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask_scale=None,
+           by_head: bool) -> jax.Array:
+    """Softmax attention, with the soft-mask bias of masked attention pooling on request.
+
+    The bias of query n for patch l in head a is `masks[n, l] * mask_scale[a]` inside the mask and
+    -100 outside. It is formed per head next to the logits and never exists for all heads at once in
+    memory.
+
+    Args:
+      queries: [B, T, A, K] float.
+      keys: [B, S, A, K] float.
+      values: [B, S, A, K] float.
+      allowed: bool, broadcastable to [B, T, S]; False hides a key from a query.
+      masks: [B, T, S] float32 or None, the mask of every query.
+      inside: [B, T, S] bool, see `inside_masks`; given with `masks`.
+      mask_scale: [A] float32, factor of the values inside; given with `masks`.
+      by_head: heads one after the other. Three times faster on a CPU, where the logits of one head
+        stay in cache; on accelerators False lets the compiler batch them.
+
+    Returns:
+      [B, T, A, K] in the dtype of `queries`. Logits, bias and softmax are float32.
+    """
+    scale = queries.shape[-1] ** -0.5
+
+    def one_head(head):
+        q, k, v, factor = head
+        logits = jnp.einsum("btk,bsk->bts", q * scale, k, preferred_element_type=jnp.float32)
+        if masks is not None:
+            logits = logits + jnp.where(inside, masks * factor, OUTSIDE_BIAS)
+        if allowed is not None:
+            logits = jnp.where(allowed, logits, _NO_KEY)
+        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        weights = jnp.exp(logits - top)
+        mixed = jnp.einsum("bts,bsk->btk", weights.astype(v.dtype), v,
+                           preferred_element_type=jnp.float32)
+        return mixed / weights.sum(-1, keepdims=True)  # [B, T, K]
+
+    factor = jnp.ones(queries.shape[2], jnp.float32) if mask_scale is None else mask_scale
+    heads = tuple(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)) + (factor,)
+    mixed = jax.lax.map(one_head, heads) if by_head else jax.vmap(one_head)(heads)
+    return jnp.moveaxis(mixed, 0, 2).astype(queries.dtype)
+
+
+def split_heads(tokens: jax.Array, num_heads: int) -> jax.Array:
+    """[B, T, D] -> [B, T, A, K]; the channels of one head are contiguous."""
+    return tokens.reshape(*tokens.shape[:-1], num_heads, -1)
+
+
+def merge_heads(tokens: jax.Array) -> jax.Array:
+    """[B, T, A, K] -> [B, T, D]."""
+    return tokens.reshape(*tokens.shape[:-2], -1)
+
+
+# ---- Position tables ----------------------------------------------------------------------------
+
+
+def _cubic(x: jax.Array) -> jax.Array:
+    """The cubic convolution kernel with a = -0.75, as torch's bicubic interpolation has it."""
+    a = -0.75
+    x = jnp.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def bicubic_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a bicubic resize with aligned corners, for a true size known only at run time.
+
+    Args:
+      num_in: cells of the learnt table.
+      num_out: int32 scalar, cells of the true grid.
+      canvas: rows of the result; rows from `num_out` on repeat the border and mean nothing.
+
+    Returns:
+      [canvas, num_in] float32. The identity where `num_out == num_in`.
+    """
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    steps = jnp.maximum(num_out - 1, 1)
+    first = row * (num_in - 1) // steps  # exact: the whole part in integers
+    part = (row * (num_in - 1) % steps) / steps  # [canvas] float32 in [0, 1)
+    matrix = jnp.zeros((canvas, num_in), jnp.float32)
+    for tap in (-1, 0, 1, 2):
+        column = jnp.clip(first + tap, 0, num_in - 1)
+        weight = _cubic(tap - part.astype(jnp.float32))
+        matrix = matrix + weight[:, None] * jax.nn.one_hot(column, num_in, dtype=jnp.float32)
+    return matrix
+
+
+def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+    """Lays a learnt square position table over the true grid of every image.
+
+    Args:
+      table: [1 + g*g, D] float32; row 0 belongs to the class token and is never resized.
+      grid: [B, 2] int32, true (gh, gw) of each image, at least 1.
+      canvas: (h, w), cells of the padded canvas.
+
+    Returns:
+      [B, 1 + h*w, D] float32; cells outside the true grid repeat the border.
+    """
+    side = int(round((table.shape[0] - 1) ** 0.5))
+    square = table[1:].reshape(side, side, -1)
+
+    def one_image(size):
+        rows = bicubic_matrix(side, size[0], canvas[0])
+        columns = bicubic_matrix(side, size[1], canvas[1])
+        patches = jnp.einsum("hi,ijd,wj->hwd", rows, square, columns, precision="highest")
+        return jnp.concatenate([table[:1], patches.reshape(-1, table.shape[-1])])
+
+    return jax.vmap(one_image)(grid)
+
+
+# ---- Rotary angles ------------------------------------------------------------------------------
+
+
+def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int,
+                 base_grid: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary position angles of EVA-02 (arXiv 2303.11331).
+
+    Positions are rescaled so that every image spans `base_grid` cells. The first half of a head's
+    channels turns with the row, the second half with the column; neighbours share an angle.
+
+    Args:
+      grid: [B, 2] int32, true (gh, gw) of each image.
+      canvas: (h, w), cells of the padded canvas.
+      head_width: K, a multiple of 4.
+      base_grid: side of the grid the angles were made for (16 in both published models).
+
+    Returns:
+      cos and sin, each [B, h*w, K] float32.
+    """
+    half = head_width // 2
+    frequencies = 10000.0 ** (-2.0 * jnp.arange(half // 2, dtype=jnp.float32) / half)
+
+    def angles(cells, true_cells):  # -> [B, cells, K/2]
+        position = jnp.arange(cells, dtype=jnp.float32) / true_cells[:, None] * base_grid
+        return jnp.repeat(position[..., None] * frequencies, 2, axis=-1)
+
+    h, w = canvas
+    batch = grid.shape[0]
+    rows = angles(h, grid[:, 0].astype(jnp.float32))[:, :, None]  # [B, h, 1, K/2]
+    columns = angles(w, grid[:, 1].astype(jnp.float32))[:, None]  # [B, 1, w, K/2]
+    shape = (batch, h, w, half)
+    table = jnp.concatenate(
+        [jnp.broadcast_to(rows, shape), jnp.broadcast_to(columns, shape)], -1)
+    table = table.reshape(batch, h * w, head_width)
+    return jnp.cos(table), jnp.sin(table)
+
+
+def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns each pair of neighbouring channels by its angle.
+
+    Args:
+      tokens: [B, L, A, K] patches (class and mask tokens are not rotated).
+      rotary: cos and sin, [B, L, K].
+
+    Returns:
+      [B, L, A, K] in the dtype of `tokens`.
+    """
+    cos, sin = (x[:, :, None] for x in rotary)
+    pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
+    return (tokens * cos + turned * sin).astype(tokens.dtype)
+
+
+exact_gelu = functools.partial(jax.nn.gelu, approximate=False)

@@ -1,0 +1,99 @@
+"""MaskCLIP++: a CLIP whose image tower also embeds masks, and a similarity head (arXiv 2412.11464)."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maskclippp_jax.models import eva_vit, similarity, text
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCLIPppConfig:
+    image: eva_vit.EvaViTConfig
+    text: text.TextConfig
+    similarity: similarity.LinearSimilarityConfig | None  # None: mean over templates
+    use_logit_scale: bool = True  # multiply similarities by CLIP's scale, at most 100
+
+    @classmethod
+    def eva02_b16(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls(eva_vit.EvaViTConfig.eva02_b16(), text.TextConfig.eva02_b16(),
+                   similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def eva02_l14_336(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls(eva_vit.EvaViTConfig.eva02_l14_336(), text.TextConfig.eva02_l14_336(),
+                   similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def quickstart(cls, num_templates: int) -> "MaskCLIPppConfig":
+        """The small model that ships with the project (launch/pretrain_quickstart.py)."""
+        return cls(eva_vit.EvaViTConfig.quickstart(), text.TextConfig.quickstart(),
+                   similarity.LinearSimilarityConfig(num_templates))
+
+
+class MaskCLIPpp(nnx.Module):
+    """Encoders and similarity head.
+
+    `dtype` is the arithmetic of the towers; parameters, logits and softmax are float32. `by_head`,
+    `remat` and `constrain` are about speed and memory only (`layers.attend`, `eva_vit.EvaViT`,
+    `sharding.constrain_batch`).
+    """
+
+    def __init__(self, config: MaskCLIPppConfig, *, dtype=jnp.float32, by_head: bool = True,
+                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+        self.config = config
+        self.image = eva_vit.EvaViT(config.image, dtype=dtype, by_head=by_head, remat=remat,
+                                    constrain=constrain, rngs=rngs)
+        self.text = text.TextTower(config.text, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
+        if config.similarity is not None:
+            self.similarity = similarity.LinearSimilarity(config.similarity, rngs=rngs)
+
+    def encode_image(self, image, image_size, grid_masks=None, *, dense=False):
+        """See `eva_vit.EvaViT.__call__`."""
+        return self.image(image, image_size, grid_masks, dense=dense)
+
+    def encode_text(self, token_ids: jax.Array) -> jax.Array:
+        """[n, X] int32 -> [n, E], not normalised."""
+        return self.text(token_ids)
+
+    def classify(self, mask_embeddings: jax.Array, text_embeddings: jax.Array) -> jax.Array:
+        """Logits of every mask for every name.
+
+        Args:
+          mask_embeddings: [B, N, E], not normalised.
+          text_embeddings: [S, T, E] unit vectors, one row a name, one column a template.
+
+        Returns:
+          [B, N, S] float32.
+        """
+        scale = 1.0
+        if self.config.use_logit_scale:
+            scale = jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
+        head = mean_similarity if self.config.similarity is None else self.similarity
+        return head(mask_embeddings, text_embeddings, scale)
+
+
+mean_similarity = similarity.mean_similarity
+
+
+def class_logits(name_logits: jax.Array, synonym_class: jax.Array) -> jax.Array:
+    """The best name of every class.
+
+    Args:
+      name_logits: [B, N, S] float32.
+      synonym_class: [S] int32, class of every name; names of one class are contiguous, so that this
+        is one segment maximum. Padding names carry the class S or more and are left out.
+
+    Returns:
+      [B, N, S] float32: class c in column c, -inf in the columns beyond the last class. As wide as
+      the names are, so that a vocabulary with other classes needs no new program.
+    """
+    by_name = jnp.moveaxis(name_logits, -1, 0)  # [S, B, N]
+    best = jax.ops.segment_max(by_name, synonym_class, num_segments=by_name.shape[0],
+                               indices_are_sorted=True)
+    return jnp.moveaxis(best, 0, -1)

@@ -1,0 +1,135 @@
+"""Bilinear resampling of pictures and masks on the device, with true sizes known only at run time.
+
+All resizes of the method are bilinear without antialiasing, with half-pixel centres (torch's
+`interpolate(mode="bilinear", align_corners=False)`). One output cell reads two rows and two columns;
+several resizes in a row read a few more. So a label map of segments is brought to the token grid by
+looking at the few pixels that matter, and masks never exist at pixel resolution.
+
+Indices and weights come from whole-number arithmetic: `(2i + 1) * n_in / (2 * n_out) - 1/2` is split
+into floor and remainder exactly, for sides up to 30 000 pixels.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+
+
+class Taps(typing.NamedTuple):
+    """Which source rows (or columns) an output row reads, and how much of each."""
+
+    index: jax.Array   # [n, k] int32
+    weight: jax.Array  # [n, k] float32; 0 for rows that do not exist
+
+
+class Stage(typing.NamedTuple):
+    """One resize of an axis from `num_in` to `num_out` cells (int32 scalars or ints)."""
+
+    num_in: jax.Array | int
+    num_out: jax.Array | int
+
+
+def bilinear_taps(num_rows: int, *stages: Stage) -> Taps:
+    """What each of `num_rows` output rows reads after one or more resizes.
+
+    Args:
+      num_rows: rows of the output canvas; rows beyond a stage's true `num_out` get weight 0, as if
+        that stage's result had been padded with zeros.
+      stages: the resizes, the *last* one first.
+
+    Returns:
+      Taps with k = 2 ** len(stages) (k = 1 without stages: the identity).
+    """
+    index = jnp.arange(num_rows)[:, None]  # [n, 1]
+    weight = jnp.ones((num_rows, 1), jnp.float32)
+    for num_in, num_out in stages:
+        twice = jnp.maximum((2 * index + 1) * num_in - num_out, 0)  # 2 * num_out * coordinate
+        first = twice // (2 * num_out)
+        part = (twice % (2 * num_out)) / (2 * num_out)  # [n, k] in [0, 1)
+        part = part.astype(jnp.float32)
+        exists = (index < num_out).astype(jnp.float32)
+        both = jnp.stack([first, jnp.minimum(first + 1, num_in - 1)], -1)
+        index = jnp.minimum(both, num_in - 1).reshape(num_rows, -1)
+        weight = (jnp.stack([1 - part, part], -1) * (weight * exists)[..., None])
+        weight = weight.reshape(num_rows, -1)
+    return Taps(index, weight)
+
+
+def taps_matrix(taps: Taps, num_in: int) -> jax.Array:
+    """The same as a dense matrix [n, num_in] float32, for matrix units."""
+    hot = jax.nn.one_hot(taps.index, num_in, dtype=jnp.float32)  # [n, k, num_in]
+    return jnp.einsum("nk,nki->ni", taps.weight, hot, precision="highest")
+
+
+def resize_image(image: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
+    """Resizes one picture [H, W, 3] (any number dtype) to float32 [n_rows, n_columns, 3]."""
+    height, width = image.shape[:2]
+    return jnp.einsum("hi,ijc,wj->hwc", taps_matrix(rows, height), image.astype(jnp.float32),
+                      taps_matrix(columns, width), precision="highest")
+
+
+def resize_masks(masks: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
+    """Resizes the soft masks of one image, [N, H, W] in [0, 1], to float32 [N, n_rows, n_columns]."""
+    height, width = masks.shape[-2:]
+    return jnp.einsum("hi,nij,wj->nhw", taps_matrix(rows, height), masks.astype(jnp.float32),
+                      taps_matrix(columns, width), precision="highest")
+
+
+def segment_shares(segments: jax.Array, rows: Taps, columns: Taps) -> tuple[jax.Array, jax.Array]:
+    """The pixels of a label map each output cell reads, with their weights.
+
+    Args:
+      segments: [H, W] integer, 0 = nothing, n = mask slot n - 1.
+      rows: taps of the output rows.
+      columns: taps of the output columns.
+
+    Returns:
+      segment ids [n_rows, n_columns, k] int32 and weights [n_rows, n_columns, k] float32.
+    """
+    found = segments[rows.index][:, :, columns.index]  # [h, kr, w, kc]
+    found = jnp.swapaxes(found, 1, 2).astype(jnp.int32)  # [h, w, kr, kc]
+    weight = rows.weight[:, None, :, None] * columns.weight[None, :, None, :]
+    return found.reshape(*found.shape[:2], -1), weight.reshape(*found.shape[:2], -1)
+
+
+def segments_to_masks(segments: jax.Array, rows: Taps, columns: Taps, num_masks: int) -> jax.Array:
+    """Resizes all masks of a label map at once, without ever forming them at full size.
+
+    Returns:
+      [num_masks, n_rows, n_columns] float32 in [0, 1]: the bilinear resize of each slot's mask. An
+      empty slot gives zeros.
+    """
+    found, weight = segment_shares(segments, rows, columns)
+    slots = jnp.arange(1, num_masks + 1)[:, None, None, None]
+    return jnp.where(found == slots, weight, 0.0).sum(-1)
+
+
+def grid_taps(cells: int, patch: int, *stages: Stage) -> Taps:
+    """Taps of `cells` rows of the token grid over an image of `cells * patch` rows, after `stages`."""
+    return bilinear_taps(cells, Stage(cells * patch, cells), *stages)
+
+
+def segments_to_grid(segments: jax.Array, patch: int, num_masks: int) -> jax.Array:
+    """Brings ground-truth masks to the token grid: four pixels per patch.
+
+    Because the canvas is a multiple of the patch, the result does not depend on an image's own size
+    inside the canvas.
+
+    Args:
+      segments: [B, H, W] integer, 0 = nothing, n = mask slot n - 1; H and W multiples of `patch`.
+      patch: side of a patch in pixels.
+      num_masks: N.
+
+    Returns:
+      [B, N, L] float32 in [0, 1].
+    """
+    rows, columns = (grid_taps(side // patch, patch) for side in segments.shape[1:])
+    masks = jax.vmap(lambda s: segments_to_masks(s, rows, columns, num_masks))(segments)
+    return masks.reshape(*masks.shape[:2], -1)
+
+
+def masks_to_grid(masks: jax.Array, patch: int) -> jax.Array:
+    """The same for soft masks [B, N, H, W] in [0, 1], H and W multiples of `patch`: [B, N, L]."""
+    rows, columns = (grid_taps(side // patch, patch) for side in masks.shape[2:])
+    grid = jax.vmap(lambda m: resize_masks(m, rows, columns))(masks)
+    return grid.reshape(*grid.shape[:2], -1)

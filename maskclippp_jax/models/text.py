@@ -1,0 +1,134 @@
+"""The causal text tower of CLIP (Radford et al. 2021), as EVA-CLIP uses it.
+
+Causal and pooled at the end token: what follows that token never matters. So a batch of prompts
+may be cut after its longest prompt (`truncate_prompts`) and gives exactly the same embeddings.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maskclippp_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    context_length: int  # tokens
+    vocab_size: int      # the largest id is the end token
+    width: int           # channels of a token
+    depth: int           # blocks
+    num_heads: int
+    embed_dim: int       # joint image-text width
+    norm_epsilon: float = 1e-5
+    # The words a small model was trained on; None: CLIP's whole byte-pair vocabulary.
+    words: tuple[str, ...] | None = None
+
+    @classmethod
+    def eva02_b16(cls) -> "TextConfig":
+        """Text tower of EVA02-CLIP-B-16, 63.4 M parameters."""
+        return cls(context_length=77, vocab_size=49408, width=512, depth=12, num_heads=8,
+                   embed_dim=512)
+
+    @classmethod
+    def eva02_l14_336(cls) -> "TextConfig":
+        """Text tower of EVA02-CLIP-L-14-336, 123.7 M parameters."""
+        return cls(context_length=77, vocab_size=49408, width=768, depth=12, num_heads=12,
+                   embed_dim=768)
+
+    @classmethod
+    def quickstart(cls) -> "TextConfig":
+        """The small tower that ships with the project; it knows the words of its captions only."""
+        return cls(context_length=48, vocab_size=36, width=128, depth=3, num_heads=4, embed_dim=128,
+                   words=tuple("a photo of on and , . red green blue yellow purple white brown grey "
+                               "pink zero one two three four five six seven eight nine brick grass "
+                               "gravel stars coins writing".split()))
+
+
+class TextTower(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype=jnp.float32, by_head: bool = True,
+                 rngs: nnx.Rngs):
+        c = self.config = config
+        self.dtype = dtype
+        normal = lambda std, *shape: nnx.Param(std * jax.random.normal(rngs.params(), shape))
+        self.token_embedding = normal(0.02, c.vocab_size, c.width)
+        self.position_table = normal(0.01, c.context_length, c.width)
+        self.blocks = nnx.List(
+            [TextBlock(c, dtype=dtype, by_head=by_head, rngs=rngs) for _ in range(c.depth)])
+        self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.projection = normal(c.width**-0.5, c.width, c.embed_dim)
+
+    def __call__(self, token_ids: jax.Array) -> jax.Array:
+        """Embeds prompts.
+
+        Args:
+          token_ids: [n, X] int32 with X at most the context length; padding is 0 and follows the
+            end token, which is the largest id.
+
+        Returns:
+          [n, E] in the tower's dtype, not normalised.
+        """
+        length = token_ids.shape[-1]
+        if length > self.config.context_length:
+            raise ValueError(f"prompts have {length} tokens, the text tower takes at most "
+                             f"{self.config.context_length}")
+        tokens = self.token_embedding[...][token_ids] + self.position_table[:length]
+        tokens = tokens.astype(self.dtype)  # [n, X, D]
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        for block in self.blocks:
+            tokens = block(tokens, causal)
+        end = jnp.argmax(token_ids, -1)  # the first end token
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]  # [n, D]
+        return self.norm(pooled) @ self.projection[...].astype(self.dtype)
+
+
+class TextBlock(nnx.Module):
+    """A pre-norm block with one fused projection to queries, keys and values."""
+
+    def __init__(self, c: TextConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
+        norm = lambda: layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm1 = norm()
+        self.attention = TextAttention(c, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.norm2 = norm()
+        self.mlp = TextMLP(c, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens, causal):
+        tokens = tokens + self.attention(self.norm1(tokens), causal)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class TextAttention(nnx.Module):
+    def __init__(self, c: TextConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
+        self.num_heads, self.by_head = c.num_heads, by_head
+        self.qkv = nnx.Linear(c.width, 3 * c.width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(c.width, c.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, causal):
+        q, k, v = (layers.split_heads(t, self.num_heads) for t in jnp.split(self.qkv(x), 3, -1))
+        mixed = layers.attend(q, k, v, allowed=causal, by_head=self.by_head)
+        return self.out(layers.merge_heads(mixed))
+
+
+class TextMLP(nnx.Module):
+    def __init__(self, c: TextConfig, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(c.width, 4 * c.width, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * c.width, c.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc2(layers.exact_gelu(self.fc1(x)))
+
+
+def truncate_prompts(token_ids: np.ndarray, multiple: int = 8) -> np.ndarray:
+    """Cuts padding that no prompt needs; the embeddings stay exactly the same.
+
+    Args:
+      token_ids: [n, X] int32, padding 0 after the end token (the largest id).
+      multiple: the new length is a multiple of this, so that few programs are compiled.
+
+    Returns:
+      [n, X'] with X' <= X.
+    """
+    longest = int(token_ids.argmax(-1).max()) + 1
+    return token_ids[:, :min(-(-longest // multiple) * multiple, token_ids.shape[1])]

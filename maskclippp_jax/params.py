@@ -1,0 +1,76 @@
+"""Parameters as plain nested dicts: building a module from them, naming them, splitting them.
+
+Models are defined with NNX and trained as dicts under one `jax.jit`: that is several times cheaper
+per step on the host than passing modules, and a path such as `image/blocks/0/norm1/scale` is all
+that weights, optimiser and sharding need to know.
+"""
+
+import typing
+
+import jax
+import numpy as np
+from flax import nnx
+
+Tree = typing.Any  # nested dict of arrays, or of anything shaped like one
+
+
+def abstract(make_model: typing.Callable[[], nnx.Module]) -> tuple[typing.Callable, Tree]:
+    """Splits a model from its parameters without touching memory.
+
+    Returns:
+      `build(params) -> module`, cheap, to be called inside `jit`; and the nested dict of
+      `jax.ShapeDtypeStruct` that `build` expects.
+    """
+    graph, state = nnx.split(nnx.eval_shape(make_model), nnx.Param)
+    shapes = nnx.to_pure_dict(state)
+
+    def build(params: Tree) -> nnx.Module:
+        filled = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(filled, params)
+        return nnx.merge(graph, filled)
+
+    return build, shapes
+
+
+def initialize(make_model: typing.Callable[[], nnx.Module]) -> Tree:
+    """Random parameters, as the model's own initialisers draw them."""
+    return nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))
+
+
+def path_of(path) -> str:
+    """A key path of `jax.tree_util` as `image/blocks/0/norm1/scale`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flatten(tree: Tree) -> dict[str, typing.Any]:
+    """Leaves by path, in a fixed order; None is no leaf."""
+    return {path_of(p): x for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def unflatten(leaves: typing.Mapping[str, typing.Any]) -> Tree:
+    """The inverse of `flatten`; numbers in a path are list positions and become int keys."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = (int(k) if k.isdigit() else k for k in path.split("/"))
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def partition(tree: Tree, is_trainable: typing.Callable[[str], bool]) -> tuple[Tree, Tree]:
+    """(trainable, frozen): two nested dicts that hold disjoint leaves of the tree."""
+    leaves = flatten(tree)
+    pick = lambda want: unflatten({p: x for p, x in leaves.items() if is_trainable(p) == want})
+    return pick(True), pick(False)
+
+
+def combine(first: Tree, second: Tree) -> Tree:
+    """The inverse of `partition`."""
+    return unflatten({**flatten(first), **flatten(second)})
+
+
+def count(tree: Tree) -> int:
+    """Numbers in all leaves together."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

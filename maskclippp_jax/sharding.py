@@ -1,0 +1,82 @@
+"""How arrays lie on the chips. The only file that knows the names of the mesh axes.
+
+The mesh has two axes: the batch is split over both, large parameters over `fsdp`. One device is the
+1x1 mesh; there is no second code path.
+"""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from maskclippp_jax import params as parameters
+
+_BATCH = ("data", "fsdp")
+# Smaller parameters are kept whole on every chip: gathering them costs more than they weigh.
+_SHARD_FROM = 2**16  # numbers
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """A mesh over all devices, `fsdp` of which share one copy of the parameters."""
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise ValueError(f"mesh.fsdp is {fsdp}, but there are {devices} devices; choose a divisor")
+    return jax.make_mesh((devices // fsdp, fsdp), _BATCH, axis_types=(AxisType.Auto,) * 2)
+
+
+def state_shardings(tree: parameters.Tree, mesh: Mesh) -> parameters.Tree:
+    """Shardings of parameters, or of an optimiser state over them.
+
+    The longest axis that `fsdp` divides is split; small arrays are replicated.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def spec(x):
+        if fsdp > 1 and x.size >= _SHARD_FROM:
+            for axis in sorted(range(x.ndim), key=lambda i: -x.shape[i]):
+                if x.shape[axis] % fsdp == 0:
+                    return P(*["fsdp" if i == axis else None for i in range(x.ndim)])
+        return P()
+
+    return jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices."""
+    return NamedSharding(mesh, P(_BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps the first axis split over all devices; the identity without an active mesh.
+
+    Without it the compiler spreads the sharding of the position table into the tokens, at the price
+    of hundreds of all-to-alls a step.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(_BATCH, *[None] * (x.ndim - 1)))
+
+
+def spread(function, x: jax.Array) -> jax.Array:
+    """`function(x)` with the rows of x spread over all devices and the result gathered on each.
+
+    For the sentences of a tuned text tower: every device encodes its share instead of all of them.
+    Rows are padded (with copies of the first) to a multiple of the devices.
+
+    Args:
+      function: maps [n, ...] to [n, ...] row by row.
+      x: [n, ...].
+
+    Returns:
+      What `function(x)` gives, on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(x)
+    padding = -len(x) % mesh.size
+    padded = jax.numpy.concatenate([x, jax.numpy.repeat(x[:1], padding, axis=0)])
+    result = function(constrain_batch(padded))
+    result = jax.lax.with_sharding_constraint(result, P(*[None] * result.ndim))
+    return result[:len(x)]

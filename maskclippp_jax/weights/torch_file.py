@@ -1,0 +1,153 @@
+"""Reads torch checkpoints without torch, and without trusting them.
+
+A checkpoint is a zip archive with a pickle that describes tensors and one raw file per storage. A
+pickle is a program; this reader runs it with a handful of names it knows (tensors, ordered
+dictionaries) and refuses everything else, so a hostile file can do nothing. Tensors are read one by
+one when they are asked for.
+"""
+
+import collections
+import collections.abc
+import dataclasses
+import math
+import pathlib
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+_STORAGES = {
+    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
+    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies: which storage, from which element on, and with which steps."""
+
+    storage: str
+    dtype: np.dtype
+    storage_size: int  # elements
+    offset: int        # elements
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+
+
+class TorchFile(collections.abc.Mapping):
+    """The tensors of a checkpoint by name, each read from the file when it is asked for.
+
+    `content` is the whole unpickled object, with a `TensorEntry` in place of every tensor. The
+    mapping shows the dictionary of tensors: the object itself, or the one under the first of the
+    given keys that exists.
+
+    Raises (on construction):
+      FileNotFoundError: no such file.
+      ValueError: not a torch archive, damaged, or a pickle that asks for anything but tensors.
+    """
+
+    def __init__(self, path: str, keys: tuple[str, ...] = ("model", "module", "state_dict")):
+        self._path = pathlib.Path(path)
+        if not self._path.is_file():
+            raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
+        try:
+            self._archive = zipfile.ZipFile(self._path)
+        except zipfile.BadZipFile:
+            raise ValueError(_not_an_archive(self._path)) from None
+        pickles = [n for n in self._archive.namelist() if n.split("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"{path} is a zip archive without a data.pkl, so not a torch checkpoint")
+        self._root = pickles[0][:-len("data.pkl")]
+        if f"{self._root}byteorder" in self._archive.namelist():
+            if self._archive.read(f"{self._root}byteorder") != b"little":
+                raise ValueError(f"{path} holds big-endian numbers; save it again on a common machine")
+        with self._archive.open(pickles[0]) as file:
+            self.content = _unpickle(file, path)
+        tensors = self.content
+        for key in keys:
+            if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+                tensors = tensors[key]
+                break
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{path} holds a {type(tensors).__name__}, wanted a dictionary of tensors")
+        self._entries = {k: v for k, v in tensors.items() if isinstance(v, TensorEntry)}
+
+    def __iter__(self):
+        return iter(self._entries)
+
+    def __len__(self):
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        try:
+            raw = self._archive.read(f"{self._root}data/{entry.storage}")
+        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{self._path} is damaged: the numbers of {name!r} cannot be read "
+                             f"({error}); download it again") from None
+        item = np.dtype(entry.dtype).itemsize
+        flat = np.frombuffer(raw, entry.dtype)
+        reach = entry.offset + sum((n - 1) * s for n, s in zip(entry.shape, entry.strides)) + 1
+        if math.prod(entry.shape) == 0:
+            return np.zeros(entry.shape, entry.dtype)
+        if entry.offset < 0 or min(entry.strides, default=0) < 0 or reach > len(flat):
+            raise ValueError(f"{self._path} is damaged: {name!r} reaches beyond its storage")
+        return np.lib.stride_tricks.as_strided(
+            flat[entry.offset:], entry.shape, [s * item for s in entry.strides], writeable=False)
+
+
+def _not_an_archive(path: pathlib.Path) -> str:
+    head = path.read_bytes()[:512] if path.stat().st_size < 2**20 else path.open("rb").read(512)
+    if not head:
+        return f"{path} is empty; download it again"
+    if head.lstrip()[:1] == b"<":
+        return f"{path} is a web page, not a checkpoint; download the file itself"
+    if head[:1] == b"\x80":
+        return (f"{path} was saved by a torch older than 1.6 or is a bare pickle; save it again with a "
+                "newer torch, or as safetensors")
+    return f"{path} is no torch checkpoint (no zip archive), or was cut short; download it again"
+
+
+class _Storage:
+    """Stands for a torch storage class while unpickling."""
+
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_unused):
+    dtype, key, size = storage
+    return TensorEntry(key, dtype, size, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _rebuild_parameter(tensor, *_unused):
+    return tensor
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if module == "torch" and name in _STORAGES:
+            return _Storage(_STORAGES[name])
+        allowed = {("collections", "OrderedDict"): collections.OrderedDict,
+                   ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+                   ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
+        if (module, name) in allowed:
+            return allowed[module, name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid):
+        kind, storage, key, _, size = pid
+        if kind != "storage" or not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError(f"it asks for an object of kind {kind!r}")
+        return storage.dtype, str(key), int(size)
+
+
+def _unpickle(file, path):
+    try:
+        return _TensorUnpickler(file).load()
+    except Exception as error:  # a hostile or cut pickle can raise anything
+        raise ValueError(f"{path} is refused: a checkpoint may hold tensors, dictionaries and numbers "
+                         f"only, but {error}") from None
