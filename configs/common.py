@@ -38,3 +38,16 @@ def semantic_448(config: ml_collections.ConfigDict) -> None:
     # Shorter sides drawn uniformly: int(x * 44.8) for x = 3 ... 19.
     config.train.short_sides = tuple(x * 448 // 10 for x in range(3, 20))
     config.train.color_jitter = True
+
+
+def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:
+    """Reads "masks=degraded,fast" after the colon of --config; values are typed like the defaults."""
+    result = ml_collections.ConfigDict(defaults)
+    for item in filter(None, arg.split(",")):
+        key, _, value = item.partition("=")
+        if key not in defaults:
+            raise ValueError(f"the configuration has no argument {key!r}; it has "
+                             f"{', '.join(defaults)}")
+        kind = type(defaults[key])
+        result[key] = value.lower() in ("", "1", "true") if kind is bool else kind(value)
+    return result

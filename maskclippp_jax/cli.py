@@ -1,9 +1,13 @@
 """What all commands share: bad input ends in one sentence and exit code 2."""
 
+import pathlib
 import sys
 import typing
 
 from absl import app, flags, logging
+
+_PACKAGE = str(pathlib.Path(__file__).parent)
+_WARNING = 30  # of the standard library's levels
 
 
 def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False) -> None:
@@ -19,6 +23,10 @@ def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = Fa
 
     def guarded(argv):
         logging.use_absl_handler()
+        # Libraries log through absl as well; people want to read what the command says.
+        logging.get_absl_handler().addFilter(
+            lambda record: record.levelno >= _WARNING
+            or _PACKAGE in record.pathname)
         if logging.get_verbosity() < logging.INFO:
             logging.set_verbosity(logging.INFO)
         try:

@@ -30,7 +30,7 @@ def main(argv):
 
     # Data, and the names it speaks of.
     source = records.open_source(config.data_dir, config.train.dataset, config.train.split)
-    vocabulary = Vocabulary.shipped(config.train.dataset)
+    vocabulary = Vocabulary.shipped(source.vocabulary)
     prompts = loading.tokenize(config.model, vocabulary, config.templates)  # [S, T, X]
 
     # Model, and the part of it that learns.
@@ -72,9 +72,10 @@ def main(argv):
         if restored is not None:
             logging.info("resuming after step %d", first_step)
 
-        step_function = make_step(build, optimizer, config.tune.text != "none", shardings, mesh)
+        step_function = make_step(
+            build, optimizer, base_rate, config.tune.text != "none", shardings, mesh)
         batches = pipeline.train_batches(
-            source, start_step=first_step, host=jax.process_index(), hosts=jax.process_count(),
+            source.records, start_step=first_step, host=jax.process_index(), hosts=jax.process_count(),
             batch_size=config.train.batch_size, seed=config.seed, size=config.train.size,
             short_sides=config.train.short_sides, color_jitter=config.train.color_jitter,
             num_masks=config.train.num_masks, masks=config.train.masks, workers=config.train.workers)
@@ -86,7 +87,7 @@ def main(argv):
                 rows = jax.device_put(draw_synonyms(
                     vocabulary, np.random.default_rng((config.seed, step))), whole)
                 state, metrics = step_function(state, batch, rows, text)
-                log.add(step + 1, metrics | dict(learning_rate=float(base_rate(np.float64(step)))))
+                log.add(step + 1, metrics)
                 done = step + 1
                 if done % config.log_every == 0 or done == config.train.steps:
                     log.flush()  # also stops on a loss that is not finite, before it is saved
@@ -98,7 +99,7 @@ def main(argv):
                  "--checkpoint=%s --workdir=...", config.train.steps, workdir)
 
 
-def make_step(build, optimizer, text_tuned: bool, shardings, mesh):
+def make_step(build, optimizer, base_rate, text_tuned: bool, shardings, mesh):
     """The jitted step: (state, batch, synonym rows [C], text) -> (state, metrics).
 
     `text` is the token ids [S, T, X] of all names if the text tower is tuned, else their unit
@@ -118,7 +119,8 @@ def make_step(build, optimizer, text_tuned: bool, shardings, mesh):
         updates, opt = optimizer.update(gradients, state["opt"], state["trainable"])
         new = dict(step=state["step"] + 1, opt=opt, frozen=state["frozen"],
                    trainable=optax.apply_updates(state["trainable"], updates))
-        return new, metrics | dict(grad_norm=optax.tree.norm(gradients))
+        return new, metrics | dict(grad_norm=optax.tree.norm(gradients),
+                                   learning_rate=base_rate(state["step"]))
 
     whole = sharding.replicated(mesh)
     return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh), whole, whole),

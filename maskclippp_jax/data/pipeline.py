@@ -1,0 +1,181 @@
+"""From records to padded batches, with Grain.
+
+Training batches depend on the seed and the step alone: not on the number of worker processes or
+threads, and not on the number of hosts (hosts share the batches out last). So the position in the
+data is the step, and a run resumes by starting there.
+"""
+
+import os
+import typing
+
+import cv2
+import grain
+import jax
+import numpy as np
+
+from maskclippp_jax.data import transforms
+from maskclippp_jax.data.records import decode_segments
+
+cv2.setNumThreads(1)  # the parallelism is over pictures
+
+
+def decode(record: dict) -> tuple[np.ndarray, np.ndarray, str]:
+    """Picture [H, W, 3] uint8 RGB, segments [H, W] uint16, and id of a raw record.
+
+    Raises:
+      ValueError: the picture cannot be decoded, or has another size than its segments.
+    """
+    name = record["image_id"]
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    # Orientation was applied when the record was made.
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), flags)
+    if image is None:
+        raise ValueError(f"the picture of record {name} cannot be decoded; prepare the data set again")
+    segments = decode_segments(record["segments"])
+    if segments.shape != image.shape[:2]:
+        raise ValueError(f"record {name}: the picture is {image.shape[:2]}, its segments "
+                         f"{segments.shape}; prepare the data set again")
+    return image, segments, name
+
+
+class _Augment(grain.transforms.RandomMap):
+    """The COCO-Stuff recipe: resize, crop, colour, flip; then slots and padding."""
+
+    def __init__(self, size, short_sides, color_jitter, num_masks, masks):
+        self.size, self.short_sides, self.color_jitter = size, short_sides, color_jitter
+        self.num_masks, self.masks = num_masks, masks
+
+    def random_map(self, record, rng: np.random.Generator) -> dict:
+        image, segments, name = decode(record)
+        short = self.short_sides[rng.integers(len(self.short_sides))]
+        size = transforms.shortest_edge(*segments.shape, short, transforms.MAX_SIDE)
+        image = transforms.resize_image(image, size)
+        segments = transforms.resize_segments(segments, size)
+        image, segments = transforms.random_crop(rng, image, segments, self.size)
+        if self.color_jitter:
+            image = transforms.apply_color_jitter(image, transforms.draw_color_jitter(rng))
+        if rng.random() < 0.5:
+            image, segments = image[:, ::-1], segments[:, ::-1]
+        if self.masks == "degraded":
+            segments = transforms.degrade_segments(rng, segments)
+        segments, labels = transforms.to_slots(segments, record["table"], self.num_masks, name)
+        canvas = (self.size, self.size)
+        return dict(
+            image=transforms.pad_to_canvas(image, canvas),
+            image_size=np.array(image.shape[:2], np.int32),
+            segments=transforms.pad_to_canvas(segments, canvas), labels=labels)
+
+
+def train_batches(records: typing.Sequence[dict], *, size: int, short_sides: typing.Sequence[int],
+                  color_jitter: bool, num_masks: int, batch_size: int, seed: int, start_step: int = 0,
+                  host: int = 0, hosts: int = 1, masks: str = "ground_truth",
+                  workers: int = 0) -> typing.Iterator[dict[str, np.ndarray]]:
+    """Endless training batches of this host, shuffled anew in every pass.
+
+    Args:
+      records: raw records, random access.
+      size: side of the square canvas in pixels.
+      short_sides: shorter sides to draw from, pixels.
+      color_jitter: whether colours are jittered.
+      num_masks: N, slots of a picture.
+      batch_size: pictures a step over all hosts.
+      seed: of order and augmentation.
+      start_step: first step wanted.
+      host: number of this host.
+      hosts: how many there are; must divide `batch_size`.
+      masks: "ground_truth", or "degraded" (`transforms.degrade_segments`).
+      workers: processes; 0 reads in threads of this one.
+
+    Yields:
+      image uint8 [B, H, W, 3], image_size int32 [B, 2], segments uint16 [B, H, W], labels int32 [B, N].
+    """
+    if batch_size % hosts:
+        raise ValueError(f"train.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
+                         "multiple")
+    dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(_Augment(size, tuple(short_sides), color_jitter, num_masks, masks))
+    # Hosts are told apart last: before the random map they would all draw the same numbers.
+    dataset = dataset[host::hosts].batch(batch_size // hosts, drop_remainder=True)[start_step:]
+    threads = max(2, os.cpu_count() or 2)
+    batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads,
+                                                        prefetch_buffer_size=2 * threads))
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)
+
+
+def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min: int | None,
+                 loader_max: int | None, canvas_multiple: int = 64, host: int = 0,
+                 hosts: int = 1) -> typing.Iterator[dict]:
+    """All pictures once, those of like size together; every host sees as many batches.
+
+    Args:
+      records: raw records, random access.
+      batch_size: pictures a step over all hosts.
+      loader_min: shorter side the picture is brought to, pixels; None leaves it.
+      loader_max: longest side then allowed.
+      canvas_multiple: canvas sides are multiples of this, so that there are few of them.
+      host: number of this host.
+      hosts: how many there are; must divide `batch_size`.
+
+    Yields:
+      image uint8 [B, H, W, 3] after the loader's resize, image_size int32 [B, 2]; segments uint16
+      [B, H', W'] at the stored size, segments_size int32 [B, 2]; labels int32 [B, N], with N the most
+      masks of any picture, rounded up to a multiple of 8; valid bool [B], False for filling;
+      image_id, a list of str.
+    """
+    if batch_size % hosts:
+        raise ValueError(f"eval.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
+                         "multiple")
+    facts = [(_png_size(r["segments"]), len(r["table"]["id"])) for r in map(records.__getitem__,
+                                                                          range(len(records)))]
+    num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
+    up = lambda side: -(-side // canvas_multiple) * canvas_multiple
+    groups: dict[tuple, list[int]] = {}
+    for i, (stored, _) in enumerate(facts):
+        loaded = (stored if loader_min is None
+                  else transforms.shortest_edge(*stored, loader_min, loader_max))
+        groups.setdefault((*map(up, loaded), *map(up, stored)), []).append(i)
+    share = batch_size // hosts
+    jobs = []
+    for canvases, members in sorted(groups.items()):
+        members = members + [-1] * (-len(members) % batch_size)
+        jobs += [(canvases, members[k + host * share:k + (host + 1) * share])
+                 for k in range(0, len(members), batch_size)]
+
+    def load(job):
+        canvases, members = job
+        rows = [_eval_row(records[max(i, 0)], i >= 0, canvases, num_masks, loader_min, loader_max)
+                for i in members]
+        batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
+        return batch | dict(image_id=[r["image_id"] for r in rows])
+
+    dataset = grain.MapDataset.source(jobs).map(load)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+def _eval_row(record, valid, canvases, num_masks, loader_min, loader_max):
+    image, segments, name = decode(record)
+    stored = segments.shape
+    if loader_min is not None:
+        image = transforms.resize_image(
+            image, transforms.shortest_edge(*stored, loader_min, loader_max))
+    segments, labels = transforms.to_slots(segments, record["table"], num_masks, name)
+    return dict(
+        image=transforms.pad_to_canvas(image, canvases[:2]),
+        image_size=np.array(image.shape[:2], np.int32),
+        segments=transforms.pad_to_canvas(segments, canvases[2:]),
+        segments_size=np.array(stored, np.int32),
+        labels=labels if valid else np.full_like(labels, -1), valid=np.bool_(valid), image_id=name)
+
+
+def _png_size(png: bytes) -> tuple[int, int]:
+    """Height and width from a PNG's header, without decoding it."""
+    return int.from_bytes(png[20:24], "big"), int.from_bytes(png[16:20], "big")
+
+
+def to_device(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+    """This host's share of a batch as global arrays. The one place where numpy becomes JAX."""
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+            for name, array in batch.items()}

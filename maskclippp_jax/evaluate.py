@@ -1,0 +1,162 @@
+"""Evaluates models on ground-truth masks.
+
+    python -m maskclippp_jax.evaluate --config=configs/x.py --checkpoint=P --workdir=D
+
+Every ground-truth mask is given to the model, which names it: mask accuracy, and mIoU of the label
+map that the named masks make. `--checkpoint` is the folder of a training run, a checkpoint file, or
+"untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared.
+"""
+
+import hashlib
+import time
+
+import jax
+import numpy as np
+from absl import flags, logging
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+from rich.progress import Progress
+
+from maskclippp_jax import cli, config as configuration, inference, loading, report, sharding
+from maskclippp_jax.data import pipeline, records
+from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
+from maskclippp_jax.metrics.semantic import SemanticSegmentation
+from maskclippp_jax.vocabulary import Vocabulary
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
+CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "run folder, checkpoint file, or 'untuned'")
+PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks")
+
+_IGNORE = 65535  # truth of pixels without a class
+
+
+def main(argv):
+    del argv
+    config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
+    if not CHECKPOINT.value:
+        raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or 'untuned'")
+    workdir = epath.Path(WORKDIR.value).absolute()
+    settings = config.eval
+    source = records.open_source(config.data_dir, settings.dataset, settings.split)
+    vocabulary = Vocabulary.shipped(source.vocabulary)
+    seen = vocabulary.seen_in(Vocabulary.shipped(settings.seen_vocabulary))
+
+    protocol = dict(
+        dataset=settings.dataset, split=settings.split, pictures=len(source.records),
+        masks="ground truth", vocabulary=f"{vocabulary.name} ({_hash(vocabulary)})",
+        seen_classes_from=settings.seen_vocabulary, templates=len(config.templates),
+        loader=f"{settings.loader_min}/{settings.loader_max}", short_side=settings.short_side,
+        mask_short_side=settings.mask_short_side, ensemble="off", dtype="float32")
+    models, shown = [], []
+    for name in CHECKPOINT.value:
+        model_config, params, what = loading.load_checkpoint(name, config, base=config.weights)
+        logging.info("evaluating %s", what)
+        results, pictures = evaluate(config, model_config, params, source, vocabulary, seen,
+                                     keep_pictures=PICTURES.value)
+        models.append(dict(name=epath.Path(name).name, checkpoint=what, **results))
+        shown.append(pictures)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
+        report.print_results(models, protocol)
+        logging.info("wrote %s", workdir / "results.json")
+        if PICTURES.value:
+            picture = compare(shown, [m["name"] for m in models])
+            picture.save(workdir / "comparison.png")
+            logging.info("wrote %s", workdir / "comparison.png")
+
+
+def evaluate(config, model_config, params, source: records.Source, vocabulary: Vocabulary,
+             seen: np.ndarray, *, keep_pictures: int = 0) -> tuple[dict, list]:
+    """Runs one model over a data set.
+
+    Args:
+      config: the experiment; `config.eval` and `config.templates` are used.
+      model_config: sizes of the model.
+      params: its parameters.
+      source: the data set.
+      vocabulary: the classes of its ids.
+      seen: [C] bool.
+      keep_pictures: how many pictures to return with their named masks.
+
+    Returns:
+      dict(mask_accuracy, semantic, images_per_second), and the pictures (see `compare`).
+    """
+    settings = config.eval
+    mesh = sharding.make_mesh(1)
+    batch_size = -(-settings.batch_size // mesh.size) * mesh.size
+    accuracy = MaskAccuracy(vocabulary.num_classes, seen)
+    semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
+    names = inference.embed_vocabulary(config, model_config, params, vocabulary)
+    name_masks = inference.make_namer(model_config, semantic=True)
+    batches = pipeline.eval_batches(
+        source.records, batch_size=batch_size, loader_min=settings.loader_min,
+        loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count())
+    pictures, done = [], 0
+    with jax.set_mesh(mesh), Progress(transient=True) as bar:
+        params, names = jax.device_put((params, names), sharding.replicated(mesh))
+        task = bar.add_task("evaluating", total=len(source.records))
+        start = time.monotonic()
+        for batch in batches:
+            sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
+            canvas = inference.canvas_of(sizes.network, model_config.image.patch_size)
+            arrays = {k: batch[k] for k in ("image", "segments", "labels")}
+            on_device = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
+            sizes = inference.Sizes(**pipeline.to_device(
+                sizes._asdict(), sharding.batch_sharding(mesh)))
+            result = name_masks(params, on_device, sizes, names, canvas)
+            classes, label_maps = (_local(x) for x in (result.classes, result.labels))
+            for b in np.flatnonzero(batch["valid"]):
+                labels, (height, width) = batch["labels"][b], batch["segments_size"][b]
+                used = labels >= 0
+                if not used.any():
+                    continue  # a picture without any class says nothing
+                accuracy.process(classes[b][used], labels[used])
+                segments = batch["segments"][b, :height, :width]
+                truth = np.concatenate([[_IGNORE], labels])[segments]
+                semantic.process(label_maps[b, :height, :width], truth)
+                if len(pictures) < keep_pictures:
+                    pictures.append((batch["image"][b], batch["image_size"][b], segments,
+                                     [(vocabulary.classes[p][0], vocabulary.classes[t][0])
+                                      for p, t in zip(classes[b][used], labels[used])]))
+            done += int(batch["valid"].sum())
+            bar.update(task, completed=done)
+        seconds = time.monotonic() - start
+    for metric in (accuracy, semantic):
+        if jax.process_count() > 1:
+            metric.counts = multihost_utils.process_allgather(metric.counts).sum(0)
+    return dict(mask_accuracy=accuracy.evaluate(), semantic=semantic.evaluate(),
+                images_per_second=round(done / seconds, 2)), pictures
+
+
+def compare(shown: list[list], titles: list[str]):
+    """A grid of pictures: the ground truth's names first, then one column for each model."""
+    from maskclippp_jax import visualize  # draws with Pillow, which only this needs
+
+    rows = []
+    for views in zip(*shown):
+        image, (height, width), segments, pairs = views[0]
+        image = image[:height, :width]
+        row = [(image, segments, [(truth, None) for _, truth in pairs])]
+        row += [(image, segments, [(said, said == truth) for said, truth in view[3]])
+                for view in views]
+        rows.append(row)
+    return visualize.draw_comparison(rows, ["ground truth", *titles])
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """The rows of a batch that belong to this host."""
+    if jax.process_count() == 1:
+        return jax.device_get(array)
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    return np.concatenate([np.asarray(s.data) for s in shards])
+
+
+def _hash(vocabulary: Vocabulary) -> str:
+    return hashlib.sha256(repr(vocabulary.classes).encode()).hexdigest()[:8]
+
+
+if __name__ == "__main__":
+    cli.run(main)
