@@ -9,6 +9,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from maskclippp_jax import params as parameters
@@ -86,10 +87,9 @@ def schedule(settings, steps: int) -> optax.Schedule:
     """
     end = settings.end_learning_rate / settings.learning_rate
 
-    def cosine(share):
-        return end + (1 - end) * (1 + jnp.cos(jnp.pi * share)) / 2
-
     def rate(step):
+        xp = jnp if isinstance(step, jax.Array) else np  # numpy: in float64, for people and checks
+        cosine = lambda share: end + (1 - end) * (1 + xp.cos(np.pi * share)) / 2
         share = step / steps
         factor = cosine(share)
         if settings.warmup_steps:
@@ -97,7 +97,7 @@ def schedule(settings, steps: int) -> optax.Schedule:
             target = cosine(warm)
             start = settings.warmup_factor
             rising = start + (target - start) * share / warm
-            factor = jnp.where(share + 1e-6 <= warm, rising, factor)
+            factor = xp.where(share + 1e-6 <= warm, rising, factor)
         return settings.learning_rate * factor
 
     return rate

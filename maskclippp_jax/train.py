@@ -135,19 +135,26 @@ def encode_prompts(model: maskclippp.MaskCLIPpp, token_ids: jax.Array) -> jax.Ar
 
 
 def masks_loss(model: maskclippp.MaskCLIPpp, batch: dict, text_embeddings: jax.Array):
-    """Loss of a batch, and its metrics.
+    """Loss of a batch of label maps, and its metrics: `grid_masks_loss` of the segments' masks.
 
     Args:
       model: the model with all its parameters.
       batch: image [B, H, W, 3], image_size [B, 2], segments [B, H, W], labels [B, N].
       text_embeddings: [C, T, E] unit vectors, one name a class.
+    """
+    grid_masks = resample.segments_to_grid(
+        batch["segments"], model.config.image.patch_size, batch["labels"].shape[1])
+    return grid_masks_loss(model, batch, grid_masks, text_embeddings)
+
+
+def grid_masks_loss(model: maskclippp.MaskCLIPpp, batch: dict, grid_masks: jax.Array,
+                    text_embeddings: jax.Array):
+    """Loss of a batch of masks on the token grid [B, N, L].
 
     Returns:
       (loss, dict(loss, mask_accuracy in 0..1, masks: how many counted)).
     """
     labels = batch["labels"]
-    grid_masks = resample.segments_to_grid(
-        batch["segments"], model.config.image.patch_size, labels.shape[1])
     features = model.encode_image(batch["image"], batch["image_size"], grid_masks)
     logits = model.classify(features.mask_embeddings, text_embeddings)  # [B, N, C]
     # Masks that down-sampling lost are not counted: no patch tells them apart.

@@ -111,12 +111,19 @@ def export(params: parameters.Tree, rules: typing.Sequence[Rule]) -> dict[str, n
             continue
         match, rule = matches[0]
         name = rule.source.replace("{i}", match.groupdict().get("i") or "")
-        array = np.asarray(array)
-        result[name] = np.ascontiguousarray(rule.change.export(array, array.shape)).reshape(
-            rule.change.export(array, array.shape).shape)
+        array = rule.change.export(np.asarray(array), array.shape)
+        result[name] = np.ascontiguousarray(array).reshape(array.shape)  # keeps scalars scalar
     if problems:
         raise ValueError(f"this layout has no place for {', '.join(problems)}")
     return result
+
+
+def path_for(name: str, rules: typing.Sequence[Rule]) -> str | None:
+    """Our path of a source's tensor; None if the table leaves it out or does not know it."""
+    for rule in rules:
+        if rule.path is not None and (match := _pattern(rule).fullmatch(name)):
+            return rule.path.replace("{i}", match.groupdict().get("i") or "")
+    return None
 
 
 def _pattern(rule: Rule) -> re.Pattern:

@@ -1,0 +1,1 @@
+"""What each kind of stored case compares; one function a kind, see `parity`."""

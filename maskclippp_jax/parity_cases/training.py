@@ -1,0 +1,298 @@
+"""Cases of training: similarity heads, loss, steps, trajectories, schedule, optimiser, augmentation."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from maskclippp_jax import losses, optim, train
+from maskclippp_jax import params as parameters
+from maskclippp_jax.data import transforms
+from maskclippp_jax.models import maskclippp, resample, similarity
+from maskclippp_jax.parity_cases.case import (
+    Case, Check, NotBuilt, channels_last, close, close_to_largest, equal, model_config)
+from maskclippp_jax.vocabulary import Vocabulary, split_names
+from maskclippp_jax.weights import maskclippp as layout
+from maskclippp_jax.weights import rules
+
+_FLOAT32_ONLY = "reduced precision (this case is float32 only)"
+
+
+def head(case: Case) -> list[Check]:
+    """A similarity head: logits, and gradients of a probe.
+
+    The stored similarities [N, C, T] go through the real head as inner products with the N vectors of
+    the standard basis.
+    """
+    psm, arrays = case.spec["psm_cfg"], case.arrays
+    given = jnp.asarray(arrays["in/similarity"])
+    num_masks, _, num_templates = given.shape
+    masks = jnp.eye(num_masks)[None]
+    as_text = lambda s: jnp.transpose(s, (1, 2, 0))  # [C, T, E = N]
+    if psm["NAME"] == "DummyPSM":
+        apply = lambda params, s: similarity.mean_similarity(masks, as_text(s), 1.0)[0]
+        params = {}
+    elif psm["NAME"] == "LinearPSM":
+        config = similarity.LinearSimilarityConfig(num_templates, psm["CORR_WIDTH"])
+        build, shapes = parameters.abstract(
+            lambda: similarity.LinearSimilarity(config, rngs=nnx.Rngs(0)))
+        loaded, _ = rules.load(case.weights, layout.RULES, {"similarity": shapes})
+        params = loaded["similarity"]
+        apply = lambda params, s: build(params)(masks, as_text(s), 1.0)[0]
+    else:
+        raise NotBuilt(f"similarity head {psm['NAME']}")
+    probe = arrays["in/probe"]
+    gradients, given_gradient = jax.grad(
+        lambda p, s: (apply(p, s) * probe).sum(), argnums=(0, 1))(params, given)
+    largest = np.abs(arrays["out/logits"]).max()
+    checks = [close("logits", apply(params, given), arrays["out/logits"], atol=1e-5 * largest),
+              close_to_largest("grad/in/similarity", given_gradient,
+                               case.gradients["grad/in/similarity"], 1e-5)]
+    named = rules.export({"similarity": gradients}, layout.RULES) if params else {}
+    return checks + [close_to_largest(f"grad/{k}", x, case.gradients[f"grad/{k}"], 1e-5)
+                     for k, x in named.items()]
+
+
+def loss(case: Case) -> list[Check]:
+    """The balanced cross-entropy and its gradient; batches in all shapes, on one and two devices."""
+    arrays, checks = case.arrays, []
+    for variant in case.spec["variants"]:
+        temperature = variant["TEMPERATURE"]
+        setting = (f"balance{variant['BALANCE_CLS']:d}_ignore{variant['IGNORE_EMPTY']:d}"
+                   f"_t{temperature:g}")
+        found = {}
+        for name in case.spec["batches"]:
+            given = {k: arrays[f"in/{name}/{k}"] for k in ("logits", "labels", "mask2batch", "areas")}
+            slots = _slots(given["mask2batch"])  # [B, N] row of each slot, -1 empty
+            of_slot = lambda x: np.append(x, np.zeros_like(x, shape=(1, *x.shape[1:])), 0)[slots]
+            labels = jnp.asarray(np.where(slots >= 0, of_slot(given["labels"]), -1))
+            counted = slots >= 0
+            if variant["IGNORE_EMPTY"]:
+                counted &= of_slot(given["areas"]) > 0
+
+            def of(logits):
+                padded = jnp.concatenate([logits, jnp.zeros((1, logits.shape[1]))])[slots]
+                return losses.balanced_cross_entropy(
+                    padded / temperature, labels, jnp.asarray(counted),
+                    balance_classes=variant["BALANCE_CLS"])
+
+            value, gradient = jax.value_and_grad(of)(jnp.asarray(given["logits"]))
+            found[name] = value
+            checks.append(close(f"{setting}/{name}", value, arrays[f"out/{setting}/{name}/loss"],
+                                atol=1e-5))
+            if f"grad/{setting}/{name}" in case.gradients:  # none is stored without any mask
+                checks.append(close(f"grad/{setting}/{name}", gradient,
+                                    case.gradients[f"grad/{setting}/{name}"], atol=2e-6))
+        key = f"out/{setting}/two_devices/loss"
+        if key in arrays:
+            both = np.mean([found[r] for r in case.spec["ranks"]])
+            checks.append(close(f"{setting}/two_devices", both, arrays[key], atol=1e-5))
+    return checks
+
+
+def _slots(image_of_mask: np.ndarray) -> np.ndarray:
+    """[N] image of each mask -> [B, M] index of each slot's mask, -1 for empty slots."""
+    images = int(image_of_mask.max(initial=0)) + 1
+    rows = [np.flatnonzero(image_of_mask == b) for b in range(images)]
+    slots = np.full((images, max(1, max(map(len, rows)))), -1)
+    for b, row in enumerate(rows):
+        slots[b, :len(row)] = row
+    return slots
+
+
+class _Tuning:
+    """The model of a step or trajectory: its parameters, what learns, its loss, and its gradient."""
+
+    def __init__(self, case: Case):
+        spec = case.spec
+        if case.dtype != jnp.float32:
+            raise NotBuilt(_FLOAT32_ONLY)
+        vocabulary = Vocabulary("case", tuple(map(split_names, spec["class_names"])), (), ())
+        token_ids = case.arrays["in/token_ids"]
+        num_templates = len(token_ids) // vocabulary.num_synonyms
+        config = model_config(case, num_templates=num_templates)
+        self.build, self.shapes = parameters.abstract(
+            lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0)))
+        self.params, _ = rules.load(case.weights, layout.RULES, self.shapes)
+        self.text_tuned = spec["text_encoder_cfg"]["FINETUNE_TYPE"] != "none"
+        self.is_trainable = optim.trainable_predicate(
+            spec["encoder_cfg"]["FINETUNE_TYPE"], spec["text_encoder_cfg"]["FINETUNE_TYPE"],
+            config.image.depth)
+        ids = jnp.asarray(token_ids.reshape(vocabulary.num_synonyms, num_templates, -1))
+        self.text = ids if self.text_tuned else train.encode_prompts(self.build(self.params), ids)
+        self.patch = config.image.patch_size
+        self.value_and_grad = jax.jit(jax.value_and_grad(self._loss))
+
+    def _loss(self, trainable, frozen, batch, grid_masks, rows):
+        model = self.build(parameters.combine(trainable, frozen))
+        text = self.text[rows]
+        if self.text_tuned:
+            text = train.encode_prompts(model, text)
+        return train.grid_masks_loss(model, batch, grid_masks, text)[0]
+
+    def batch(self, arrays, prefix: str):
+        image = channels_last(arrays[f"{prefix}images"])
+        labels = np.where(np.arange(arrays[f"{prefix}labels"].shape[1])
+                          < arrays[f"{prefix}num_masks"][:, None], arrays[f"{prefix}labels"], -1)
+        batch = dict(image=image, image_size=jnp.asarray(arrays[f"{prefix}image_sizes"]),
+                     labels=jnp.asarray(labels))
+        return batch, resample.masks_to_grid(jnp.asarray(arrays[f"{prefix}masks"]), self.patch)
+
+
+def step(case: Case) -> list[Check]:
+    """Loss, embeddings and every gradient of one training step."""
+    tuning, arrays = _Tuning(case), case.arrays
+    batch, grid_masks = tuning.batch(arrays, "in/")
+    rows = jnp.asarray(arrays["in/synonym_rows"])
+    trainable, frozen = parameters.partition(tuning.params, tuning.is_trainable)
+    value, gradients = tuning.value_and_grad(trainable, frozen, batch, grid_masks, rows)
+    model = tuning.build(tuning.params)
+    features = model.encode_image(batch["image"], batch["image_size"], grid_masks)
+    valid = np.asarray(batch["labels"]) >= 0
+    checks = [close("loss", value, arrays["out/loss"], atol=1e-4),
+              close("areas", np.asarray(grid_masks.sum(-1))[valid], arrays["out/areas"], atol=2e-5,
+                    rtol=1e-4),
+              close("m_embs", np.asarray(features.mask_embeddings)[valid], arrays["out/m_embs"],
+                    atol=1e-4, rtol=1e-4)]
+    text = tuning.text[rows]
+    text = train.encode_prompts(model, text) if tuning.text_tuned else text
+    logits = np.asarray(model.classify(features.mask_embeddings, text))[valid]
+    checks.append(close("logits", logits, arrays["out/logits"],
+                        atol=1e-5 * np.abs(arrays["out/logits"]).max(), rtol=1e-4))
+    named = rules.export(gradients, layout.RULES)
+    checks.append(equal("trainable", sorted(named), sorted(case.spec["trainable"])))
+    for name, gradient in named.items():
+        if name not in case.spec["gradient_is_zero_but_for_rounding"]:
+            checks.append(close_to_largest(f"grad/{name}", gradient, case.gradients[f"grad/{name}"],
+                                           3e-4))
+    return checks
+
+
+def _settings(solver: dict) -> types.SimpleNamespace:
+    """The reference's solver keys as our `config.optimizer`."""
+    return types.SimpleNamespace(
+        learning_rate=solver["BASE_LR"], end_learning_rate=solver["BASE_LR_END"],
+        warmup_steps=solver["WARMUP_ITERS"], warmup_factor=solver["WARMUP_FACTOR"],
+        image_multiplier=solver["VISUAL_ENCODER_MULTIPLIER"],
+        text_multiplier=solver["TEXT_ENCODER_MULTIPLIER"], weight_decay=solver["WEIGHT_DECAY"],
+        clip_norm=solver["CLIP_GRADIENTS"]["CLIP_VALUE"])
+
+
+def trajectory(case: Case) -> list[Check]:
+    """Twelve optimiser steps: losses, rates, gradient norms, and where the parameters end."""
+    tuning, arrays, solver = _Tuning(case), case.arrays, case.spec["solver"]
+    settings, steps = _settings(solver), solver["MAX_ITER"]
+    trainable, frozen = parameters.partition(tuning.params, tuning.is_trainable)
+    optimizer = optim.make_optimizer(settings, steps, trainable)
+    opt, update = optimizer.init(trainable), jax.jit(optimizer.update)
+    batches = [tuning.batch(arrays, f"in/batch{i}/") for i in range(3)]
+    rows = jnp.asarray(arrays["in/synonym_rows"])
+    found: dict[str, list] = dict(loss=[], grad_norm=[])
+    first = None
+    for t in range(steps):
+        value, gradients = tuning.value_and_grad(trainable, frozen, *batches[t % 3], rows[t])
+        updates, opt = update(gradients, opt, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        found["loss"].append(value)
+        found["grad_norm"].append(optax.tree.norm(gradients))
+        first = first or rules.export(trainable, layout.RULES)
+    after, _ = tuning.value_and_grad(trainable, frozen, *batches[0], rows[0])
+
+    hot = case.name in ("trajectory_eva02_hot", "trajectory_eva02_decay")
+    text = tuning.text_tuned
+    rates = [optim.schedule(settings, steps)(t) for t in range(steps)]
+    checks = [close("loss", found["loss"], arrays["out/loss"], atol=2e-4 if text else 3e-4),
+              close("grad_norm", found["grad_norm"], arrays["out/grad_norm"], atol=0, rtol=1e-4),
+              close("lr", rates, arrays["out/lr"], atol=0, rtol=1e-9),
+              close("loss_after", after, arrays["out/loss_after"], atol=2e-4 if text else 3e-4)]
+    for when, named in (("first", first), ("final", rules.export(trainable, layout.RULES))):
+        for name, x in named.items():
+            if (name in case.spec["gradient_is_zero_but_for_rounding"]
+                    or f"out/{when}/{name}" not in arrays):
+                continue
+            tolerance = 1e-5 if text else 1.5e-6
+            if hot:
+                tolerance = 1e-5 if name.startswith("psm.") else 4e-5
+                tolerance = 1e-4 if name.endswith("mask_logit_scale") else tolerance
+            checks.append(close(f"{when}/{name}", x, arrays[f"out/{when}/{name}"], atol=tolerance))
+    return checks
+
+
+def schedule(case: Case) -> list[Check]:
+    checks = []
+    for name, s in case.spec["schedules"].items():
+        settings = types.SimpleNamespace(
+            learning_rate=s["base_lr"], end_learning_rate=s["end_lr"],
+            warmup_steps=s["warmup_iters"], warmup_factor=s["warmup_factor"])
+        steps = case.arrays[f"in/{name}/step"].astype(np.float64)
+        checks.append(close(name, optim.schedule(settings, s["max_iter"])(steps),
+                            case.arrays[f"out/{name}"], atol=1e-15, rtol=1e-9))
+    return checks
+
+
+def optimizer_groups(case: Case) -> list[Check]:
+    """What learns, at which rate and decay, for every parameter of the EVA02 models."""
+    checks, decay = [], case.spec["solver"]["WEIGHT_DECAY"]
+    for model, spec in case.spec["models"].items():
+        names = {k: v for k, v in spec["table"].items() if not k.startswith("_")}
+        eva02 = any(k.endswith("attn.q_proj.weight") for k in names)
+        if not eva02 or spec["text_finetune"] not in optim.TEXT_TUNING:
+            continue
+        paths = {k: rules.path_for(k, layout.RULES) for k in names}
+        unknown = [k for k, p in paths.items() if p is None]
+        depth = 1 + max(int(p.split("/")[2]) for p in paths.values()
+                        if p and p.startswith("image/blocks/"))
+        is_trainable = optim.trainable_predicate(spec["encoder_finetune"], spec["text_finetune"], depth)
+        got = {k: [is_trainable(p), optim.learning_rate_multiplier(
+            p, spec["visual_encoder_multiplier"], spec["text_encoder_multiplier"]),
+            optim.weight_decay(p, decay)] for k, p in paths.items() if p}
+        wrong = unknown + [
+            k for k, (_, trainable, multiplier, its_decay) in names.items() if k in got
+            and got[k] != ([True, multiplier, its_decay] if trainable else [False, *got[k][1:]])]
+        checks.append(equal(f"{model} ({', '.join(wrong[:3])})" if wrong else model, wrong, []))
+    return checks
+
+
+def augment(case: Case) -> list[Check]:
+    """The semantic family's geometry and colours with given parameters (panoptic is not built)."""
+    arrays, checks = case.arrays, []
+    for name, drawn in case.spec["colour"].items():
+        got = transforms.apply_color_jitter(arrays["in/image"], _jitter(drawn))
+        checks.append(close(f"colour/{name}", got, arrays[f"out/colour/{name}"],
+                            atol=_levels(drawn)))
+    for name, drawn in case.spec["semantic"].items():
+        size = transforms.shortest_edge(*arrays["in/labels"].shape, drawn["short"], drawn["longest"])
+        (top, left), (height, width) = drawn["offset"], drawn["crop"]
+        window = (slice(top, top + height), slice(left, left + width))
+        image = transforms.resize_image(arrays["in/image"], size)[window]
+        labels = transforms.resize_segments(arrays["in/labels"], size)[window]
+        image = transforms.apply_color_jitter(image, _jitter(drawn["colour"]))
+        if drawn["flip"]:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        present = [int(c) for c in np.unique(labels) if c != 255]
+        checks += [
+            equal(f"{name}/resized_size", size, arrays[f"out/semantic/{name}/resized_size"]),
+            close(f"{name}/image", image, arrays[f"out/semantic/{name}/image"],
+                  atol=_levels(drawn["colour"])),
+            equal(f"{name}/labels", present, arrays[f"out/semantic/{name}/labels"]),
+            equal(f"{name}/masks", np.stack([labels == c for c in present]),
+                  arrays[f"out/semantic/{name}/masks"])]
+    sizes = [transforms.shortest_edge(*asked) for asked in case.spec["sizes_asked"]["shortest_edge"]]
+    return [*checks, equal("sizes", sizes, arrays["out/sizes/shortest_edge"])]
+
+
+def _jitter(drawn: dict) -> transforms.ColorJitter:
+    return transforms.ColorJitter(
+        brightness=drawn.get("brightness"), contrast=drawn.get("contrast"),
+        saturation=drawn.get("sat"), hue=drawn.get("hue_delta"),
+        contrast_first=drawn["contrast_first"])
+
+
+def _levels(drawn: dict) -> float:
+    """Levels of 255 allowed: OpenCV's vector and scalar code differ by one in each way back from HSV,
+    and what follows may enlarge that."""
+    conversions = ("sat" in drawn) + ("hue_delta" in drawn)
+    return {0: 0.1, 1: 1.0, 2: 4.0}[conversions]
