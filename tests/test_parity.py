@@ -1,0 +1,48 @@
+"""Stored results of the public reference, through the same code as the `parity` command."""
+
+import pathlib
+
+import jax.numpy as jnp
+import pytest
+
+from maskclippp_jax import parity
+from maskclippp_jax.parity_cases.case import Case, close, cosine
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CASES = (
+    "encoders/eva02", "encoders/eva02_ragged", "encoders/eva02_mixed", "encoders/eva02_edge",
+    "encoders/text_eva", "encoders/tokenizer", "encoders/preprocess", "encoders/ckpt_layouts",
+    "encoders/finetune_types",
+    "training/psm_dummy", "training/psm_linear", "training/loss", "training/train_step_eva02",
+    "training/train_step_eva02_wtext", "training/trajectory_eva02",
+    "training/trajectory_eva02_decay", "training/trajectory_eva02_wtext", "training/schedule",
+    "training/optimizer_groups", "training/augment",
+    "evaluation/synonym_max", "evaluation/category_overlap", "evaluation/test_resize",
+    "evaluation/mask_accuracy_head", "evaluation/metric_mask_accuracy",
+    "evaluation/metric_semantic",
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case_lies_within_its_tolerance(name):
+    checks = parity.run(Case(GOLDEN / f"{name}.json", jnp.dtype("float32")))
+    missed = [c for c in checks if not c.ratio <= 1]
+    assert checks and not missed
+
+
+@pytest.mark.parametrize("name", ["encoders/eva02", "encoders/text_eva"])
+def test_bfloat16_keeps_the_direction_of_embeddings(name):
+    checks = parity.run(Case(GOLDEN / f"{name}.json", jnp.dtype("bfloat16")))
+    assert checks and all(c.ratio <= 1 for c in checks)
+    assert any(c.difference > 1e-7 for c in checks)  # it really ran in reduced precision
+
+
+def test_comparisons_see_differences_and_values_that_are_not_finite():
+    assert close("x", [1.0, 2.0], [1.0, 2.1], atol=0.05).ratio == pytest.approx(2.0)
+    assert close("x", [float("nan")], [0.0], atol=1.0).ratio == float("inf")
+    assert cosine("x", jnp.eye(2), jnp.eye(2)[::-1], 0.99).ratio > 1
+
+
+def test_a_folder_without_cases_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no stored case"):
+        parity.find(str(tmp_path))
