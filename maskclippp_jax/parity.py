@@ -41,8 +41,10 @@ def main(paths):
     if not paths:
         raise ValueError("got no path; give folders or files with stored cases (<case>.json)")
     cases = [Case(file, jnp.dtype(DTYPE.value)) for path in paths for file in find(path)]
-    table = Table("case", "compared", "worst", "of tolerance", "seconds", "",
-                  title=f"parity on {jax.devices()[0].device_kind}, {DTYPE.value}")
+    table = Table(title=f"parity on {jax.devices()[0].device_kind}, {DTYPE.value}")
+    table.add_column("case", no_wrap=True)  # also in the 80 columns of a log
+    for column in ("compared", "worst", "of tolerance", "seconds", ""):
+        table.add_column(column, overflow="fold")
     passed = missed = absent = 0
     for case in cases:
         start = time.monotonic()

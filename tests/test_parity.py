@@ -5,7 +5,7 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from maskclippp_jax import parity
+from maskclippp_jax import optim, parity
 from maskclippp_jax.parity_cases.case import Case, close, cosine
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -40,7 +40,30 @@ def test_bfloat16_keeps_the_direction_of_embeddings(name):
 def test_comparisons_see_differences_and_values_that_are_not_finite():
     assert close("x", [1.0, 2.0], [1.0, 2.1], atol=0.05).ratio == pytest.approx(2.0)
     assert close("x", [float("nan")], [0.0], atol=1.0).ratio == float("inf")
+    assert close("x", [0.0], [float("nan")], atol=1.0).ratio == float("inf")
     assert cosine("x", jnp.eye(2), jnp.eye(2)[::-1], 0.99).ratio > 1
+    assert cosine("x", jnp.full((2, 2), jnp.nan), jnp.eye(2), 0.99).ratio == float("inf")
+
+
+def test_a_result_of_another_shape_is_a_miss_and_not_the_end_of_the_run():
+    assert close("x", [1.0, 2.0], [1.0], atol=1.0).ratio == float("inf")
+    assert cosine("x", jnp.ones((2, 3)), jnp.ones((2, 4)), 0.99).ratio == float("inf")
+
+
+@pytest.mark.parametrize("name", ["encoders/finetune_types", "training/optimizer_groups",
+                                  "training/train_step_eva02"])
+def test_tuning_a_weight_too_many_is_a_miss(name, monkeypatch):
+    kinds = {**optim.IMAGE_TUNING,
+             "attention": (*optim.IMAGE_TUNING["attention"], r"blocks/\d+/attention/key/kernel")}
+    monkeypatch.setattr(optim, "IMAGE_TUNING", kinds)
+    checks = parity.run(Case(GOLDEN / f"{name}.json", jnp.dtype("float32")))
+    assert any(c.ratio > 1 for c in checks)
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="broken.json is no JSON"):
+        parity.run(Case(tmp_path / "broken.json", jnp.dtype("float32")))
 
 
 def test_a_folder_without_cases_is_refused(tmp_path):

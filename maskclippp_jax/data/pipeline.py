@@ -140,14 +140,16 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
     share = batch_size // hosts
     jobs = []
     for canvases, members in sorted(groups.items()):
-        members = members + [-1] * (-len(members) % batch_size)
+        # Filling repeats a picture of the group, so that it fits the canvas.
+        members = [(i, True) for i in members]
+        members += [(members[0][0], False)] * (-len(members) % batch_size)
         jobs += [(canvases, members[k + host * share:k + (host + 1) * share])
                  for k in range(0, len(members), batch_size)]
 
     def load(job):
         canvases, members = job
-        rows = [_eval_row(records[max(i, 0)], i >= 0, canvases, num_masks, loader_min, loader_max)
-                for i in members]
+        rows = [_eval_row(records[i], valid, canvases, num_masks, loader_min, loader_max)
+                for i, valid in members]
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
         return batch | dict(image_id=[r["image_id"] for r in rows])
 

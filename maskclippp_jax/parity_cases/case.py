@@ -39,7 +39,10 @@ class Case:
 
     @functools.cached_property
     def spec(self) -> dict:
-        return json.loads(self.file.read_text())
+        try:
+            return json.loads(self.file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.file} is no JSON ({error}); copy the case again") from None
 
     @functools.cached_property
     def arrays(self) -> typing.Mapping[str, np.ndarray]:
@@ -55,16 +58,22 @@ class Case:
         return np.load(self.file.with_suffix(".grads.npz"))
 
 
+def miss(name: str) -> Check:
+    """A comparison that fails whatever the tolerance."""
+    return Check(name, float("inf"), float("inf"))
+
+
 def close(name: str, got, want, *, atol: float, rtol: float = 0.0) -> Check:
-    """Compares arrays of one shape: |got - want| <= atol + rtol |want|."""
+    """Compares arrays: |got - want| <= atol + rtol |want|. Another shape, or NaN, is a miss."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     if got.shape != want.shape:
-        raise ValueError(f"{name}: got shape {got.shape}, wanted {want.shape}")
-    difference = np.abs(got - want)
+        return miss(f"{name} (shape {got.shape}, not {want.shape})")
     if not got.size:
         return Check(name, 0.0, 0.0)
-    if not np.isfinite(got).all():
-        return Check(name, float("inf"), float("inf"))
+    # A NaN ratio would win no comparison, and so hide behind any finite one.
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return miss(f"{name} (not finite)")
+    difference = np.abs(got - want)
     return Check(name, float(difference.max()),
                  float((difference / (atol + rtol * np.abs(want))).max()))
 
@@ -77,13 +86,17 @@ def close_to_largest(name: str, got, want, share: float) -> Check:
 def equal(name: str, got, want) -> Check:
     """Compares discrete results."""
     same = np.array_equal(np.asarray(got), np.asarray(want))
-    return Check(name, 0.0 if same else float("inf"), 0.0 if same else float("inf"))
+    return Check(name, 0.0, 0.0) if same else miss(name)
 
 
 def cosine(name: str, got, want, at_least: float) -> Check:
     """Compares embeddings of reduced precision, row by row, by their direction."""
+    if got.shape != want.shape:
+        return miss(f"{name} (shape {got.shape}, not {want.shape})")
     got, want = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (got, want))
     cos = (got * want).sum(-1) / (np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1))
+    if not np.isfinite(cos).all():
+        return miss(f"{name} (not finite)")
     worst = float(1 - cos.min())
     return Check(name, worst, worst / (1 - at_least))
 

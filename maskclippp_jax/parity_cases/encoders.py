@@ -21,7 +21,7 @@ _EMBEDDINGS = dict(atol=1e-4, rtol=1e-4)
 _DENSE = dict(atol=2e-4, rtol=1e-4)
 _EXACT = dict(atol=2e-5, rtol=1e-4)
 _GRADIENT = 3e-4  # of the array's largest magnitude
-_COSINE = 0.99    # of bfloat16 embeddings
+_COSINE = 0.995   # of bfloat16 embeddings; 0.9988 was the lowest seen
 
 _MASK_SCALE = Rule("visual_encoder.mask_logit_scale", "image/mask_logit_scale")
 
@@ -168,7 +168,7 @@ def preprocess(case: Case) -> list[Check]:
 def checkpoint_layouts(case: Case) -> list[Check]:
     """Published files, read without torch: EVA-CLIP and MaskCLIP++ (OpenAI's archive is not built)."""
     config, arrays, checks = model_config(case), case.arrays, []
-    make = lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0))
+    make = lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=nnx.Rngs(0))
     build, shapes = parameters.abstract(make)
     images, masks = channels_last(arrays["in/images"]), jnp.asarray(arrays["in/masks"])
     size = jnp.asarray([images.shape[1:3]])
@@ -183,11 +183,13 @@ def checkpoint_layouts(case: Case) -> list[Check]:
                              case.spec["encoder_cfg"]["MASK_LOGIT_SCALE"], jnp.float32)
             params = parameters.combine(params, {"image": {"mask_logit_scale": scale}})
         model = build(params)
-        checks += [
-            close(f"{kind}/m_embs", model.encode_image(images, size, grid_masks).mask_embeddings,
-                  arrays[f"out/{kind}/m_embs"], **_EMBEDDINGS),
-            close(f"{kind}/t_embs", model.encode_text(jnp.asarray(arrays["in/token_ids"])),
-                  arrays[f"out/{kind}/t_embs"], **_EMBEDDINGS)]
+        got = {"m_embs": model.encode_image(images, size, grid_masks).mask_embeddings,
+               "t_embs": model.encode_text(jnp.asarray(arrays["in/token_ids"]))}
+        for name, x in got.items():
+            want = arrays[f"out/{kind}/{name}"]
+            checks.append(close(f"{kind}/{name}", x, want, **_EMBEDDINGS)
+                          if case.dtype == jnp.float32
+                          else cosine(f"{kind}/{name}", x, want, _COSINE))
     return checks
 
 

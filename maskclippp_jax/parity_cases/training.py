@@ -160,14 +160,15 @@ def step(case: Case) -> list[Check]:
     text = tuning.text[rows]
     text = train.encode_prompts(model, text) if tuning.text_tuned else text
     logits = np.asarray(model.classify(features.mask_embeddings, text))[valid]
+    checks.append(close("t_embs", text, arrays["out/t_embs"], atol=1e-4, rtol=1e-4))
     checks.append(close("logits", logits, arrays["out/logits"],
                         atol=1e-5 * np.abs(arrays["out/logits"]).max(), rtol=1e-4))
     named = rules.export(gradients, layout.RULES)
     checks.append(equal("trainable", sorted(named), sorted(case.spec["trainable"])))
-    for name, gradient in named.items():
+    for name in sorted(set(named) & set(case.spec["trainable"])):  # others are a miss already
         if name not in case.spec["gradient_is_zero_but_for_rounding"]:
-            checks.append(close_to_largest(f"grad/{name}", gradient, case.gradients[f"grad/{name}"],
-                                           3e-4))
+            checks.append(close_to_largest(f"grad/{name}", named[name],
+                                           case.gradients[f"grad/{name}"], 3e-4))
     return checks
 
 
@@ -208,7 +209,10 @@ def trajectory(case: Case) -> list[Check]:
               close("grad_norm", found["grad_norm"], arrays["out/grad_norm"], atol=0, rtol=1e-4),
               close("lr", rates, arrays["out/lr"], atol=0, rtol=1e-9),
               close("loss_after", after, arrays["out/loss_after"], atol=2e-4 if text else 3e-4)]
-    for when, named in (("first", first), ("final", rules.export(trainable, layout.RULES))):
+    final = rules.export(trainable, layout.RULES)
+    stored = [k.removeprefix("out/final/") for k in arrays if k.startswith("out/final/")]
+    checks.append(equal("trainable", sorted(final), sorted(stored)))
+    for when, named in (("first", first), ("final", final)):
         for name, x in named.items():
             if (name in case.spec["gradient_is_zero_but_for_rounding"]
                     or f"out/{when}/{name}" not in arrays):
@@ -259,10 +263,11 @@ def optimizer_groups(case: Case) -> list[Check]:
 def augment(case: Case) -> list[Check]:
     """The semantic family's geometry and colours with given parameters (panoptic is not built)."""
     arrays, checks = case.arrays, []
+    levels = case.spec["largest_difference_if_hsv_to_rgb_rounds"]
     for name, drawn in case.spec["colour"].items():
         got = transforms.apply_color_jitter(arrays["in/image"], _jitter(drawn))
         checks.append(close(f"colour/{name}", got, arrays[f"out/colour/{name}"],
-                            atol=_levels(drawn)))
+                            atol=max(levels[name], 0.1)))
     for name, drawn in case.spec["semantic"].items():
         size = transforms.shortest_edge(*arrays["in/labels"].shape, drawn["short"], drawn["longest"])
         (top, left), (height, width) = drawn["offset"], drawn["crop"]
@@ -292,7 +297,8 @@ def _jitter(drawn: dict) -> transforms.ColorJitter:
 
 
 def _levels(drawn: dict) -> float:
-    """Levels of 255 allowed: OpenCV's vector and scalar code differ by one in each way back from HSV,
-    and what follows may enlarge that."""
+    """Levels of 255 allowed in a whole chain, for which the case states none: OpenCV's vector code
+    truncates on the way back from HSV, its scalar code rounds (one level), and what follows enlarges
+    that to as much as 4."""
     conversions = ("sat" in drawn) + ("hue_delta" in drawn)
     return {0: 0.1, 1: 1.0, 2: 4.0}[conversions]

@@ -1,0 +1,110 @@
+"""Batches: padding, order, hosts, resuming."""
+
+import numpy as np
+import pytest
+
+from maskclippp_jax.data import pipeline, records
+
+SETTINGS = dict(size=48, short_sides=(32, 48, 60), color_jitter=True, num_masks=6, batch_size=4, seed=3)
+
+
+def make_records(rng, count=10, side=(40, 56)):
+    result = []
+    for i in range(count):
+        height, width = rng.integers(*side, 2)
+        image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        label = rng.integers(0, 5, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)
+        label = np.where(label == 4, 255, label)[:height, :width]
+        record = records.semantic_record(records.encode_png(image), f"p{i}", label, [True] * 4)
+        record["table"] = {k: np.array(v) for k, v in record["table"].items()}
+        result.append(record)
+    return result
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def same(a, b):
+    return all(np.array_equal(a[k], b[k]) for k in a) and set(a) == set(b)
+
+
+def test_the_batch_has_the_promised_shapes_and_padding(rng):
+    for batch in take(pipeline.train_batches(make_records(rng), **SETTINGS), 6):
+        assert batch["image"].shape == (4, 48, 48, 3) and batch["image"].dtype == np.uint8
+        assert batch["segments"].shape == (4, 48, 48) and batch["segments"].dtype == np.uint16
+        assert batch["labels"].shape == (4, 6) and batch["labels"].dtype == np.int32
+        for image, size, segments, labels in zip(*(batch[k] for k in (
+                "image", "image_size", "segments", "labels"))):
+            assert not image[size[0]:].any() and not image[:, size[1]:].any()
+            assert not segments[size[0]:].any() and not segments[:, size[1]:].any()
+            count = (labels >= 0).sum()
+            assert (labels[:count] >= 0).all() and (labels[count:] == -1).all()
+            assert set(np.unique(segments)) - {0} == set(range(1, count + 1))
+            assert (np.diff(labels[:count]) > 0).all()  # semantic: classes ascend
+
+
+def test_hosts_share_out_the_stream_of_one_host(rng):
+    source = make_records(rng)
+    one = take(pipeline.train_batches(source, **SETTINGS), 5)
+    two = [take(pipeline.train_batches(source, host=h, hosts=2, **SETTINGS), 5) for h in range(2)]
+    for whole, first, second in zip(one, *two):
+        for key in whole:
+            np.testing.assert_array_equal(whole[key][0::2], first[key])
+            np.testing.assert_array_equal(whole[key][1::2], second[key])
+
+
+def test_a_resumed_stream_goes_on_exactly(rng):
+    source = make_records(rng)
+    whole = take(pipeline.train_batches(source, **SETTINGS), 7)
+    rest = take(pipeline.train_batches(source, start_step=4, **SETTINGS), 3)
+    assert all(same(a, b) for a, b in zip(whole[4:], rest))
+    assert not same(whole[0], whole[4])
+
+
+def test_another_seed_gives_another_stream(rng):
+    source = make_records(rng)
+    first = next(pipeline.train_batches(source, **SETTINGS))
+    other = next(pipeline.train_batches(source, **{**SETTINGS, "seed": 4}))
+    assert not same(first, other)
+
+
+def test_evaluation_sees_every_picture_once_at_its_stored_size(rng):
+    source = make_records(rng, 11, side=(40, 140))
+    seen = []
+    for batch in pipeline.eval_batches(source, batch_size=4, loader_min=32, loader_max=64):
+        assert batch["image"].shape[1] % 64 == 0 and batch["segments"].shape[1] % 64 == 0
+        assert batch["labels"].shape[1] == 8
+        for b in np.flatnonzero(batch["valid"]):
+            seen.append(batch["image_id"][b])
+            size = batch["image_size"][b]
+            assert size.min() == 32 or size.max() == 64
+            stored = records.decode_segments(source[int(seen[-1][1:])]["segments"])
+            assert stored.shape == tuple(batch["segments_size"][b])
+            np.testing.assert_array_equal(
+                batch["segments"][b, :stored.shape[0], :stored.shape[1]] > 0, stored > 0)
+        assert (batch["labels"][~batch["valid"]] == -1).all()
+    assert sorted(seen) == sorted(f"p{i}" for i in range(11))
+
+
+def test_evaluation_hosts_see_as_many_batches_and_each_picture_once(rng):
+    source = make_records(rng, 9, side=(40, 140))
+    settings = dict(batch_size=4, loader_min=None, loader_max=None)
+    per_host = [list(pipeline.eval_batches(source, host=h, hosts=2, **settings)) for h in range(2)]
+    assert len(per_host[0]) == len(per_host[1])
+    seen = []
+    for a, b in zip(*per_host):
+        assert a["image"].shape == b["image"].shape and a["labels"].shape == b["labels"].shape
+        seen += [n for batch in (a, b) for n, v in zip(batch["image_id"], batch["valid"]) if v]
+    assert sorted(seen) == sorted(f"p{i}" for i in range(9))
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(rng):
+    record = make_records(rng, 1)[0] | dict(image=b"\xff\xd8nonsense")
+    with pytest.raises(ValueError, match="record p0 cannot be decoded"):
+        pipeline.decode(record)
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(rng):
+    with pytest.raises(ValueError, match="batch_size is 4, but there are 3 hosts"):
+        next(pipeline.train_batches(make_records(rng), hosts=3, **SETTINGS))

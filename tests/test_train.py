@@ -1,0 +1,238 @@
+"""Whole runs of a tiny model: learning, resuming, meshes, and what must stop a run."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from maskclippp_jax.data import records, scenes
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = '''
+from configs import quickstart
+from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+def get_config():
+    config = quickstart.get_config().unlock()
+    full = text.TextConfig.quickstart()
+    config.model = maskclippp.MaskCLIPppConfig(
+        eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=48,
+                             embed_dim=16, mask_layers=1),
+        text.TextConfig(full.context_length, full.vocab_size, 32, 1, 2, 16, words=full.words),
+        similarity.LinearSimilarityConfig(1, 16))
+    config.weights = "random"
+    config.train.size = 32
+    config.train.short_sides = (32, 40)
+    config.train.batch_size = 8
+    config.train.steps = 12
+    config.checkpoint_every = 4
+    config.log_every = 2
+    config.eval.batch_size = 8
+    return config.lock()
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a config and a prepared data set of 24 small scenes."""
+    folder = tmp_path_factory.mktemp("a place")
+    (folder / "tiny.py").write_text(CONFIG)
+    for name, split in (("scenes_seen", "train"), ("scenes", "validation")):
+        records.build(str(folder / "data"), name, name, {split: list(range(24))}, draw[name],
+                      source="test", description="test")
+    return folder
+
+
+def draw_record(name, number):
+    from maskclippp_jax.vocabulary import Vocabulary
+    vocabulary = Vocabulary.shipped(name)
+    names = [c[0] for c in vocabulary.classes]
+    scene = scenes.draw_scene(np.random.default_rng(number), num_things=(1, 2),
+                              classes=names)
+    ids = np.array([names.index(c) if c in names else 255 for c in scenes.CLASSES])
+    return records.semantic_record(records.encode_png(scene.image), f"s{number}", ids[scene.label],
+                                   vocabulary.is_thing)
+
+
+def draw_seen(number):
+    return draw_record("scenes_seen", number)
+
+
+def draw_all(number):
+    return draw_record("scenes", number)
+
+
+draw = dict(scenes_seen=draw_seen, scenes=draw_all)
+
+
+def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
+                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    line = [sys.executable, "-m", f"maskclippp_jax.{name}", f"--config={place}/tiny.py"]
+    if name in ("train", "evaluate"):
+        line += [f"--config.data_dir={place}/data"]
+    line += flags
+    if not wait:
+        return subprocess.Popen(line, env=environment, cwd=cwd, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def train(place, workdir, *flags, **kw):
+    return command(place, "train", f"--workdir={place}/{workdir}", *flags, **kw)
+
+
+def metrics(place, workdir):
+    return [json.loads(line) for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """An unbroken run on one device."""
+    done = train(place, "whole")
+    assert done.returncode == 0, done.stderr
+    return metrics(place, "whole")
+
+
+def test_a_run_logs_every_step_and_keeps_whole_checkpoints(place, whole):
+    assert [m["step"] for m in whole] == list(range(1, 13))
+    assert whole[0]["learning_rate"] == pytest.approx(1e-3)
+    assert {p.name for p in (place / "whole/checkpoints").iterdir()} == {"8", "12"}
+    assert list((place / "whole/tensorboard").iterdir())
+    assert (place / "whole/vocabulary.txt").read_text().startswith("# scenes_seen")
+
+
+def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
+    process = train(place, "killed", "--config.checkpoint_every=4", wait=False)
+    folder = place / "killed/checkpoints"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder.exists() and any(folder.iterdir())):
+        time.sleep(0.002)  # until the first save begins: killed in the middle of it, or soon after
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # As a later save that was cut off leaves it.
+    (folder / "8.orbax-checkpoint-tmp").mkdir(parents=True, exist_ok=True)
+    with (place / "killed/metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss"')
+    done = train(place, "killed")
+    assert done.returncode == 0, done.stderr
+    assert metrics(place, "killed") == whole
+
+
+def test_one_and_eight_devices_give_the_same_numbers(place, whole):
+    done = train(place, "mesh", "--config.mesh.fsdp=4", devices=8)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(metrics(place, "mesh"), whole):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_remat_and_a_tuned_text_tower_run(place):
+    done = train(place, "text", "--config.remat=full", "--config.tune.text=attention",
+                 "--config.train.steps=2", "--config.dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert "text/blocks/*/mlp" in done.stdout
+    assert all(np.isfinite(m["loss"]) for m in metrics(place, "text"))
+
+
+def test_a_dozen_images_are_learnt(place):
+    done = train(place, "learn", "--config.train.steps=150", "--config.tune.image=all",
+                 "--config.optimizer.learning_rate=0.01", "--config.train.short_sides=(32,)",
+                 "--config.log_every=50", "--config.checkpoint_every=150")
+    assert done.returncode == 0, done.stderr
+    found = [m["loss"] for m in metrics(place, "learn")]
+    assert np.mean(found[-10:]) < 0.7 * np.mean(found[:10])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(place):
+    done = train(place, "nan", "--config.optimizer.learning_rate=1e30",
+                 "--config.optimizer.end_learning_rate=1e30", "--config.tune.image=all",
+                 "--config.optimizer.image_multiplier=1.0")
+    assert done.returncode != 0
+    assert "the loss of step" in done.stderr and "is nan" in done.stderr
+    assert all(np.isfinite(m["loss"]) for m in metrics(place, "nan"))
+
+
+def test_a_folder_of_another_run_is_refused(place, whole):
+    before = sorted((place / "whole").rglob("*"))
+    done = train(place, "whole", "--config.train.steps=20")
+    assert done.returncode == 2
+    assert "train.steps was 12, is now 20" in done.stderr and "Traceback" not in done.stderr
+    assert sorted((place / "whole").rglob("*")) == before
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--config.train.stpes=3"], "stpes"), (["--config.dtype=float8"], "dtype is 'float8'"),
+    (["--config.train.batch_size=0"], "train.batch_size is 0"),
+    (["--config.train.size=30"], "wants a multiple of 8"),
+    (["--config.tune.image=half"], "tune.image is 'half'"),
+    (["--config.weights=/none.pt"], "no file /none.pt"),
+    (["--config.train.dataset=coco"], "maskclippp_jax.prepare coco"),
+    (["--wrokdir=x"], "wrokdir")])
+def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags, words):
+    done = train(place, "bad", *flags)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not (place / "bad").exists()
+
+
+def test_evaluate_compares_runs_and_writes_the_protocol(place, whole):
+    done = command(place, "evaluate", f"--checkpoint={place}/whole", "--checkpoint=untuned",
+                   f"--workdir={place}/results", "--pictures=2")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((place / "results/results.json").read_text())
+    assert [m["name"] for m in results["models"]] == ["whole", "untuned"]
+    assert results["protocol"]["pictures"] == 24 and results["protocol"]["ensemble"] == "off"
+    for model in results["models"]:
+        assert model["mask_accuracy"]["masks"] > 24
+        assert 0 <= model["semantic"]["mIoU_counting_absent_predicted"] <= model["semantic"]["mIoU"]
+    assert (place / "results/comparison.png").stat().st_size > 1000
+    done = command(place, "evaluate", f"--checkpoint={place}/nothing", f"--workdir={place}/r2")
+    assert done.returncode == 2 and "no file" in done.stderr and not (place / "r2").exists()
+
+
+def test_convert_writes_a_file_that_loads_again_to_the_same_model(place, whole):
+    output = place / "tuned.safetensors"
+    done = command(place, "convert", f"--source={place}/whole", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    done = command(place, "evaluate", f"--checkpoint={place}/whole", f"--checkpoint={output}",
+                   f"--workdir={place}/again")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads((place / "again/results.json").read_text())["models"]
+    assert first["mask_accuracy"] == second["mask_accuracy"]
+    assert first["semantic"] == second["semantic"]
+    done = command(place, "convert", f"--source={place}/whole", f"--output={output}")
+    assert done.returncode == 2 and "--overwrite" in done.stderr
+
+
+def test_predict_names_masks_of_files_and_of_its_own(place, whole):
+    from PIL import Image
+    scene = scenes.draw_scene(np.random.default_rng(5), size=64)
+    (place / "in").mkdir(exist_ok=True)
+    Image.fromarray(scene.image).save(place / "in/a.png")
+    labels = (scene.label + 1).astype(np.uint8)
+    (place / "masks").mkdir(exist_ok=True)
+    Image.fromarray(labels).save(place / "masks/a.png")
+    common = [f"--checkpoint={place}/whole", f"--images={place}/in/*", "--classes=red one;grey grass,dog"]
+    done = command(place, "predict", *common, f"--masks={place}/masks/{{stem}}.png",
+                   f"--output={place}/out")
+    assert done.returncode == 0, done.stderr
+    assert "has never seen 'dog'" in done.stderr
+    found = json.loads((place / "out/a.json").read_text())
+    assert [m["segment"] for m in found["masks"]] == sorted(set(labels.ravel().tolist()) - {0})
+    for mask in found["masks"]:
+        assert sum(b["score"] for b in mask["best"]) == pytest.approx(1, abs=1e-4)
+    drawn = np.asarray(Image.open(place / "out/a.labels.png"))
+    assert drawn.shape == (64, 64) and set(np.unique(drawn)) <= {1, 2}
+    done = command(place, "predict", *common, f"--output={place}/out2", "--regions=grid")
+    assert done.returncode == 0, done.stderr
+    assert "grid" in json.loads((place / "out2/a.json").read_text())["masks_from"]
+    done = command(place, "predict", *common[:2], "--classes=a;a", f"--output={place}/out3")
+    assert done.returncode == 2 and "more than once" in done.stderr
+    assert not (place / "out3").exists()

@@ -1,0 +1,164 @@
+"""Reading and writing published layouts, without torch and without trusting the file."""
+
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from maskclippp_jax import convert, params as parameters, weights
+from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+from maskclippp_jax.weights import eva_clip, maskclippp as layout, rules
+from maskclippp_jax.weights.torch_file import TorchFile
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "encoders"
+EVA = str(GOLDEN / "ckpt_eva_pretrained.pt")
+TUNED = str(GOLDEN / "ckpt_maskclippp_finetuned.pth")
+
+
+def shapes_of(source) -> dict:
+    """The model of the two small stored checkpoints."""
+    width = source["psm.corr_proj_in.0.weight"].shape if "psm.corr_proj_in.0.weight" in source else None
+    head = None if width is None else similarity.LinearSimilarityConfig(width[1], width[0])
+    config = maskclippp.MaskCLIPppConfig(
+        eva_vit.EvaViTConfig(image_size=64, patch_size=8, width=32, depth=3, num_heads=2, mlp_width=85,
+                             embed_dim=24, mask_layers=2),
+        text.TextConfig(context_length=16, vocab_size=600, width=32, depth=2, num_heads=2,
+                        embed_dim=24), head)
+    return parameters.abstract(lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0)))[1]
+
+
+@pytest.mark.parametrize("file", [EVA, TUNED])
+def test_a_round_trip_is_bit_equal(file):
+    source = weights.read(file)
+    table = weights.LAYOUTS[weights.layout_of(source, file)]
+    params, _ = rules.load(source, table, shapes_of(source), absent=eva_clip.ABSENT)
+    back = rules.export(params, table)
+    left_out = {k for k in source if rules.path_for(k, table) is None}
+    assert set(back) == set(source) - left_out
+    assert all("rope" in k for k in left_out)
+    for name, array in back.items():
+        assert array.dtype == source[name].dtype and array.shape == source[name].shape
+        np.testing.assert_array_equal(array, source[name])
+
+
+def test_a_tuned_file_without_text_tower_asks_for_the_pretrained_clip(tmp_path):
+    source = weights.read(TUNED)
+    shapes = shapes_of(source)
+    part = {k: np.array(source[k]) for k in source if not k.startswith("text_encoder.")}
+    file = str(tmp_path / "part.safetensors")
+    save_file(part, file)
+    with pytest.raises(ValueError, match="holds no text tower"):
+        weights.load_weights(file, shapes)
+    params, missing = weights.load_weights(file, shapes, base=EVA)
+    assert not missing
+    np.testing.assert_array_equal(params["text"]["token_embedding"],
+                                  weights.read(EVA)["text.token_embedding.weight"])
+    np.testing.assert_array_equal(params["image"]["class_token"],
+                                  part["visual_encoder.proxy.cls_token"][0, 0])
+
+
+def test_all_problems_are_listed_together():
+    source = {k: np.array(v) for k, v in weights.read(TUNED).items()}
+    shapes = shapes_of(source)
+    del source["psm.corr_proj_out.0.bias"]
+    source["visual_encoder.proxy.norm.weight"] = np.zeros(31, np.float32)
+    source["visual_encoder.proxy.extra"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError) as error:
+        rules.load(source, layout.RULES, shapes, name="x.pth")
+    message = str(error.value)
+    assert "x.pth does not fit the model (3 problems)" in message
+    assert "similarity/corr_out/bias: not in the file" in message
+    assert "visual_encoder.proxy.norm.weight: shape (31,) for image/norm/scale, wanted (32,)" in message
+    assert "visual_encoder.proxy.extra: unknown here" in message
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/hacked",)
+
+
+def archive(path, content: bytes, **files: bytes):
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("x/data.pkl", content)
+        for name, data in files.items():
+            z.writestr(f"x/data/{name}", data)
+    return str(path)
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
+    for i, content in enumerate((pickle.dumps(Evil()), pickle.dumps({"model": {"a": Evil()}}),
+                                 b"cbuiltins\neval\n(V1+1\ntR.")):
+        with pytest.raises(ValueError, match="refused: a checkpoint may hold tensors.*it asks for "
+                                             "(posix.system|builtins.eval)"):
+            TorchFile(archive(tmp_path / f"{i}.pt", content))
+    assert not os.path.exists("/tmp/hacked")
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "is empty"), (b"<html>sign in</html>", "is a web page"), (b"PK\x03\x04cut", "cut short"),
+    (pickle.dumps({"a": 1}), "older than 1.6")])
+def test_what_is_no_checkpoint_is_named(tmp_path, content, words):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        TorchFile(str(tmp_path / "x.pt"))
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    data = pathlib.Path(EVA).read_bytes()
+    (tmp_path / "x.pt").write_bytes(data[:len(data) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        TorchFile(str(tmp_path / "x.pt"))
+    with pytest.raises(FileNotFoundError, match="no file"):
+        TorchFile(str(tmp_path / "none.pt"))
+
+
+def tensor_pickle(storage: str, size: int, offset: int, shape, strides) -> bytes:
+    """The pickle torch writes for {"t": tensor}."""
+    numbers = lambda xs: b"(" + b"".join(b"K" + bytes([x]) for x in xs) + b"t"
+    return (b"\x80\x02}X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n(("
+            b"X\x07\x00\x00\x00storagectorch\n" + storage.encode() + b"\nX\x01\x00\x00\x000"
+            b"X\x03\x00\x00\x00cpuK" + bytes([size]) + b"tQK" + bytes([offset]) + numbers(shape)
+            + numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtRs.")
+
+
+def test_strides_offsets_and_half_precision_are_understood(tmp_path):
+    numbers = np.arange(8, dtype=np.float16)
+    file = TorchFile(archive(tmp_path / "x.pt", tensor_pickle("HalfStorage", 8, 1, (3, 2), (1, 3)),
+                             **{"0": numbers.tobytes()}))
+    assert file["t"].dtype == np.float16
+    np.testing.assert_array_equal(file["t"], [[1, 4], [2, 5], [3, 6]])
+    bits = (np.array([1.5, -2.0], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    file = TorchFile(archive(tmp_path / "y.pt", tensor_pickle("BFloat16Storage", 2, 0, (2,), (1,)),
+                             **{"0": bits.tobytes()}))
+    np.testing.assert_array_equal(file["t"].astype(np.float32), [1.5, -2.0])
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    file = TorchFile(archive(tmp_path / "x.pt", tensor_pickle("FloatStorage", 2, 1, (2,), (1,)),
+                             **{"0": np.zeros(2, np.float32).tobytes()}))
+    with pytest.raises(ValueError, match="reaches beyond its storage"):
+        file["t"]
+
+
+def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
+    save_file({"backbone.w": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="layout nobody here knows.*backbone.w"):
+        weights.load_weights(str(tmp_path / "x.safetensors"), {})
+
+
+def test_export_as_a_plain_clip_leaves_the_mask_parts_out():
+    source = weights.read(TUNED)
+    params, _ = weights.load_weights(TUNED, shapes_of(source))
+    named = convert.export(params, "eva_clip")
+    assert not any("mask" in k or "psm" in k for k in named)
+    np.testing.assert_array_equal(named["visual.norm.weight"],
+                                  source["visual_encoder.proxy.norm.weight"])
+    with pytest.raises(ValueError, match="no place for .*similarity/corr_in/kernel"):
+        rules.export(params, eva_clip.RULES)
