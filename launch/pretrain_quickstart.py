@@ -128,8 +128,10 @@ def draw_some(job) -> tuple[np.ndarray, list[str]]:
 def write(params, config, curve, steps, seconds):
     output = pathlib.Path(OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    named = rules.export(jax.device_get(params), eva_clip.RULES)
-    save_file({k: np.ascontiguousarray(v.astype(np.float16)) for k, v in named.items()}, output)
+    leaves = {path: leaf for path, leaf in parameters.flatten(jax.device_get(params)).items()
+              if not path.startswith(eva_clip.ABSENT)}  # masks and their head are not trained here
+    named = rules.export(parameters.unflatten(leaves), eva_clip.RULES)
+    save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
     record = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=steps,
                   pairs=steps * BATCH.value, seconds=round(seconds), jax=jax.__version__, curve=curve)
     output.with_suffix(".json").write_text(json.dumps(record, indent=1))
