@@ -1,10 +1,27 @@
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from maskclippp_jax.data import images, regions
-from maskclippp_jax import visualize
+
+
+def write_grey_png(path, rows, bits):
+    """A grey PNG of 1, 2 or 4 bits a pixel, which Pillow cannot write."""
+    lines = (b"\0" + int("".join(f"{v:0{bits}b}" for v in row).ljust(8, "0"), 2).to_bytes(1, "big")
+             for row in rows)
+
+    def chunk(name, data):
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b""))
 
 
 def test_every_kind_of_picture_becomes_rgb(tmp_path, rng):
@@ -50,7 +67,8 @@ def test_label_maps_keep_their_numbers(tmp_path):
     palette = Image.fromarray((label % 256).astype(np.uint8), "L").convert("P")
     palette.putpalette([9] * 768)
     palette.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(images.read_label_map(str(tmp_path / "p.png"), (2, 2)), label % 256)
+    np.testing.assert_array_equal(images.read_label_map(str(tmp_path / "p.png"), (2, 2)),
+                                  label % 256)
     Image.fromarray(label > 0).save(tmp_path / "1.png")
     np.testing.assert_array_equal(images.read_label_map(str(tmp_path / "1.png"), (2, 2)), label > 0)
     with pytest.raises(ValueError, match="has 2x2 pixels, its picture 4x3"):
@@ -69,15 +87,67 @@ def test_regions_cover_the_picture_and_count_from_one(rng):
     assert regions.grid(np.zeros((60, 80, 3), np.uint8)).max() == 16
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (40, 300), (3000, 1200)])
-def test_overlays_work_at_any_size(shape, rng):
-    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
-    labels = (np.indices(shape).sum(0) // 10 % 60) - 1
-    names = [f"class {i} with a name that goes on and on" for i in range(60)]
-    picture = visualize.draw_overlay(image, labels, names, {0: 0.5})
-    assert picture.height >= min(shape[0], 1024) and picture.width <= 1024 + 600
+@pytest.mark.parametrize("bits, row", [(1, [0, 1, 1]), (2, [0, 1, 3]), (4, [7, 15])])
+def test_label_maps_of_few_bits_are_not_spread(tmp_path, bits, row):
+    write_grey_png(tmp_path / "few.png", [row], bits)
+    assert images.read_label_map(str(tmp_path / "few.png")).tolist() == [row]
 
 
-def test_colours_of_the_first_classes_differ():
-    colours = {visualize.class_color(i) for i in range(100)}
-    assert len(colours) == 100
+def test_a_label_map_that_changes_numbers_is_refused(tmp_path):
+    label = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    label.save(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="a.jpg is a JPEG file, which may change numbers"):
+        images.read_label_map(str(tmp_path / "a.jpg"))
+    label.save(tmp_path / "a.tif", compression="tiff_lzw")
+    assert images.read_label_map(str(tmp_path / "a.tif"))[7, 7] == 63
+
+
+@pytest.mark.parametrize("value, wanted", [(0, 0), (200, 1), (257, 1), (32896, 128), (65535, 255)])
+def test_sixteen_bits_are_scaled_the_same_however_dark_the_picture(tmp_path, value, wanted):
+    cv2.imwrite(str(tmp_path / "16.png"), np.full((2, 3), value, np.uint16))
+    assert (images.read_image(str(tmp_path / "16.png")) == wanted).all()
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    cv2.imwrite(str(tmp_path / "f.tiff"), np.full((2, 2), 0.5, np.float32))
+    with pytest.raises(ValueError, match="f.tiff has pixels of 32 bits"):
+        images.read_image(str(tmp_path / "f.tiff"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about the damage
+@pytest.mark.parametrize("form", ["png", "jpeg", "gif", "webp", "bmp"])
+def test_damaged_files_give_a_picture_or_one_sentence(tmp_path, rng, form):
+    path = tmp_path / f"damaged.{form}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    extra = {"exif": exif} if form in ("png", "jpeg", "webp") else {}
+    Image.fromarray(rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)).save(path, **extra)
+    whole = path.read_bytes()
+    for _ in range(40):
+        data = bytearray(whole[:rng.integers(0, len(whole))] if rng.random() < 0.5 else whole)
+        for _ in range(rng.integers(0, 5) if data else 0):
+            data[rng.integers(0, len(data))] = rng.integers(0, 256)
+        path.write_bytes(bytes(data))
+        try:
+            assert images.read_image(str(path)).shape[2] == 3
+        except ValueError as error:
+            assert str(path) in str(error)
+
+
+def test_superpixels_hold_together_on_noise(rng):
+    noise = rng.integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    assert 12 <= regions.superpixels(noise).max() <= 36
+
+
+def test_superpixels_of_a_large_picture_have_its_size():
+    image = np.zeros((600, 1400, 3), np.uint8)
+    image[:, 700:] = 255
+    found = regions.superpixels(image, num_regions=6)
+    assert found.shape == (600, 1400)
+    assert not set(np.unique(found[:, :690])) & set(np.unique(found[:, 710:]))
+
+
+@pytest.mark.parametrize("cut", [regions.superpixels, regions.grid])
+def test_no_region_at_all_is_refused(cut):
+    with pytest.raises(ValueError, match="=0, wanted at least 1"):
+        cut(np.zeros((10, 10, 3), np.uint8), 0)
