@@ -52,3 +52,47 @@ def test_no_mask_at_all_gives_none():
 def test_a_class_out_of_range_is_refused():
     with pytest.raises(ValueError, match="predicted classes lie in 2 ... 2, wanted 0 ... 1"):
         MaskAccuracy(2).process([2], [0])
+
+
+def test_floats_are_refused_and_not_cut():
+    with pytest.raises(ValueError, match="predicted classes are float64, wanted integers"):
+        MaskAccuracy(2).process([0.9], [0])
+
+
+def test_empty_slots_and_other_lengths_are_refused():
+    metric = MaskAccuracy(2)
+    with pytest.raises(ValueError, match="true classes lie in -1 ... 0"):
+        metric.process([0, 0], [0, -1])
+    with pytest.raises(ValueError, match="one for each mask"):
+        metric.process([0], [0, 1])
+    assert metric.counts.sum() == 0
+
+
+def test_seen_and_unseen_are_means_over_classes_that_occur():
+    metric = MaskAccuracy(4, seen=[True, True, False, False])
+    metric.process([0, 2, 2, 2, 1], [0, 0, 2, 2, 2])  # class 0: 1 of 2; class 2: 2 of 3
+    got = metric.evaluate()
+    assert (got["seen"], got["unseen"]) == pytest.approx((50, 200 / 3))
+    assert got["micro"] == pytest.approx(60)
+
+
+def test_unseen_classes_that_never_occur_give_none():
+    metric = MaskAccuracy(2, seen=[True, False])
+    metric.process([0], [0])
+    got = metric.evaluate()
+    assert (got["seen"], got["unseen"]) == (100, None)
+
+
+def test_counts_of_hosts_add_up(rng):
+    predicted, labels = rng.integers(0, 5, (2, 40))
+    whole, first, second = (MaskAccuracy(5) for _ in range(3))
+    whole.process(predicted, labels)
+    first.process(predicted[:15], labels[:15])
+    second.process(predicted[15:], labels[15:])
+    first.counts = first.counts + second.counts
+    assert first.evaluate() == whole.evaluate()
+
+
+def test_classes_present_are_ascending_without_the_ignored():
+    assert classes_present(np.array([[5, 255], [2, 5]], np.uint8), 255).tolist() == [2, 5]
+    assert classes_present(np.full((2, 2), 255, np.uint8), 255).size == 0
