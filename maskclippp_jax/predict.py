@@ -12,7 +12,6 @@ import glob
 import pathlib
 import sys
 
-import cv2
 import jax
 import numpy as np
 from absl import flags, logging
@@ -137,8 +136,7 @@ def write(folder: pathlib.Path, file: str, image, segments, ids, scores, vocabul
     label_map = table[segments]
     shown = [c[0] for c in vocabulary.classes]
     strongest = {int(c): float(scores[best == c, c].max()) for c in np.unique(best)}
-    cv2.imwrite(str(folder / f"{stem}.labels.png"), (label_map + 1).astype(
-        np.uint16 if vocabulary.num_classes > 254 else np.uint8))
+    visualize.label_map_png(folder / f"{stem}.labels.png", label_map + 1)
     visualize.draw_overlay(image, label_map, shown, strongest).save(folder / f"{stem}.overlay.png")
     masks = []
     for i, row, c in zip(ids, scores, best):

@@ -1,26 +1,45 @@
 """Pictures for people: regions with their names."""
 
-import colorsys
+import functools
+import pathlib
 import typing
+import unicodedata
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_LARGEST = 1024   # pixels; longer sides are scaled down for the picture
-_ENTRIES = 40     # lines of a legend
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+_LARGEST, _SMALLEST = 1024, 384  # pixels of the longer side; others are scaled for the drawing
+_ENTRIES = 40                    # of a legend
+_LINE = 24                       # pixels a line of it is high
+_COLORS = 256                    # distinct ones; then they repeat
+_INK, _FAINT, _PAPER, _WRONG = (30, 30, 30), (130, 130, 130), (255, 255, 255), (255, 95, 85)
 
 
 def class_color(index: int) -> tuple[int, int, int]:
-    """A colour of a class: the same in every picture, neighbours far apart (golden angle)."""
-    hue = (0.11 + index * 0.61803398875) % 1.0
-    value = (0.95, 0.75, 0.6)[index // 13 % 3]
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, value))
+    """A colour of a class: the same in every picture, and far from those of lower indices."""
+    return _colors()[index % _COLORS]
+
+
+@functools.cache
+def _colors() -> tuple[tuple[int, int, int], ...]:
+    """Vivid colours, each the farthest (CIE Lab) from all before it."""
+    steps = np.linspace(0, 1, 13, dtype=np.float32)
+    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
+    vivid = (lab[:, 0] > 35) & (lab[:, 0] < 88) & (np.hypot(lab[:, 1], lab[:, 2]) > 35)
+    rgb, lab = rgb[vivid], lab[vivid]
+    chosen = [int(np.linalg.norm(lab - [65, 40, 60], axis=-1).argmin())]  # begin with an orange
+    nearest = np.full(len(lab), np.inf)
+    while len(chosen) < _COLORS:
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+        chosen.append(int(nearest.argmax()))
+    return tuple(tuple(round(255 * float(c)) for c in rgb[i]) for i in chosen)
 
 
 def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequence[str],
                  scores: typing.Mapping[int, float] | None = None) -> Image.Image:
-    """A picture with coloured regions, and a legend beside it.
+    """A picture with coloured regions, and a legend beside it: class, share of the pixels, score.
 
     Args:
       image: [H, W, 3] uint8.
@@ -29,114 +48,233 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequenc
       scores: best score of each class that occurs, shown in the legend.
 
     Returns:
-      The drawing; sides over 1024 pixels are scaled down.
+      The drawing. Pictures over 1024 pixels are scaled down, small ones enlarged by a whole number.
+
+    Raises:
+      ValueError: picture and label map differ in size, or a class has no name.
     """
-    factor = min(1.0, _LARGEST / max(image.shape[:2]))
-    size = tuple(max(1, round(n * factor)) for n in image.shape[1::-1])  # width, height
-    picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32)
-    rows, columns = (np.arange(n) * m // n for n, m in zip(size[::-1], label_map.shape))
-    labels = label_map[rows][:, columns]
+    if image.shape[:2] != label_map.shape:
+        raise ValueError(f"the picture is {image.shape[:2]}, the label map {label_map.shape}; "
+                         "give one of the same size")
     classes, areas = np.unique(label_map[label_map >= 0], return_counts=True)
+    if classes.size and classes[-1] >= len(names):
+        raise ValueError(f"the label map holds class {classes[-1]}, but there are {len(names)} "
+                         "names")
     order = np.argsort(-areas, kind="stable")
     classes, areas = classes[order], areas[order]
-    tinted = picture.copy()
-    for c in classes:
-        tinted[labels == c] = 0.5 * picture[labels == c] + 0.5 * np.array(class_color(int(c)))
-    tinted[_borders(labels)] = _PAPER
+
+    longest = max(image.shape[:2])
+    factor = _LARGEST / longest if longest > _LARGEST else max(1, _SMALLEST // longest)
+    height, width = (max(1, round(n * factor)) for n in image.shape[:2])
+    labels = _enlarge(label_map, height, width)
+    picture = np.asarray(_resize(image, height, width), np.float32)
+    table = np.array([class_color(int(c)) for c in classes] or [_PAPER], np.float32)
+    position = np.zeros(len(names) + 1, int)
+    position[classes] = np.arange(len(classes))
+    # Mostly the picture's brightness shows through, so that regions look like their legend.
+    grey = 0.3 * picture + 0.7 * picture.mean(-1, keepdims=True)
+    tinted = np.where((labels >= 0)[..., None], 0.5 * grey + 0.5 * table[position[labels]], picture)
+    tinted[_borders(labels, max(1, round(max(height, width) / 500)))] = _PAPER
     view = Image.fromarray(tinted.astype(np.uint8))
 
-    lines = []
-    for c, area in zip(classes[:_ENTRIES], areas):
-        score = "" if scores is None else f"  {scores.get(int(c), 0.0):.2f}"
-        lines.append((class_color(int(c)),
-                      f"{_short(names[int(c)])}  {100 * area / label_map.size:.0f} %{score}"))
-    if len(classes) > _ENTRIES:
-        lines.append((_PAPER, f"and {len(classes) - _ENTRIES} more"))
-    font = ImageFont.load_default(15)
-    wide = max((font.getlength(text) for _, text in lines), default=0) + 50
-    tall = 16 + 24 * len(lines)
-    canvas = Image.new("RGB", (round(size[0] + wide), max(size[1], tall)), _PAPER)
+    entries = [(class_color(int(c)), _fit(names[int(c)], _font(15), 230),
+                _percent(area / label_map.size),
+                "" if scores is None else f"{scores.get(int(c), 0.0):.2f}")
+               for c, area in zip(classes[:_ENTRIES], areas)]
+    legend = _draw_legend(entries, len(classes) - len(entries), height, scores is not None)
+    canvas = Image.new("RGB", (width + legend.width, max(height, legend.height)), _PAPER)
     canvas.paste(view, (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, (color, text) in enumerate(lines):
-        y = 10 + 24 * i
-        draw.rectangle((size[0] + 12, y, size[0] + 28, y + 16), fill=color)
-        draw.text((size[0] + 36, y), text, fill=_INK, font=font)
+    canvas.paste(legend, (width, 0))
     return canvas
+
+
+def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool) -> Image.Image:
+    """Entries (colour, name, share, score) in as many columns as the picture's height asks for."""
+    font, small = _font(15), _font(12)
+    lines = max(12, (height - 30 - _LINE * (more > 0)) // _LINE)
+    if entries:
+        lines = -(-len(entries) // -(-len(entries) // lines))  # the same in every column
+    columns = [entries[i:i + lines] for i in range(0, len(entries), lines)]
+    names = [max(small.getlength("and 999 more"), *(font.getlength(e[1]) for e in column))
+             for column in columns]
+    numbers = 52 + 46 * scored  # pixels of the right-aligned shares and scores
+    widths = [round(38 + name + 10 + numbers) for name in names]
+    tall = 30 + _LINE * max((len(column) for column in columns), default=0) + _LINE * (more > 0)
+    legend = Image.new("RGB", (sum(widths) + 14 if columns else 14, tall), _PAPER)
+    draw = ImageDraw.Draw(legend)
+    x = 0
+    for column, width in zip(columns, widths):
+        ends = (x + width - 46 * scored, x + width)  # where shares and scores end
+        for title, end in zip(("share", "score")[:1 + scored], ends):
+            draw.text((end, 20), title, fill=_FAINT, font=small, anchor="rs")
+        for i, (color, name, share, score) in enumerate(column):
+            y = 28 + _LINE * i
+            draw.rounded_rectangle((x + 14, y, x + 30, y + 16), 3, fill=color)
+            draw.text((x + 38, y + 14), name, fill=_INK, font=font, anchor="ls")
+            for text, end in zip((share, score), ends):
+                draw.text((end, y + 14), text, fill=_INK, font=font, anchor="rs")
+        x += width
+    if more > 0:
+        draw.text((14, tall - 8), f"and {more} more", fill=_FAINT, font=small, anchor="ls")
+    return legend
+
+
+def label_map_png(path: str | pathlib.Path, label_map: np.ndarray) -> None:
+    """Writes a label map that `data.images.read_label_map` reads back.
+
+    Up to 255 it has 8 bits and a palette, so that viewers show colours (number n as class n - 1 is
+    drawn elsewhere, 0 black); else 16 bits.
+
+    Args:
+      path: of the PNG.
+      label_map: [H, W] integers, 0 ... 65535.
+
+    Raises:
+      ValueError: numbers out of range.
+    """
+    low, high = label_map.min(initial=0), label_map.max(initial=0)
+    if label_map.dtype.kind not in "iub" or low < 0 or high > 65535:
+        raise ValueError(f"the label map holds {label_map.dtype} in {low} ... {high}, "
+                         "wanted integers in 0 ... 65535")
+    if high > 255:
+        Image.fromarray(label_map.astype(np.uint16)).save(path, "PNG")
+        return
+    picture = Image.fromarray(label_map.astype(np.uint8)).convert("L")
+    picture.putpalette([0, 0, 0] + [c for i in range(255) for c in class_color(i)])  # now mode "P"
+    picture.save(path, "PNG", bits=8)
 
 
 class Panel(typing.NamedTuple):
     """One picture of a comparison."""
 
     image: np.ndarray     # [H, W, 3] uint8
-    segments: np.ndarray  # [H, W], 0 = none
+    segments: np.ndarray  # of any size with the same sides' ratio, 0 = none
     names: list[tuple[str, bool | None]]  # of segments 1, 2, ...: text, and whether it is right
 
 
 def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typing.Sequence[str],
                     side: int = 256) -> Image.Image:
-    """A grid of panels; every region carries its name, wrong ones in red.
+    """A grid of panels; every region carries its name, wrong ones in red with a cross.
 
     Args:
       rows: panels of each row; as many as there are titles.
       titles: of the columns.
-      side: of a panel, pixels.
+      side: the longer side of a panel, pixels.
+
+    Raises:
+      ValueError: a row has another number of panels than there are titles.
     """
-    margin, head = 8, 30
-    width = margin + len(titles) * (side + margin)
-    canvas = Image.new("RGB", (width, head + len(rows) * (side + margin)), _PAPER)
+    margin, head = 8, 32
+    drawn = []
+    for row in rows:
+        if len(row) != len(titles):
+            raise ValueError(f"a row has {len(row)} panels, wanted {len(titles)}, one a title")
+        drawn.append([_draw_panel(Panel(*panel), side) for panel in row])
+    tops = [head]
+    for views in drawn:
+        tops.append(tops[-1] + max(v.height for v in views) + margin)
+    canvas = Image.new("RGB", (margin + len(titles) * (side + margin), tops[-1]), _PAPER)
     draw = ImageDraw.Draw(canvas)
     for k, title in enumerate(titles):
-        draw.text((margin + k * (side + margin) + side / 2, head / 2), title, fill=_INK,
-                  font=ImageFont.load_default(16), anchor="mm")
-    for r, row in enumerate(rows):
-        for k, panel in enumerate(row):
-            canvas.paste(_draw_panel(Panel(*panel), side),
-                         (margin + k * (side + margin), head + r * (side + margin)))
+        left = margin + k * (side + margin)
+        draw.text((left + side / 2, head / 2), _fit(title, _font(16), side), fill=_INK,
+                  font=_font(16), anchor="mm")
+        for views, top in zip(drawn, tops):
+            canvas.paste(views[k], (left + (side - views[k].width) // 2, top))
     return canvas
 
 
 def _draw_panel(panel: Panel, side: int) -> Image.Image:
-    view = Image.fromarray(panel.image).resize((side, side), Image.Resampling.NEAREST)
-    index = [np.arange(side) * n // side for n in panel.segments.shape]
-    segments = panel.segments[index[0]][:, index[1]]
-    pixels = np.asarray(view).copy()
-    pixels[_borders(segments)] = _PAPER
+    factor = side / max(panel.image.shape[:2])
+    height, width = (max(1, round(n * factor)) for n in panel.image.shape[:2])
+    segments = _enlarge(panel.segments, height, width)
+    pixels = np.array(_resize(panel.image, height, width))
+    pixels[_borders(segments, 1)] = _PAPER
     view = Image.fromarray(pixels)
     draw = ImageDraw.Draw(view)
-    font = ImageFont.load_default(14)
-    places: list[tuple[float, float]] = []
+    font, cross = _font(14), 13  # the cross is drawn: the built-in font has no such letter
+    taken: list[tuple[float, float, float, float]] = []
     for n, (name, right) in enumerate(panel.names, start=1):
-        if not (segments == n).any():
+        mask = segments == n
+        if not mask.any():
             continue
-        x, y = _middle(segments == n)
-        half = font.getlength(name) / 2 + 2
-        x = min(max(x, half), side - half)
-        while any(abs(y - q) < 16 and abs(x - p) < 90 for p, q in places) and y < side - 20:
-            y += 8
-        places.append((x, y))
-        fill = (255, 90, 80) if right is False else _PAPER
-        text = f"{name} ×" if right is False else name
-        draw.text((x, y), text, fill=fill, font=font, anchor="mm", stroke_width=2,
-                  stroke_fill=(0, 0, 0))
+        extra = cross if right is False else 0
+        text = _fit(name, font, width - extra - 6)
+        half = (font.getlength(text) + extra) / 2 + 2
+        x, y = _free_place(*_middle(mask), half, 9, width, height, taken)
+        taken.append((x - half, y - 9, x + half, y + 9))
+        draw.text((x - half + 2, y), text, fill=_WRONG if right is False else _PAPER, font=font,
+                  anchor="lm", stroke_width=2, stroke_fill=(0, 0, 0))
+        if right is False:
+            _draw_cross(draw, x + half - 6, y)
     return view
+
+
+def _draw_cross(draw: ImageDraw.ImageDraw, x: float, y: float, reach: int = 4) -> None:
+    for fill, wide in (((0, 0, 0), 6), (_WRONG, 2)):
+        grow = 1 if wide > 2 else 0
+        for slope in (-1, 1):
+            draw.line((x - reach - grow, y - slope * (reach + grow),
+                       x + reach + grow, y + slope * (reach + grow)), fill=fill, width=wide)
+
+
+def _free_place(x: float, y: float, half: float, rise: float, width: int, height: int,
+                taken: list[tuple[float, float, float, float]]) -> tuple[float, float]:
+    """The place nearest to (x, y) where a text inside the picture covers no other, if any."""
+    x = min(max(x, half), max(width - half, half))
+    for step in range(0, height, 3):
+        for moved in (y + step, y - step):
+            place = min(max(moved, rise), max(height - rise, rise))
+            if not any(x - half < right and x + half > left and place - rise < bottom
+                       and place + rise > top for left, top, right, bottom in taken):
+                return x, place
+    return x, y
 
 
 def _middle(mask: np.ndarray) -> tuple[float, float]:
     """The pixel of a region that is farthest from its border: (x, y)."""
-    import cv2
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return float(x), float(y)
 
 
-def _borders(labels: np.ndarray) -> np.ndarray:
-    """[H, W] bool: the pixel differs from its right or lower neighbour."""
-    edge = np.zeros(labels.shape, bool)
+def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
+    """[H, W] bool: the pixel differs from its right or lower neighbour (or is near to one)."""
+    edge = np.zeros(labels.shape, np.uint8)
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edge[:-1] |= labels[:-1] != labels[1:]
-    return edge
+    return cv2.dilate(edge, np.ones((thickness, thickness), np.uint8)).astype(bool)
 
 
-def _short(name: str, longest: int = 32) -> str:
-    return name if len(name) <= longest else name[:longest - 1] + "…"
+def _resize(image: np.ndarray, height: int, width: int) -> Image.Image:
+    """Enlarged pixels stay squares: one sees what the model saw."""
+    method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.BOX
+    return Image.fromarray(image).resize((width, height), method)
+
+
+def _enlarge(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Labels at another size, each pixel the one that lies under its corner."""
+    rows = np.arange(height) * labels.shape[0] // height
+    columns = np.arange(width) * labels.shape[1] // width
+    return labels[rows][:, columns]
+
+
+def _percent(share: float) -> str:
+    return "< 1 %" if share < 0.005 else f"{100 * share:.0f} %"
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text cut to a width in pixels, in letters that Pillow's built-in font has (ASCII)."""
+    plain = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    plain = "".join(c if " " <= c <= "~" else "?" for c in plain)
+    if font.getlength(plain) <= width:
+        return plain
+    while plain and font.getlength(plain + "...") > width:
+        plain = plain[:-1].rstrip()
+    return plain + "..."

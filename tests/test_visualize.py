@@ -1,0 +1,111 @@
+"""Drawings: their sizes, what they say and refuse; how they look was judged by eye."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskclippp_jax import visualize
+from maskclippp_jax.data import images
+
+PAPER = (255, 255, 255)
+
+
+@pytest.mark.parametrize("shape, drawn", [((1, 1), (384, 384)), ((40, 300), (40, 300)),
+                                          ((64, 64), (384, 384)), ((3000, 1200), (1024, 410))])
+def test_overlays_work_at_any_size(shape, drawn, rng):
+    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    labels = (np.indices(shape).sum(0) // 10 % 60) - 1
+    names = [f"class {i} with a name that goes on and on" for i in range(60)]
+    picture = visualize.draw_overlay(image, labels, names, {0: 0.5})
+    assert picture.height >= drawn[0] and drawn[1] < picture.width <= drawn[1] + 4 * 400
+
+
+def test_a_region_takes_on_its_colour_and_the_rest_is_left_alone():
+    image = np.full((400, 400, 3), 100, np.uint8)
+    labels = np.full((400, 400), -1)
+    labels[:, 200:] = 3
+    picture = np.asarray(visualize.draw_overlay(image, labels, ["a", "b", "c", "d"]))
+    assert picture[50, 50].tolist() == [100, 100, 100]
+    wanted = 50 + 0.5 * np.array(visualize.class_color(3))
+    assert np.abs(picture[50, 300] - wanted).max() <= 1
+
+
+def test_the_legend_shows_at_most_forty_classes():
+    labels = np.arange(60).repeat(100).reshape(60, 100)
+    image = np.zeros((60, 100, 3), np.uint8)
+    names = [str(i) for i in range(60)]
+    picture = np.asarray(visualize.draw_overlay(image, labels, names))
+    beside = {tuple(c) for c in picture[:, 310:].reshape(-1, 3)}
+    shown = [visualize.class_color(i) in beside for i in range(60)]
+    assert shown == [True] * 40 + [False] * 20
+
+
+def test_a_picture_without_regions_has_an_empty_legend():
+    picture = visualize.draw_overlay(np.zeros((400, 400, 3), np.uint8), np.full((400, 400), -1), [])
+    assert picture.height == 400 and picture.getpixel((picture.width - 1, 200)) == PAPER
+
+
+def test_other_sizes_and_classes_without_a_name_are_refused():
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="give one of the same size"):
+        visualize.draw_overlay(image, np.zeros((4, 5), int), ["a"])
+    with pytest.raises(ValueError, match="holds class 2, but there are 2 names"):
+        visualize.draw_overlay(image, np.full((4, 4), 2), ["a", "b"])
+
+
+def test_colours_of_the_first_classes_can_be_told_apart():
+    rgb = np.array([[visualize.class_color(i) for i in range(40)]], np.float32) / 255
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
+    apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 1000 * np.eye(40)
+    assert apart.min() > 20  # CIE76; about 2 is just visible
+    assert len({visualize.class_color(i) for i in range(256)}) == 256
+
+
+@pytest.mark.parametrize("largest, mode", [(1, "P"), (255, "P"), (256, "I;16"), (65535, "I;16")])
+def test_label_maps_are_read_back_as_written(tmp_path, largest, mode):
+    label = np.array([[0, 1], [largest - 1, largest]])
+    visualize.label_map_png(tmp_path / "a.png", label)
+    assert Image.open(tmp_path / "a.png").mode == mode
+    np.testing.assert_array_equal(images.read_label_map(str(tmp_path / "a.png"), (2, 2)), label)
+
+
+@pytest.mark.parametrize("label", [[[-1]], [[65536]], [[0.5]]])
+def test_label_maps_that_no_png_can_hold_are_refused(tmp_path, label):
+    with pytest.raises(ValueError, match="wanted integers in 0 ... 65535"):
+        visualize.label_map_png(tmp_path / "a.png", np.array(label))
+    assert not list(tmp_path.iterdir())
+
+
+def panel(names, shape=(64, 64), segments_shape=(64, 64)):
+    segments = np.ones(segments_shape, int)
+    segments[:, segments_shape[1] // 2:] = 2
+    return np.full((*shape, 3), 90, np.uint8), segments, names
+
+
+def test_only_wrong_names_are_red():
+    def red(names):
+        pixels = np.asarray(visualize.draw_comparison([[panel(names)]], ["t"])).astype(int)
+        return int((pixels == visualize._WRONG).all(-1).sum())
+
+    assert red([("cat", None), ("dog", True)]) == 0
+    assert red([("cat", False), ("dog", True)]) > 30
+    assert red([("", False), ("", True)]) > 5  # the cross is drawn, whatever letters the font has
+
+
+def test_panels_keep_the_ratio_of_their_sides():
+    wide = panel([("a", None), ("b", None)], (100, 200), (50, 100))  # segments of another size
+    picture = visualize.draw_comparison([[wide, wide], [wide, wide]], ["one", "two"], side=256)
+    assert picture.size == (8 + 2 * 264, 32 + 2 * (128 + 8))
+
+
+def test_long_and_foreign_names_fit_into_their_panel():
+    names = [("a name that is far too long for any panel of this side", False), ("é猫", None)]
+    picture = visualize.draw_comparison([[panel(names)]], ["a title that is also too long " * 3])
+    pixels = np.asarray(picture)
+    assert (pixels[:, :8] == 255).all() and (pixels[:, -8:] == 255).all()
+
+
+def test_a_row_with_another_number_of_panels_is_refused():
+    with pytest.raises(ValueError, match="a row has 1 panels, wanted 2"):
+        visualize.draw_comparison([[panel([])]], ["one", "two"])
