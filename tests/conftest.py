@@ -14,5 +14,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture
+def explicit_ranks():
+    """Broadcasts must name their axes: a forgotten one is an error, not a silent [B, B]."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(7)

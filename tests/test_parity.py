@@ -8,6 +8,8 @@ import pytest
 from maskclippp_jax import optim, parity
 from maskclippp_jax.parity_cases.case import Case, close, cosine
 
+pytestmark = pytest.mark.usefixtures("explicit_ranks")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = (
     "encoders/eva02", "encoders/eva02_ragged", "encoders/eva02_mixed", "encoders/eva02_edge",

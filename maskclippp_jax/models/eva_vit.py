@@ -127,8 +127,9 @@ class EvaViT(nnx.Module):
         head_width = c.width // c.num_heads
         rotary = layers.rotary_table(grid, canvas, head_width, c.rotary_grid)
         rows, columns = jnp.arange(canvas[0]), jnp.arange(canvas[1])
-        patch_valid = ((rows[:, None] < grid[:, 0, None, None])
-                       & (columns < grid[:, 1, None, None])).reshape(-1, num_patches)  # [B, L]
+        patch_valid = ((rows[None, :, None] < grid[:, 0, None, None])
+                       & (columns[None, None] < grid[:, 1, None, None]))
+        patch_valid = patch_valid.reshape(-1, num_patches)  # [B, L]
 
         masks = None
         if grid_masks is not None:
@@ -172,10 +173,11 @@ def normalize(image: jax.Array, image_size: jax.Array) -> jax.Array:
     Returns:
       [B, H, W, 3] float32.
     """
-    scaled = (image.astype(jnp.float32) - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
+    mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (PIXEL_MEAN, PIXEL_STD))
+    scaled = (image.astype(jnp.float32) - mean) / std
     height, width = image_size[:, 0, None, None], image_size[:, 1, None, None]
-    inside = ((jnp.arange(image.shape[1])[:, None] < height)
-              & (jnp.arange(image.shape[2]) < width))  # [B, H, W]
+    inside = ((jnp.arange(image.shape[1])[None, :, None] < height)
+              & (jnp.arange(image.shape[2])[None, None] < width))  # [B, H, W]
     return jnp.where(inside[..., None], scaled, 0.0)
 
 
@@ -195,7 +197,7 @@ class PatchEmbed(nnx.Module):
         patches = image.reshape(batch, height // p, p, columns // p, p, channels)
         patches = patches.swapaxes(2, 3).reshape(batch, -1, p * p * channels).astype(self.dtype)
         kernel = self.kernel[...].reshape(-1, width).astype(self.dtype)
-        return patches @ kernel + self.bias[...].astype(self.dtype)
+        return patches @ kernel + self.bias[None, None].astype(self.dtype)
 
 
 class Block(nnx.Module):

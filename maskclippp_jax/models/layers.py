@@ -172,8 +172,8 @@ def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int,
     frequencies = 10000.0 ** (-2.0 * jnp.arange(half // 2, dtype=jnp.float32) / half)
 
     def angles(cells, true_cells):  # -> [B, cells, K/2]
-        position = jnp.arange(cells, dtype=jnp.float32) / true_cells[:, None] * base_grid
-        return jnp.repeat(position[..., None] * frequencies, 2, axis=-1)
+        position = jnp.arange(cells, dtype=jnp.float32)[None] / true_cells[:, None] * base_grid
+        return jnp.repeat(position[..., None] * frequencies[None, None], 2, axis=-1)
 
     h, w = canvas
     batch = grid.shape[0]

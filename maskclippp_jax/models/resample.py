@@ -101,7 +101,7 @@ def segments_to_masks(segments: jax.Array, rows: Taps, columns: Taps, num_masks:
     """
     found, weight = segment_shares(segments, rows, columns)
     slots = jnp.arange(1, num_masks + 1)[:, None, None, None]
-    return jnp.where(found == slots, weight, 0.0).sum(-1)
+    return jnp.where(found[None] == slots, weight[None], 0.0).sum(-1)
 
 
 def grid_taps(cells: int, patch: int, *stages: Stage) -> Taps:

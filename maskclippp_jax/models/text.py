@@ -74,7 +74,7 @@ class TextTower(nnx.Module):
         if length > self.config.context_length:
             raise ValueError(f"prompts have {length} tokens, the text tower takes at most "
                              f"{self.config.context_length}")
-        tokens = self.token_embedding[...][token_ids] + self.position_table[:length]
+        tokens = self.token_embedding[...][token_ids] + self.position_table[None, :length]
         tokens = tokens.astype(self.dtype)  # [n, X, D]
         causal = jnp.tril(jnp.ones((1, length, length), bool))
         for block in self.blocks:

@@ -10,6 +10,8 @@ from maskclippp_jax import losses, optim, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import eva_vit, layers, maskclippp, resample, similarity, text
 
+pytestmark = pytest.mark.usefixtures("explicit_ranks")
+
 IMAGE = eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=32, depth=3, num_heads=2,
                              mlp_width=48, embed_dim=16, mask_layers=2)
 TEXT = text.TextConfig(context_length=16, vocab_size=50, width=32, depth=2, num_heads=2, embed_dim=16)
@@ -59,8 +61,8 @@ def test_split_attention_equals_one_attention_with_a_dense_bias(rng, by_head):
     inside = layers.inside_masks(soft, None)
 
     def naive(q, k, v, log_scale):
-        to_patches = jnp.where(inside[:, None], soft[:, None] * jnp.exp(log_scale)[:, None, None],
-                               -100.0)  # [B, A, N, L]
+        scaled = soft[:, None] * jnp.exp(log_scale)[None, :, None, None]  # [B, A, N, L]
+        to_patches = jnp.where(inside[:, None], scaled, -100.0)
         bias = jnp.full((batch, heads, q.shape[1], q.shape[1]), -1e30)
         bias = bias.at[:, :, :masks, masks + 1:].set(to_patches)
         bias = bias.at[:, :, masks:, masks:].set(0.0)
@@ -111,7 +113,7 @@ def test_an_image_gives_the_same_alone_and_in_a_padded_mixed_batch(tower, rng):
         near(together.mask_embeddings[b], alone.mask_embeddings[0])
         near(together.image_embedding[b], alone.image_embedding[0])
         total = jax.tree.map(jnp.add, total, jax.grad(
-            lambda p: (embed(p, *one).mask_embeddings * probe[b]).sum())(params))
+            lambda p: (embed(p, *one).mask_embeddings * probe[b:b + 1]).sum())(params))
     near_trees(gradient, total, 2e-5)
 
 
@@ -191,8 +193,9 @@ def test_the_folded_head_equals_its_two_layers(rng):
     def naive(params, masks, names):
         unit = masks / jnp.linalg.norm(masks, axis=-1, keepdims=True)
         correlation = 20.0 * jnp.einsum("bne,ste->bnst", unit, names)
-        hidden = correlation @ params["corr_in"]["kernel"] + params["corr_in"]["bias"]
-        return (hidden @ params["corr_out"]["kernel"] + params["corr_out"]["bias"])[..., 0]
+        hidden = correlation @ params["corr_in"]["kernel"]
+        hidden = hidden + params["corr_in"]["bias"].reshape(1, 1, 1, -1)
+        return (hidden @ params["corr_out"]["kernel"])[..., 0] + params["corr_out"]["bias"][0]
 
     folded = lambda params, masks, names: build(params)(masks, names, 20.0)
     near(folded(params, masks, names), naive(params, masks, names))
@@ -302,10 +305,22 @@ def test_sentences_spread_over_eight_devices_give_the_same(rng):
     params = parameters.initialize(make)
     token_ids = rng.integers(1, 49, (13, 8)).astype(np.int32)
     token_ids[:, 5] = 49
-    want = jax.jit(lambda p, ids: build(p)(ids))(params, token_ids)
+    probe = jnp.asarray(rng.normal(size=(13, 16)), jnp.float32)  # 13 rows are padded to 16
+
+    def embed_and_grad(embed):
+        def objective(params):
+            embeddings = embed(build(params), jnp.asarray(token_ids))
+            return (embeddings * probe).sum(), embeddings
+
+        gradients, embeddings = jax.jit(jax.grad(objective, has_aux=True))(params)
+        return embeddings, gradients
+
+    want, want_gradients = embed_and_grad(lambda tower, ids: tower(ids))
     with jax.set_mesh(sharding.make_mesh(2)):
-        got = jax.jit(lambda p, ids: sharding.spread(build(p), ids))(params, token_ids)
+        got, gradients = embed_and_grad(sharding.spread)
+    assert jax.device_count() == 8 and len(got.sharding.device_set) == 8
     near(got, want)
+    near_trees(gradients, want_gradients, 2e-5)
 
 
 def test_a_canvas_off_the_patch_and_masks_off_the_grid_are_refused(tower):
