@@ -61,6 +61,9 @@ def main(argv):
         workdir.mkdir(parents=True, exist_ok=True)
         report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
         report.print_results(models, protocol)
+        for m in models:
+            report.print_per_class(m["mask_accuracy"]["per_class"],
+                                   [c[0] for c in vocabulary.classes], f"mask accuracy, {m['name']}")
         logging.info("wrote %s", workdir / "results.json")
         if PICTURES.value:
             picture = compare(shown, [m["name"] for m in models])
@@ -126,7 +129,9 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
         seconds = time.monotonic() - start
     for metric in (accuracy, semantic):
         if jax.process_count() > 1:
-            metric.counts = multihost_utils.process_allgather(metric.counts).sum(0)
+            # As pairs of 32 bits: JAX would cut 64-bit integers.
+            halves = multihost_utils.process_allgather(metric.counts.view(np.uint32))
+            metric.counts = np.asarray(halves).view(np.int64).sum(0)
     return dict(mask_accuracy=accuracy.evaluate(), semantic=semantic.evaluate(),
                 images_per_second=round(done / seconds, 2)), pictures
 
