@@ -9,14 +9,11 @@ reference (layout maskclippp), or as a plain CLIP (layout eva_clip).
 
 import pathlib
 
-import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 from safetensors.numpy import save_file
 
 from maskclippp_jax import cli, loading, weights
-from maskclippp_jax import params as parameters
-from maskclippp_jax.weights import eva_clip, rules
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py",
                                          "the experiment the source belongs to", lock_config=True)
@@ -38,23 +35,13 @@ def main(argv):
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite")
     config = CONFIG.value
     _, params, what = loading.load_checkpoint(SOURCE.value, config, base=config.weights)
-    named = export(params, LAYOUT.value)
+    named = weights.export(params, LAYOUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     save_file(named, temporary)
     temporary.replace(output)
     logging.info("wrote %s: %d tensors, %.1f MB, from %s", output, len(named),
                  output.stat().st_size / 1e6, what)
-
-
-def export(params: parameters.Tree, layout: str) -> dict[str, np.ndarray]:
-    """All parameters under a layout's names; says what a plain CLIP has no place for."""
-    if layout == "eva_clip":
-        leaves = parameters.flatten(params)
-        left_out = [p for p in leaves if p.startswith(eva_clip.ABSENT)]
-        logging.info("a plain CLIP has no place for %s; left out", ", ".join(left_out))
-        params = parameters.unflatten({p: x for p, x in leaves.items() if p not in left_out})
-    return rules.export(params, weights.LAYOUTS[layout])
 
 
 if __name__ == "__main__":

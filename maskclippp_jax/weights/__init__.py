@@ -5,6 +5,7 @@ import typing
 
 import numpy as np
 import safetensors.numpy
+from absl import logging
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.weights import eva_clip, maskclippp, rules
@@ -76,3 +77,17 @@ def load_weights(path: str, shapes: parameters.Tree, *,
         leaves = {p: x for p, x in parameters.flatten(pretrained).items() if p in missing}
         params = parameters.combine(params, parameters.unflatten(leaves))
     return params, set()
+
+
+def export(params: parameters.Tree, layout: str) -> dict[str, np.ndarray]:
+    """All parameters under the names of a layout, a key of `LAYOUTS`.
+
+    A plain CLIP has no place for the mask scale and the similarity head: they are left out, and a line
+    of the log says so.
+    """
+    if layout == "eva_clip":
+        leaves = parameters.flatten(params)
+        left_out = [p for p in leaves if p.startswith(eva_clip.ABSENT)]
+        logging.info("a plain CLIP has no place for %s; left out", ", ".join(left_out))
+        params = parameters.unflatten({p: x for p, x in leaves.items() if p not in left_out})
+    return rules.export(params, LAYOUTS[layout])

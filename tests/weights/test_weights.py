@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from maskclippp_jax import convert, params as parameters, weights
+from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
 from maskclippp_jax.weights import eva_clip, maskclippp as layout, rules
 from maskclippp_jax.weights.torch_file import TorchFile
@@ -156,7 +156,7 @@ def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
 def test_export_as_a_plain_clip_leaves_the_mask_parts_out():
     source = weights.read(TUNED)
     params, _ = weights.load_weights(TUNED, shapes_of(source))
-    named = convert.export(params, "eva_clip")
+    named = weights.export(params, "eva_clip")
     assert not any("mask" in k or "psm" in k for k in named)
     np.testing.assert_array_equal(named["visual.norm.weight"],
                                   source["visual_encoder.proxy.norm.weight"])
