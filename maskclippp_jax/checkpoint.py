@@ -6,15 +6,15 @@ temporary folder and renamed. The position in the data needs no file of its own:
 seed and the step.
 """
 
-import dataclasses
 import json
-import typing
 
 import jax
 import ml_collections
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from maskclippp_jax import config as configuration
 from maskclippp_jax import params as parameters
 
 # What may differ between two starts of the same run.
@@ -27,7 +27,7 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     Raises:
       ValueError: the folder holds a run of another configuration, or something else.
     """
-    wanted = config_to_json(config)
+    wanted = configuration.to_json(config)
     file = workdir / "config.json"
     if file.exists():
         found = json.loads(file.read_text())
@@ -43,6 +43,8 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run (no config.json); take an empty "
                          "or a new --workdir")
+    if jax.process_count() > 1:  # all have looked before the first one writes
+        multihost_utils.sync_global_devices("open_run")
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "vocabulary.txt", vocabulary_text)
@@ -54,17 +56,6 @@ def write_text(file: epath.Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(text)
     temporary.replace(file)
-
-
-def config_to_json(config: typing.Any) -> typing.Any:
-    """A configuration as plain JSON values; a model's sizes are written out."""
-    if isinstance(config, (ml_collections.ConfigDict, dict)):
-        return {k: config_to_json(v) for k, v in config.items()}
-    if dataclasses.is_dataclass(config):
-        return config_to_json(dataclasses.asdict(config))
-    if isinstance(config, (list, tuple)):
-        return [config_to_json(v) for v in config]
-    return config
 
 
 def _flat(tree, prefix=""):
@@ -100,6 +91,19 @@ def restore(checkpoints: ocp.training.Checkpointer, state: dict) -> dict | None:
     return checkpoints.load_checkpointables(checkpoints.latest.step, dict(state=like))["state"]
 
 
+def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
+    """The configuration a run was started with.
+
+    Raises:
+      FileNotFoundError: no run there.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"no run in {workdir} (no config.json there); give the --workdir of a "
+                                "training run or a checkpoint file")
+    return configuration.from_json(json.loads(file.read_text()))
+
+
 def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, int]:
     """The parameters of the newest checkpoint of a run, as numpy arrays on the host, and its step.
 
@@ -108,12 +112,9 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
       shapes: nested dict of all parameters (`params.abstract`).
 
     Raises:
-      FileNotFoundError: no run, or no checkpoint in it yet.
+      FileNotFoundError: no checkpoint in it yet.
       ValueError: the checkpoint has other parameters; all differences are listed.
     """
-    if not (workdir / "config.json").exists():
-        raise FileNotFoundError(f"no run in {workdir} (no config.json there); give the --workdir of a "
-                                "training run or a checkpoint file")
     if not (workdir / "checkpoints").exists():
         raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
     with open_checkpoints(workdir) as checkpoints:

@@ -1,17 +1,24 @@
-"""Checks an experiment's configuration before anything else happens.
+"""Checks an experiment's configuration before anything else happens, and stores it as JSON.
 
 Configurations are Python files with `get_config()` (see `configs/`), read by `ml_collections`, which
 also applies `--config.key=value` and refuses unknown keys.
 """
 
+import dataclasses
 import typing
 
 import jax
 import ml_collections
 
+from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
 MASKS = ("ground_truth", "degraded")
+
+# What a stored configuration may hold beside plain values; their names are stored with them.
+_SIZES = {c.__name__: c for c in (maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
+                                  similarity.LinearSimilarityConfig)}
 
 
 def check(config: ml_collections.ConfigDict | None, *, workdir: str | None) -> ml_collections.ConfigDict:
@@ -62,3 +69,40 @@ def dtype(config: ml_collections.ConfigDict) -> typing.Any:
 def heads_apart() -> bool:
     """Whether attention takes its heads one after the other, see `layers.attend`."""
     return jax.default_backend() == "cpu"
+
+
+def to_json(config: typing.Any) -> typing.Any:
+    """A configuration as plain JSON values; sizes of models are written out, with their type."""
+    if isinstance(config, (ml_collections.ConfigDict, dict)):
+        return {k: to_json(v) for k, v in config.items()}
+    if type(config).__name__ in _SIZES:
+        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **to_json(fields)}
+    if isinstance(config, (list, tuple)):
+        return [to_json(v) for v in config]
+    return config
+
+
+def from_json(content: dict) -> ml_collections.ConfigDict:
+    """The inverse of `to_json`, locked.
+
+    Raises:
+      ValueError: sizes of a model that does not exist here, or with other fields.
+    """
+    return ml_collections.ConfigDict(_from_json(content), type_safe=False).lock()
+
+
+def _from_json(value):
+    if isinstance(value, list):
+        return tuple(map(_from_json, value))
+    if not isinstance(value, dict):
+        return value
+    value = {k: _from_json(v) for k, v in value.items()}
+    if "type" not in value:
+        return value
+    kind = value.pop("type")
+    known = {f.name for f in dataclasses.fields(_SIZES[kind])} if kind in _SIZES else set()
+    if set(value) != known:
+        raise ValueError(f"the stored configuration has sizes of a {kind} ({', '.join(sorted(value))}), "
+                         "which this version does not know; use the version that stored it")
+    return _SIZES[kind](**value)

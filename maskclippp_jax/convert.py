@@ -1,10 +1,9 @@
 """Writes a model under other people's names.
 
-    python -m maskclippp_jax.convert --config=configs/x.py --source=P --output=tuned.safetensors \
-        --layout=maskclippp
+    python -m maskclippp_jax.convert --source=P --output=tuned.safetensors --layout=maskclippp
 
-`--source` is the folder of a training run or a checkpoint file. The result loads in the public PyTorch
-reference (layout maskclippp), or as a plain CLIP (layout eva_clip).
+`--source` is the folder of a training run, or a checkpoint file together with its --config. The result
+loads in the public PyTorch reference (layout maskclippp), or as a plain CLIP (layout eva_clip).
 """
 
 import pathlib
@@ -15,8 +14,8 @@ from safetensors.numpy import save_file
 
 from maskclippp_jax import cli, loading, weights
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py",
-                                         "the experiment the source belongs to", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment a file belongs to; a run knows its own", lock_config=True)
 SOURCE = flags.DEFINE_string("source", None, "run folder or checkpoint file")
 OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors")
 LAYOUT = flags.DEFINE_enum("layout", "maskclippp", sorted(weights.LAYOUTS), "whose names")
@@ -33,8 +32,8 @@ def main(argv):
         raise ValueError(f"--output is {output}, wanted a file that ends in .safetensors")
     if output.exists() and not OVERWRITE.value:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite")
-    config = CONFIG.value
-    _, params, what = loading.load_checkpoint(SOURCE.value, config, base=config.weights)
+    config = loading.experiment_of(SOURCE.value, CONFIG.value)
+    _, params, what = loading.load_checkpoint(SOURCE.value, config)
     named = weights.export(params, LAYOUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")

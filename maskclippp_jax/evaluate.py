@@ -51,7 +51,7 @@ def main(argv):
         mask_short_side=settings.mask_short_side, ensemble="off", dtype="float32")
     models, shown = [], []
     for name in CHECKPOINT.value:
-        model_config, params, what = loading.load_checkpoint(name, config, base=config.weights)
+        model_config, params, what = loading.load_checkpoint(name, config)
         logging.info("evaluating %s", what)
         results, pictures = evaluate(config, model_config, params, source, vocabulary, seen,
                                      keep_pictures=PICTURES.value)

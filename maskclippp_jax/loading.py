@@ -62,30 +62,52 @@ def load_params(file: str, make_model: typing.Callable, shapes: parameters.Tree,
     return params
 
 
-def load_checkpoint(path: str, config: ml_collections.ConfigDict, *,
-                    base: str | None = None) -> tuple[maskclippp.MaskCLIPppConfig, parameters.Tree, str]:
+def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
+    """The configuration a checkpoint belongs to: the one given, else the one its run started with.
+
+    Raises:
+      ValueError: the path is no run, so nothing says which model it is of.
+    """
+    if config is not None:
+        return config
+    if epath.Path(path).is_dir():
+        return checkpoint.read_config(epath.Path(path).absolute())
+    raise ValueError(f"only the folder of a run says which model it is of; got {path!r}, so give "
+                     "--config as well, e.g. --config=configs/quickstart.py")
+
+
+def load_checkpoint(path: str, config: ml_collections.ConfigDict
+                    ) -> tuple[maskclippp.MaskCLIPppConfig, parameters.Tree, str]:
     """What `--checkpoint` may name: a run's folder, a file, or "untuned".
 
     Args:
       path: the folder of a training run, a checkpoint file, or "untuned" for the pre-trained CLIP of
         the configuration with the mean over templates in place of the tuned similarity head.
-      config: the experiment (its model, and its pre-trained weights for "untuned").
-      base: see `load_params`.
+      config: the experiment: model and templates; its pre-trained weights serve "untuned" and files
+        without a text tower. A run's folder knows its own model.
 
     Returns:
       The model's sizes, its parameters, and one line that says what was loaded.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing there, or it does not fit.
     """
-    model_config = config.model
+    is_run = epath.Path(path).is_dir()
+    model_config = (checkpoint.read_config(epath.Path(path).absolute()) if is_run else config).model
     if path == "untuned":
         model_config = dataclasses.replace(model_config, similarity=None, use_logit_scale=True)
+    head = model_config.similarity
+    if head is not None and head.num_templates != len(config.templates):
+        raise ValueError(f"the similarity head of {path} has weights for {head.num_templates} templates, "
+                         f"the configuration lists {len(config.templates)}")
     make = functools.partial(_make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
     _, shapes = parameters.abstract(make)
     if path == "untuned":
         return model_config, load_params(config.weights, make, shapes), f"untuned {config.weights}"
-    if epath.Path(path).is_dir():
+    if is_run:
         params, step = checkpoint.load_run(epath.Path(path).absolute(), shapes)
         return model_config, params, f"{path} after step {step}"
-    return model_config, load_params(path, make, shapes, base=base), path
+    return model_config, load_params(path, make, shapes, base=config.weights), path
 
 
 def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,

@@ -22,8 +22,8 @@ from maskclippp_jax.data import images, regions, transforms
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.vocabulary import Vocabulary
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py",
-                                         "the experiment the checkpoint belongs to", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment a file belongs to; a run knows its own", lock_config=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, or 'untuned'")
 IMAGES = flags.DEFINE_string("images", None, "pattern of picture files")
 MASKS = flags.DEFINE_string("masks", None, "pattern of label maps; {stem} is the picture's name")
@@ -39,7 +39,6 @@ _MASK_SLOTS = 32  # and mask slots of this
 
 def main(argv):
     del argv
-    config = CONFIG.value
     for flag in ("checkpoint", "images"):
         if not flags.FLAGS[flag].value:
             raise ValueError(f"got no --{flag}; see --help")
@@ -50,12 +49,20 @@ def main(argv):
     files = sorted(f for f in glob.glob(IMAGES.value, recursive=True) if pathlib.Path(f).is_file())
     if not files:
         raise FileNotFoundError(f"no file matches --images={IMAGES.value}")
+    stems = [pathlib.Path(f).stem for f in files]
+    twice = sorted({s for s in stems if stems.count(s) > 1})
+    if twice:
+        raise ValueError(f"--images={IMAGES.value} matches several files named {', '.join(twice[:3])}, whose "
+                         "results would overwrite each other; name one folder at a time")
+    if MASKS.value and "{stem}" not in MASKS.value and len(files) > 1:
+        raise ValueError(f"--masks={MASKS.value} is one file for {len(files)} pictures; write {{stem}} "
+                         "where the picture's name stands")
     # Read everything once before anything is written, so that a bad file costs nothing.
     for file in files:
         read(file)
 
-    model_config, params, what = loading.load_checkpoint(CHECKPOINT.value, config,
-                                                         base=config.weights)
+    config = loading.experiment_of(CHECKPOINT.value, CONFIG.value)
+    model_config, params, what = loading.load_checkpoint(CHECKPOINT.value, config)
     logging.info("loaded %s", what)
     warn_unknown(model_config, vocabulary)
     names = jax.device_put(inference.embed_vocabulary(config, model_config, params, vocabulary))
@@ -64,7 +71,10 @@ def main(argv):
     folder = pathlib.Path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     for k, file in enumerate(files, start=1):
-        image, segments, origin = read(file)
+        image, segments = read(file)
+        origin = mask_file(file) if MASKS.value else f"no masks given: {REGIONS.value}"
+        if segments is None:
+            segments = (regions.superpixels if REGIONS.value == "superpixels" else regions.grid)(image)
         scores, ids = name_segments(config, model_config, params, names, name_masks, image, segments)
         write(folder, file, image, segments, ids, scores[:, :vocabulary.num_classes], vocabulary,
               origin)
@@ -72,14 +82,15 @@ def main(argv):
     logging.info("wrote %s/*.overlay.png, *.labels.png, *.json", folder)
 
 
-def read(file: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """A picture [H, W, 3], its segments [H, W] int32 (0 = nothing), and where these come from."""
+def mask_file(file: str) -> str:
+    """The label map that belongs to a picture file."""
+    return MASKS.value.replace("{stem}", pathlib.Path(file).stem)
+
+
+def read(file: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """A picture [H, W, 3] and its segments [H, W] int32 (0 = nothing), None if no masks were given."""
     image = images.read_image(file)
-    if MASKS.value:
-        mask_file = MASKS.value.replace("{stem}", pathlib.Path(file).stem)
-        return image, images.read_label_map(mask_file, image.shape[:2]), mask_file
-    cut = regions.superpixels if REGIONS.value == "superpixels" else regions.grid
-    return image, cut(image), f"no masks given: {REGIONS.value}"
+    return image, images.read_label_map(mask_file(file), image.shape[:2]) if MASKS.value else None
 
 
 def warn_unknown(model_config, vocabulary: Vocabulary) -> None:
@@ -138,11 +149,12 @@ def write(folder: pathlib.Path, file: str, image, segments, ids, scores, vocabul
     strongest = {int(c): float(scores[best == c, c].max()) for c in np.unique(best)}
     visualize.label_map_png(folder / f"{stem}.labels.png", label_map + 1)
     visualize.draw_overlay(image, label_map, shown, strongest).save(folder / f"{stem}.overlay.png")
+    pixels = np.bincount(segments.ravel())
     masks = []
     for i, row, c in zip(ids, scores, best):
         top = np.argsort(-row, kind="stable")[:5]
         masks.append(dict(segment=int(i), name=shown[c], score=float(row[c]),
-                          pixels=int((segments == i).sum()),
+                          pixels=int(pixels[i]),
                           best=[dict(name=shown[t], score=float(row[t])) for t in top]))
     report.write_json(folder / f"{stem}.json", dict(
         image=file, masks_from=origin, classes=[list(c) for c in vocabulary.classes], masks=masks))

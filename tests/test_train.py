@@ -74,9 +74,9 @@ draw = dict(scenes_seen=draw_seen, scenes=draw_all)
 def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
                        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
-    line = [sys.executable, "-m", f"maskclippp_jax.{name}", f"--config={place}/tiny.py"]
-    if name in ("train", "evaluate"):
-        line += [f"--config.data_dir={place}/data"]
+    line = [sys.executable, "-m", f"maskclippp_jax.{name}"]
+    if name in ("train", "evaluate"):  # the others find the configuration in the run
+        line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]
     line += flags
     if not wait:
         return subprocess.Popen(line, env=environment, cwd=cwd, stdout=subprocess.PIPE,
@@ -235,4 +235,12 @@ def test_predict_names_masks_of_files_and_of_its_own(place, whole):
     assert "grid" in json.loads((place / "out2/a.json").read_text())["masks_from"]
     done = command(place, "predict", *common[:2], "--classes=a;a", f"--output={place}/out3")
     assert done.returncode == 2 and "more than once" in done.stderr
+    done = command(place, "predict", "--checkpoint=untuned", *common[1:], f"--output={place}/out3")
+    assert done.returncode == 2 and "give --config as well" in done.stderr
+    (place / "in/a.jpg").write_bytes((place / "in/a.png").read_bytes())
+    done = command(place, "predict", *common, f"--output={place}/out3")
+    assert done.returncode == 2 and "several files named a" in done.stderr
+    (place / "in/a.jpg").rename(place / "in/b.jpg")
+    done = command(place, "predict", *common, f"--masks={place}/masks/a.png", f"--output={place}/out3")
+    assert done.returncode == 2 and "is one file for 2 pictures" in done.stderr
     assert not (place / "out3").exists()
