@@ -1,10 +1,10 @@
-"""The best published model: EVA02-CLIP-L-14-336 tuned on COCO-Stuff, both towers (arXiv 2412.11464).
+"""Best published model: EVA02-CLIP-L-14-336 tuned on COCO-Stuff, both towers (arXiv 2412.11464).
 
     python -m maskclippp_jax.train --config=configs/coco_stuff_eva02_l14_336.py \
         --workdir=runs/coco_stuff_eva02_l14_336 --config.weights=EVA02_CLIP_L_336_psz14_s6B.pt
 
-20000 steps of 4 pictures, two thirds of one pass over COCO. Mask accuracy published for this setting:
-ADE20K-150 67.0 (52.7 untuned), COCO-Stuff 67.8 (45.0 untuned).
+20000 steps of 4 pictures, two thirds of one pass over COCO. Mask accuracy published for this
+setting: ADE20K-150 67.0 (52.7 untuned), COCO-Stuff 67.8 (45.0 untuned).
 
 The public reference trains with two pictures on each of two devices and starts the mask tokens of
 every second picture from a wrong token; here each starts from its own class token. The loss is the

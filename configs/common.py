@@ -1,13 +1,14 @@
 """What experiments share. One level deep: a config calls these functions, they call nothing.
 
-Every key that exists is set in `base`; the dictionary is locked afterwards, so a misspelt key fails.
+Every key that exists is set in `base`; the dictionary is locked afterwards, so a misspelt key
+fails.
 """
 
 import ml_collections
 
 
 def base() -> ml_collections.ConfigDict:
-    """The published recipe of MaskCLIP++ for EVA models (arXiv 2412.11464), without data and model."""
+    """The published MaskCLIP++ recipe for EVA models (arXiv 2412.11464), without data and model."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.dtype = "bfloat16"   # arithmetic of the towers; parameters stay float32
@@ -41,7 +42,7 @@ def semantic_448(config: ml_collections.ConfigDict) -> None:
 
 
 def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:
-    """Reads "masks=degraded,fast" after the colon of --config; values are typed like the defaults."""
+    """Reads "masks=degraded,fast" after the colon of --config; values typed like the defaults."""
     result = ml_collections.ConfigDict(defaults)
     for item in filter(None, arg.split(",")):
         key, _, value = item.partition("=")

@@ -2,11 +2,12 @@
 
     python -m maskclippp_jax.prepare scenes scenes_seen --data_dir=data
     python -m maskclippp_jax.train --config=configs/quickstart.py --workdir=runs/ground_truth
-    python -m maskclippp_jax.train --config=configs/quickstart.py:masks=degraded --workdir=runs/degraded
+    python -m maskclippp_jax.train --config=configs/quickstart.py:masks=degraded \
+        --workdir=runs/degraded
 
 The small CLIP that ships with the project is tuned on masks of generated scenes, with classes that
-leave a quarter of all combinations out. The recipe is the published one, but for the rates: a run of
-some hundred steps needs larger ones.
+leave a quarter of all combinations out. The recipe is the published one, but for the rates: a run
+of some hundred steps needs larger ones.
 """
 
 from configs import common

@@ -61,7 +61,8 @@ def write_text(file: epath.Path, text: str) -> None:
 def _flat(tree, prefix=""):
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {k: v for name, child in tree.items() for k, v in _flat(child, f"{prefix}{name}/").items()}
+    return {k: v for name, child in tree.items()
+            for k, v in _flat(child, f"{prefix}{name}/").items()}
 
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2) -> ocp.training.Checkpointer:
@@ -79,7 +80,7 @@ def save(checkpoints: ocp.training.Checkpointer, state: dict, step: int) -> None
 
 
 def restore(checkpoints: ocp.training.Checkpointer, state: dict) -> dict | None:
-    """The newest saved state, laid out like `state` (arrays or shapes with shardings); None if none.
+    """Newest saved state, laid out like `state` (arrays or shapes with shardings); None if none.
 
     Raises:
       ValueError: the saved state has other arrays than `state`.
@@ -99,8 +100,8 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     """
     file = workdir / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"no run in {workdir} (no config.json there); give the --workdir of a "
-                                "training run or a checkpoint file")
+        raise FileNotFoundError(f"no run in {workdir} (no config.json there); give the --workdir "
+                                "of a training run or a checkpoint file")
     return configuration.from_json(json.loads(file.read_text()))
 
 
@@ -119,8 +120,8 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
         raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
     with open_checkpoints(workdir) as checkpoints:
         if checkpoints.latest is None:
-            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start `train` "
-                                    "again with the same --config and --workdir")
+            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
+                                    "`train` again with the same --config and --workdir")
         step = checkpoints.latest.step
         folder = workdir / "checkpoints" / str(step)
         metadata = ocp.checkpointables_metadata(folder).metadata["state"]
@@ -129,8 +130,9 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
         stored = found["trainable"] | found["frozen"]
         problems = [f"{p}: not in the checkpoint" for p in wanted if p not in stored]
         problems += [f"{p}: not in the model" for p in stored if p not in wanted]
-        problems += [f"{p}: {tuple(stored[p].shape)} in the checkpoint, {wanted[p].shape} in the model"
-                     for p in wanted if p in stored and tuple(stored[p].shape) != wanted[p].shape]
+        problems += [
+            f"{p}: {tuple(stored[p].shape)} in the checkpoint, {wanted[p].shape} in the model"
+            for p in wanted if p in stored and tuple(stored[p].shape) != wanted[p].shape]
         if problems:
             raise ValueError(f"{workdir} does not fit the model: " + "; ".join(problems))
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

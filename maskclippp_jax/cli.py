@@ -13,8 +13,8 @@ _WARNING = 30  # of the standard library's levels
 def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False) -> None:
     """Runs a command's `main(argv)` under absl.
 
-    ValueError and FileNotFoundError are the user's to mend: their text goes to stderr, the exit code
-    is 2. Everything else is ours: a traceback.
+    ValueError and FileNotFoundError are the user's to mend: their text goes to stderr, the exit
+    code is 2. Everything else is ours: a traceback.
 
     Args:
       main: gets the arguments that are no flags, without the program's name.

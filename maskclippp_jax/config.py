@@ -1,7 +1,7 @@
 """Checks an experiment's configuration before anything else happens, and stores it as JSON.
 
-Configurations are Python files with `get_config()` (see `configs/`), read by `ml_collections`, which
-also applies `--config.key=value` and refuses unknown keys.
+Configurations are Python files with `get_config()` (see `configs/`), read by `ml_collections`,
+which also applies `--config.key=value` and refuses unknown keys.
 """
 
 import dataclasses
@@ -17,11 +17,13 @@ DTYPES = ("float32", "bfloat16")
 MASKS = ("ground_truth", "degraded")
 
 # What a stored configuration may hold beside plain values; their names are stored with them.
-_SIZES = {c.__name__: c for c in (maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
-                                  similarity.LinearSimilarityConfig)}
+_SIZES = {c.__name__: c for c in (
+    maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
+    similarity.LinearSimilarityConfig)}
 
 
-def check(config: ml_collections.ConfigDict | None, *, workdir: str | None) -> ml_collections.ConfigDict:
+def check(config: ml_collections.ConfigDict | None, *,
+          workdir: str | None) -> ml_collections.ConfigDict:
     """Returns the configuration, or says all that is wrong with it.
 
     Raises:
@@ -103,6 +105,7 @@ def _from_json(value):
     kind = value.pop("type")
     known = {f.name for f in dataclasses.fields(_SIZES[kind])} if kind in _SIZES else set()
     if set(value) != known:
-        raise ValueError(f"the stored configuration has sizes of a {kind} ({', '.join(sorted(value))}), "
-                         "which this version does not know; use the version that stored it")
+        raise ValueError(f"the stored configuration has sizes of a {kind} "
+                         f"({', '.join(sorted(value))}), which this version does not know; "
+                         "use the version that stored it")
     return _SIZES[kind](**value)

@@ -2,8 +2,9 @@
 
     python -m maskclippp_jax.convert --source=P --output=tuned.safetensors --layout=maskclippp
 
-`--source` is the folder of a training run, or a checkpoint file together with its --config. The result
-loads in the public PyTorch reference (layout maskclippp), or as a plain CLIP (layout eva_clip).
+`--source` is the folder of a training run, or a checkpoint file together with its --config. The
+result loads in the public PyTorch reference (layout maskclippp), or as a plain CLIP (layout
+eva_clip).
 """
 
 import pathlib

@@ -26,7 +26,8 @@ from maskclippp_jax.vocabulary import Vocabulary
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
-CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "run folder, checkpoint file, or 'untuned'")
+CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint", [], "run folder, checkpoint file, or 'untuned'")
 PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks")
 
 _IGNORE = 65535  # truth of pixels without a class
@@ -36,7 +37,8 @@ def main(argv):
     del argv
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
     if not CHECKPOINT.value:
-        raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or 'untuned'")
+        raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or "
+                         "'untuned'")
     workdir = epath.Path(WORKDIR.value).absolute()
     settings = config.eval
     source = records.open_source(config.data_dir, settings.dataset, settings.split)
@@ -63,7 +65,8 @@ def main(argv):
         report.print_results(models, protocol)
         for m in models:
             report.print_per_class(m["mask_accuracy"]["per_class"],
-                                   [c[0] for c in vocabulary.classes], f"mask accuracy, {m['name']}")
+                                   [c[0] for c in vocabulary.classes],
+                                   f"mask accuracy, {m['name']}")
         logging.info("wrote %s", workdir / "results.json")
         if PICTURES.value:
             picture = compare(shown, [m["name"] for m in models])

@@ -32,7 +32,7 @@ class Names(typing.NamedTuple):
 
 
 class Sizes(typing.NamedTuple):
-    """Sizes of the pictures of a batch on their way, each [B, 2] int32 (height, width) in pixels."""
+    """Sizes of a batch's pictures on their way, each [B, 2] int32 (height, width) in pixels."""
 
     picture: np.ndarray   # as given
     network: np.ndarray   # as the image tower sees it

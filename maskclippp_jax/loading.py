@@ -22,7 +22,8 @@ from maskclippp_jax.vocabulary import Vocabulary
 # The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
 QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_clip.safetensors")
 
-_CHUNK = 256  # prompts encoded at a time, always as many, so that one program serves every vocabulary
+# Prompts encoded at a time, always as many, so that one program serves every vocabulary.
+_CHUNK = 256
 
 
 def model_maker(config: ml_collections.ConfigDict, *, dtype=None,
@@ -81,8 +82,8 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     """What `--checkpoint` may name: a run's folder, a file, or "untuned".
 
     Args:
-      path: the folder of a training run, a checkpoint file, or "untuned" for the pre-trained CLIP of
-        the configuration with the mean over templates in place of the tuned similarity head.
+      path: the folder of a training run, a checkpoint file, or "untuned" for the pre-trained CLIP
+        of the configuration with the mean over templates in place of the tuned similarity head.
       config: the experiment: model and templates; its pre-trained weights serve "untuned" and files
         without a text tower. A run's folder knows its own model.
 
@@ -98,9 +99,10 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
         model_config = dataclasses.replace(model_config, similarity=None, use_logit_scale=True)
     head = model_config.similarity
     if head is not None and head.num_templates != len(config.templates):
-        raise ValueError(f"the similarity head of {path} has weights for {head.num_templates} templates, "
-                         f"the configuration lists {len(config.templates)}")
-    make = functools.partial(_make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
+        raise ValueError(f"the similarity head of {path} has weights for {head.num_templates} "
+                         f"templates, the configuration lists {len(config.templates)}")
+    make = functools.partial(
+        _make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
     _, shapes = parameters.abstract(make)
     if path == "untuned":
         return model_config, load_params(config.weights, make, shapes), f"untuned {config.weights}"
@@ -123,7 +125,7 @@ def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
 
 def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree,
                 token_ids: np.ndarray) -> np.ndarray:
-    """Unit embeddings [S, T, E] float32 of token ids [S, T, X], in float32 as the reference does."""
+    """Unit embeddings [S, T, E] float32 of token ids [S, T, X], in float32 like the reference."""
     encode = _text_encoder(model.text)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
     padded = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % _CHUNK, axis=0)])

@@ -1,4 +1,4 @@
-"""The training loss of MaskCLIP++: cross-entropy over ground-truth masks, balanced by image and class.
+"""Training loss of MaskCLIP++: cross-entropy over ground-truth masks, balanced by image and class.
 
 The paper calls it consistency alignment; there is no further term.
 """
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 def balanced_cross_entropy(logits: jax.Array, labels: jax.Array, counted: jax.Array, *,
                            balance_classes: bool = True) -> jax.Array:
-    """Cross-entropy in which each image weighs the same, within it each class, within that each mask.
+    """Cross-entropy where each image weighs the same, within it each class, within that each mask.
 
     The weight of a mask is 1 / (images with a counted mask * classes of its image * masks of its
-    class there). Both counts come from comparing labels with each other. The mean is over the images
-    of the whole batch, however it is spread over devices.
+    class there). Both counts come from comparing labels with each other. The mean is over the
+    images of the whole batch, however it is spread over devices.
 
     Args:
       logits: [B, N, C] float32.

@@ -103,7 +103,8 @@ def schedule(settings, steps: int) -> optax.Schedule:
     return rate
 
 
-def make_optimizer(settings, steps: int, trainable: parameters.Tree) -> optax.GradientTransformation:
+def make_optimizer(settings, steps: int,
+                   trainable: parameters.Tree) -> optax.GradientTransformation:
     """AdamW with the whole gradient clipped to one norm, rates and decay by path.
 
     The clip always acts (gradient norms are 1 to 700, the limit is 0.01). AdamW does not see a
@@ -132,7 +133,7 @@ def make_optimizer(settings, steps: int, trainable: parameters.Tree) -> optax.Gr
 
 
 def clip_by_norm(updates: parameters.Tree, limit: float) -> parameters.Tree:
-    """Scales all updates together so that their norm is at most `limit` (torch's rule, with 1e-6)."""
+    """Scales all updates together so their norm is at most `limit` (torch's rule, with 1e-6)."""
     factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
     return jax.tree.map(lambda u: u * factor, updates)
 

@@ -1,8 +1,8 @@
 """Compares this machine's results with stored ones: python -m maskclippp_jax.parity PATH...
 
-Below each path every `<case>.json` is run on the default device, with the highest precision of matrix
-products, and compared with the arrays beside it (results of the public PyTorch reference). Exit code
-1 on a miss. A check of a new accelerator as much as a test.
+Below each path every `<case>.json` is run on the default device, with the highest precision of
+matrix products, and compared with the arrays beside it (results of the public PyTorch reference).
+Exit code 1 on a miss. A check of a new accelerator as much as a test.
 """
 
 import pathlib
@@ -73,7 +73,8 @@ def find(path: str) -> list[pathlib.Path]:
     root = pathlib.Path(path)
     files = [root] if root.is_file() else sorted(root.rglob("*.json"))
     if not files:
-        raise FileNotFoundError(f"no stored case (<case>.json) in {path}; give a folder that has some")
+        raise FileNotFoundError(f"no stored case (<case>.json) in {path}; give a folder that "
+                                "has some")
     return files
 
 

@@ -3,9 +3,9 @@
     python -m maskclippp_jax.predict --checkpoint=P --images="photos/*.jpg" \
         --masks="photos/{stem}.png" --classes="cat;dog,puppy;grass" --output=named
 
-`--masks` is the pattern of PNG label maps (each number but 0 is a mask); without it the picture is cut
-into regions of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`). For every
-picture it writes an overlay, a label map and a JSON file with the scores.
+`--masks` is the pattern of PNG label maps (each number but 0 is a mask); without it the picture is
+cut into regions of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`). For
+every picture it writes an overlay, a label map and a JSON file with the scores.
 """
 
 import glob
@@ -52,11 +52,12 @@ def main(argv):
     stems = [pathlib.Path(f).stem for f in files]
     twice = sorted({s for s in stems if stems.count(s) > 1})
     if twice:
-        raise ValueError(f"--images={IMAGES.value} matches several files named {', '.join(twice[:3])}, whose "
-                         "results would overwrite each other; name one folder at a time")
+        raise ValueError(f"--images={IMAGES.value} matches several files named "
+                         f"{', '.join(twice[:3])}, whose results would overwrite each other; "
+                         "name one folder at a time")
     if MASKS.value and "{stem}" not in MASKS.value and len(files) > 1:
-        raise ValueError(f"--masks={MASKS.value} is one file for {len(files)} pictures; write {{stem}} "
-                         "where the picture's name stands")
+        raise ValueError(f"--masks={MASKS.value} is one file for {len(files)} pictures; write "
+                         "{stem} where the picture's name stands")
     # Read everything once before anything is written, so that a bad file costs nothing.
     for file in files:
         read(file)
@@ -74,8 +75,10 @@ def main(argv):
         image, segments = read(file)
         origin = mask_file(file) if MASKS.value else f"no masks given: {REGIONS.value}"
         if segments is None:
-            segments = (regions.superpixels if REGIONS.value == "superpixels" else regions.grid)(image)
-        scores, ids = name_segments(config, model_config, params, names, name_masks, image, segments)
+            segments = (regions.superpixels if REGIONS.value == "superpixels"
+                        else regions.grid)(image)
+        scores, ids = name_segments(
+            config, model_config, params, names, name_masks, image, segments)
         write(folder, file, image, segments, ids, scores[:, :vocabulary.num_classes], vocabulary,
               origin)
         logging.info("%d/%d  %s  %d masks (%s)", k, len(files), file, len(ids), origin)
@@ -88,7 +91,7 @@ def mask_file(file: str) -> str:
 
 
 def read(file: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """A picture [H, W, 3] and its segments [H, W] int32 (0 = nothing), None if no masks were given."""
+    """A picture [H, W, 3] and its segments [H, W] int32 (0 = nothing), None if no masks given."""
     image = images.read_image(file)
     return image, images.read_label_map(mask_file(file), image.shape[:2]) if MASKS.value else None
 
@@ -98,8 +101,8 @@ def warn_unknown(model_config, vocabulary: Vocabulary) -> None:
     tokenizer = Tokenizer(model_config.text.context_length, words=model_config.text.words)
     unknown = tokenizer.unknown_words(n for c in vocabulary.classes for n in c)
     if unknown:
-        print(f"warning: this model has never seen {', '.join(map(repr, unknown))}; it knows the words "
-              f"{' '.join(model_config.text.words)}", file=sys.stderr)
+        print(f"warning: this model has never seen {', '.join(map(repr, unknown))}; it knows the "
+              f"words {' '.join(model_config.text.words)}", file=sys.stderr)
 
 
 def name_segments(config, model_config, params, names, name_masks, image: np.ndarray,

@@ -45,8 +45,8 @@ def prepare(dataset: catalogue.Dataset, console: Console) -> None:
     splits, make_record = dataset.read(RAW_DIR.value)
     for split, published in dataset.published.items():
         if len(splits[split]) != published:
-            message = (f"{dataset.name} {split}: found {len(splits[split])} pictures, the published "
-                       f"set has {published}")
+            message = (f"{dataset.name} {split}: found {len(splits[split])} pictures, the "
+                       f"published set has {published}")
             if STRICT.value:
                 raise ValueError(message + "; complete the archives, or leave --strict out")
             console.print(f"[yellow]warning:[/] {message}; going on with what is there")

@@ -1,7 +1,7 @@
 """The record of a training run: `metrics.jsonl`, TensorBoard events, and a line for people.
 
-Metrics stay on the device until `flush`, so that the device never waits for the host. Only process 0
-writes.
+Metrics stay on the device until `flush`, so that the device never waits for the host. Only process
+0 writes.
 """
 
 import json
@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 
 class RunLog:
     def __init__(self, workdir: epath.Path, first_step: int, steps: int, batch_size: int):
-        """Opens the record; lines of steps that a killed run logged but did not save are removed."""
+        """Opens the record; lines of steps a killed run logged but did not save are removed."""
         self._steps, self._batch_size = steps, batch_size
         self._pending: list[tuple[int, dict]] = []
         self._since, self._since_step = time.monotonic(), first_step
@@ -53,8 +53,8 @@ class RunLog:
             self._write([r for r in rows if broken is None or r["step"] < broken["step"]])
         if broken is not None:
             raise FloatingPointError(
-                f"the loss of step {broken['step']} is {broken['loss']}; the last checkpoint is from "
-                "before it. Lower optimizer.learning_rate, or look at that step's pictures")
+                f"the loss of step {broken['step']} is {broken['loss']}; the last checkpoint is "
+                "from before it. Lower optimizer.learning_rate, or look at that step's pictures")
         self._report(rows)
 
     def close(self) -> None:
@@ -79,7 +79,8 @@ class RunLog:
         logging.info(
             "step %d/%d  loss %.4f  mask accuracy %.1f %%  %.1f images/s  %s left",
             last["step"], self._steps, mean("loss"), 100 * mean("mask_accuracy"),
-            self._batch_size / max(seconds, 1e-9), _duration(seconds * (self._steps - last["step"])))
+            self._batch_size / max(seconds, 1e-9),
+            _duration(seconds * (self._steps - last["step"])))
 
 
 def _step_of(line: str) -> int | None:

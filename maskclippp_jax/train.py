@@ -1,7 +1,7 @@
 """Tunes a CLIP on masks: python -m maskclippp_jax.train --config=configs/x.py --workdir=D
 
-Started again with the same line it goes on from the last checkpoint, with the data where it was, and
-gives the numbers an unbroken run gives.
+Started again with the same line it goes on from the last checkpoint, with the data where it was,
+and gives the numbers an unbroken run gives.
 """
 
 import jax
@@ -36,8 +36,8 @@ def main(argv):
     # Model, and the part of it that learns.
     mesh = sharding.make_mesh(config.mesh.fsdp)
     if config.train.batch_size % mesh.size:
-        raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are {mesh.size} "
-                         "devices; choose a multiple")
+        raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are "
+                         f"{mesh.size} devices; choose a multiple")
     make_model = loading.model_maker(config, constrain=sharding.constrain_batch)
     build, shapes = parameters.abstract(make_model)
     is_trainable = optim.trainable_predicate(
@@ -75,10 +75,12 @@ def main(argv):
         step_function = make_step(
             build, optimizer, base_rate, config.tune.text != "none", shardings, mesh)
         batches = pipeline.train_batches(
-            source.records, start_step=first_step, host=jax.process_index(), hosts=jax.process_count(),
+            source.records, start_step=first_step, host=jax.process_index(),
+            hosts=jax.process_count(),
             batch_size=config.train.batch_size, seed=config.seed, size=config.train.size,
             short_sides=config.train.short_sides, color_jitter=config.train.color_jitter,
-            num_masks=config.train.num_masks, masks=config.train.masks, workers=config.train.workers)
+            num_masks=config.train.num_masks, masks=config.train.masks,
+            workers=config.train.workers)
 
         log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size)
         with jax.transfer_guard("disallow"):

@@ -46,12 +46,14 @@ class Vocabulary:
             kind, dataset_id = [*columns, *["thing", str(len(classes))][len(columns):]][:2]
             if len(columns) > 2 or kind not in ("thing", "stuff") or not dataset_id.isdigit():
                 raise ValueError(f"{name}, line {number}: got {line!r}, wanted names separated by "
-                                 "commas, then optionally a tab, thing or stuff, a tab, and a number")
+                                 "commas, then optionally a tab, thing or stuff, a tab, and a "
+                                 "number")
             classes.append(split_names(names))
             is_thing.append(kind == "thing")
             ids.append(int(dataset_id))
         if not classes:
-            raise ValueError(f"{name} holds no class; write one a line, synonyms separated by commas")
+            raise ValueError(f"{name} holds no class; write one a line, synonyms separated by "
+                             "commas")
         return cls(name, tuple(classes), tuple(is_thing), tuple(ids))
 
     @classmethod
@@ -59,8 +61,8 @@ class Vocabulary:
         """Reads a user's names file."""
         file = pathlib.Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"no names file {path}; write one class a line, synonyms separated "
-                                    "by commas")
+            raise FileNotFoundError(f"no names file {path}; write one class a line, synonyms "
+                                    "separated by commas")
         return cls.from_text(file.read_text("utf-8"), file.name)
 
     @classmethod
@@ -88,9 +90,10 @@ class Vocabulary:
             raise ValueError(f"the class list {text!r} has an empty name; remove the extra comma")
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"the class list names {', '.join(map(repr, twice))} more than once; keep "
-                             "one of each")
-        return cls("command line", tuple(classes), (True,) * len(classes), tuple(range(len(classes))))
+            raise ValueError(f"the class list names {', '.join(map(repr, twice))} more than once; "
+                             "keep one of each")
+        return cls("command line", tuple(classes), (True,) * len(classes),
+                   tuple(range(len(classes))))
 
     @property
     def num_classes(self) -> int:
@@ -103,7 +106,8 @@ class Vocabulary:
     @property
     def synonym_class(self) -> np.ndarray:
         """[S] int32, the class of every name."""
-        return np.repeat(np.arange(self.num_classes, dtype=np.int32), [len(c) for c in self.classes])
+        return np.repeat(np.arange(self.num_classes, dtype=np.int32),
+                         [len(c) for c in self.classes])
 
     def prompts(self, templates: typing.Sequence[str]) -> list[str]:
         """Every name in every template, [S * T]: classes outside, then names, templates inside."""

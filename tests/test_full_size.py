@@ -49,8 +49,9 @@ def test_one_step_of_the_published_best_model_runs():
         del params
         shardings = sharding.state_shardings(state, mesh)
         state = jax.device_put(state, shardings)
-        step = train.make_step(build, optimizer, optim.schedule(config.optimizer, config.train.steps),
-                               True, shardings, mesh)
+        step = train.make_step(build, optimizer,
+                               optim.schedule(config.optimizer, config.train.steps), True,
+                               shardings, mesh)
         batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
         rows = draw_synonyms(vocabulary, rng)
         seconds = []
@@ -60,7 +61,7 @@ def test_one_step_of_the_published_best_model_runs():
             found = {k: float(v) for k, v in metrics.items()}
             seconds.append(time.monotonic() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\n{parameters.count(shapes) / 1e6:.1f} M parameters, {parameters.count(part) / 1e6:.1f} M "
-          f"trainable; first step {seconds[0]:.0f} s with compilation, second {seconds[1]:.0f} s; peak "
-          f"memory {peak:.1f} GiB; {found}")
+    print(f"\n{parameters.count(shapes) / 1e6:.1f} M parameters, "
+          f"{parameters.count(part) / 1e6:.1f} M trainable; first step {seconds[0]:.0f} s with "
+          f"compilation, second {seconds[1]:.0f} s; peak memory {peak:.1f} GiB; {found}")
     assert np.isfinite(found["loss"]) and found["grad_norm"] > 0 and int(state["step"]) == 2

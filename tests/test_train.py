@@ -22,8 +22,8 @@ def get_config():
     config = quickstart.get_config().unlock()
     full = text.TextConfig.quickstart()
     config.model = maskclippp.MaskCLIPppConfig(
-        eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=48,
-                             embed_dim=16, mask_layers=1),
+        eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=32, depth=2, num_heads=2,
+                             mlp_width=48, embed_dim=16, mask_layers=1),
         text.TextConfig(full.context_length, full.vocab_size, 32, 1, 2, 16, words=full.words),
         similarity.LinearSimilarityConfig(1, 16))
     config.weights = "random"
@@ -81,7 +81,8 @@ def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
     if not wait:
         return subprocess.Popen(line, env=environment, cwd=cwd, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
-    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True,
+                          timeout=300)
 
 
 def train(place, workdir, *flags, **kw):
@@ -89,7 +90,8 @@ def train(place, workdir, *flags, **kw):
 
 
 def metrics(place, workdir):
-    return [json.loads(line) for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)
+            for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +221,8 @@ def test_predict_names_masks_of_files_and_of_its_own(place, whole):
     labels = (scene.label + 1).astype(np.uint8)
     (place / "masks").mkdir(exist_ok=True)
     Image.fromarray(labels).save(place / "masks/a.png")
-    common = [f"--checkpoint={place}/whole", f"--images={place}/in/*", "--classes=red one;grey grass,dog"]
+    common = [f"--checkpoint={place}/whole", f"--images={place}/in/*",
+              "--classes=red one;grey grass,dog"]
     done = command(place, "predict", *common, f"--masks={place}/masks/{{stem}}.png",
                    f"--output={place}/out")
     assert done.returncode == 0, done.stderr
@@ -241,6 +244,7 @@ def test_predict_names_masks_of_files_and_of_its_own(place, whole):
     done = command(place, "predict", *common, f"--output={place}/out3")
     assert done.returncode == 2 and "several files named a" in done.stderr
     (place / "in/a.jpg").rename(place / "in/b.jpg")
-    done = command(place, "predict", *common, f"--masks={place}/masks/a.png", f"--output={place}/out3")
+    done = command(place, "predict", *common, f"--masks={place}/masks/a.png",
+                   f"--output={place}/out3")
     assert done.returncode == 2 and "is one file for 2 pictures" in done.stderr
     assert not (place / "out3").exists()

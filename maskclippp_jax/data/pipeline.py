@@ -31,7 +31,8 @@ def decode(record: dict) -> tuple[np.ndarray, np.ndarray, str]:
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), flags)
     if image is None:
-        raise ValueError(f"the picture of record {name} cannot be decoded; prepare the data set again")
+        raise ValueError(f"the picture of record {name} cannot be decoded; prepare the data "
+                         "set again")
     segments = decode_segments(record["segments"])
     if segments.shape != image.shape[:2]:
         raise ValueError(f"record {name}: the picture is {image.shape[:2]}, its segments "
@@ -68,8 +69,8 @@ class _Augment(grain.transforms.RandomMap):
 
 
 def train_batches(records: typing.Sequence[dict], *, size: int, short_sides: typing.Sequence[int],
-                  color_jitter: bool, num_masks: int, batch_size: int, seed: int, start_step: int = 0,
-                  host: int = 0, hosts: int = 1, masks: str = "ground_truth",
+                  color_jitter: bool, num_masks: int, batch_size: int, seed: int,
+                  start_step: int = 0, host: int = 0, hosts: int = 1, masks: str = "ground_truth",
                   workers: int = 0) -> typing.Iterator[dict[str, np.ndarray]]:
     """Endless training batches of this host, shuffled anew in every pass.
 
@@ -88,7 +89,8 @@ def train_batches(records: typing.Sequence[dict], *, size: int, short_sides: typ
       workers: processes; 0 reads in threads of this one.
 
     Yields:
-      image uint8 [B, H, W, 3], image_size int32 [B, 2], segments uint16 [B, H, W], labels int32 [B, N].
+      image uint8 [B, H, W, 3], image_size int32 [B, 2], segments uint16 [B, H, W], labels int32
+      [B, N].
     """
     if batch_size % hosts:
         raise ValueError(f"train.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
@@ -121,8 +123,8 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
 
     Yields:
       image uint8 [B, H, W, 3] after the loader's resize, image_size int32 [B, 2]; segments uint16
-      [B, H', W'] at the stored size, segments_size int32 [B, 2]; labels int32 [B, N], with N the most
-      masks of any picture, rounded up to a multiple of 8; valid bool [B], False for filling;
+      [B, H', W'] at the stored size, segments_size int32 [B, 2]; labels int32 [B, N], with N the
+      most masks of any picture, rounded up to a multiple of 8; valid bool [B], False for filling;
       image_id, a list of str.
     """
     if batch_size % hosts:
@@ -177,7 +179,8 @@ def _png_size(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[20:24], "big"), int.from_bytes(png[16:20], "big")
 
 
-def to_device(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+def to_device(batch: dict[str, np.ndarray],
+              sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
     """This host's share of a batch as global arrays. The one place where numpy becomes JAX."""
     return {name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
             for name, array in batch.items()}

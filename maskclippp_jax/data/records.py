@@ -1,12 +1,12 @@
 """Data sets on disk: TFDS folders of ArrayRecord files, written and read without TensorFlow.
 
 `<data_dir>/<name>/1.0.0/` is an ordinary TFDS data set (`tfds.builder_from_directory` reads it). We
-write the shards ourselves because TFDS needs TensorFlow for splits beyond 1000 MiB, and because this
-way a build uses all cores and can be stopped and started again: shards appear whole, finished ones
-are kept, and the data set exists once `dataset_info.json` does, which is written last.
+write the shards ourselves because TFDS needs TensorFlow for splits beyond 1000 MiB, and because
+this way a build uses all cores and can be stopped and started again: shards appear whole, finished
+ones are kept, and the data set exists once `dataset_info.json` does, which is written last.
 
-A record holds the picture as JPEG or PNG bytes, `segments` (PNG, uint16: 0 = nothing, else the id of a
-segment), and one row of `table` for each segment.
+A record holds the picture as JPEG or PNG bytes, `segments` (PNG, uint16: 0 = nothing, else the id
+of a segment), and one row of `table` for each segment.
 """
 
 import concurrent.futures
@@ -114,7 +114,8 @@ def build(data_dir: str, name: str, vocabulary: str,
         shards = max(1, -(-len(items) // _SHARD))
         for i in range(shards):
             shard = f"{name}-{split}.array_record-{i:05d}-of-{shards:05d}"
-            jobs.append((split, str(folder / shard), items[i * _SHARD:(i + 1) * _SHARD], make_record))
+            jobs.append((split, str(folder / shard), items[i * _SHARD:(i + 1) * _SHARD],
+                         make_record))
     found: dict[str, list] = {split: [] for split in splits}
     context = multiprocessing.get_context("spawn")
     with Progress(transient=True) as bar, concurrent.futures.ProcessPoolExecutor(

@@ -28,8 +28,8 @@ class Tokenizer:
         try:
             import instant_clip_tokenizer
         except ImportError as error:
-            raise ImportError("the tokenizer needs the package instant-clip-tokenizer, which exists "
-                              "for Python 3.11 and 3.12; use one of these") from error
+            raise ImportError("the tokenizer needs the package instant-clip-tokenizer, which "
+                              "exists for Python 3.11 and 3.12; use one of these") from error
         self._merge = instant_clip_tokenizer.Tokenizer()
         self.context_length = context_length
         self._new_id = None

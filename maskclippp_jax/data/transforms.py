@@ -48,7 +48,8 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_segments(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest neighbour with source index floor(i * n / n'), as torch has it.
 
-    Half a pixel off the picture: the published recipe is, because label maps go through torch there.
+    Half a pixel off the picture: the published recipe is, because label maps go through torch
+    there.
     """
     rows, columns = (np.floor(np.arange(m, dtype=np.float32) * (np.float32(n) / np.float32(m)))
                      .astype(int) for n, m in zip(segments.shape, size))
@@ -127,8 +128,8 @@ def to_slots(segments: np.ndarray, table: typing.Mapping[str, np.ndarray], num_m
     kept = [k for k, (i, crowd) in enumerate(zip(table["id"], table["is_crowd"]))
             if not crowd and i in present]
     if len(kept) > num_masks:
-        raise ValueError(f"image {image_id} has {len(kept)} masks, but num_masks is {num_masks}; raise "
-                         "train.num_masks (or eval.num_masks)")
+        raise ValueError(f"image {image_id} has {len(kept)} masks, but num_masks is {num_masks}; "
+                         "raise train.num_masks (or eval.num_masks)")
     slot_of = np.zeros(int(max(segments.max(initial=0), *table["id"], 0)) + 1, np.uint16)
     labels = np.full(num_masks, -1, np.int32)
     for slot, k in enumerate(kept):
@@ -141,8 +142,8 @@ def degrade_segments(rng: np.random.Generator, segments: np.ndarray) -> np.ndarr
     """Ground truth as a poor mask generator would give it: displaced, and coarse at the borders.
 
     Each segment moves by up to 40 % of its own height and width, and is pasted as blocks of 1/16 of
-    the picture; where segments meet, one drawn at random lies on top, and pixels nobody covers become
-    nothing. What a mask covers thus only partly belongs to its class.
+    the picture; where segments meet, one drawn at random lies on top, and pixels nobody covers
+    become nothing. What a mask covers thus only partly belongs to its class.
 
     Args:
       rng: source of randomness.

@@ -86,7 +86,7 @@ class EvaViT(nnx.Module):
         self.mask_logit_scale = nnx.Param(jnp.full((c.mask_layers, c.num_heads), -5.0))
 
     def grid(self, image_size: jax.Array) -> jax.Array:
-        """True token grid [B, 2] of images of true size [B, 2] pixels: the next multiple of a patch."""
+        """True token grid [B, 2] of images of true size [B, 2] pixels: next multiple of a patch."""
         return -(-image_size // self.config.patch_size)
 
     def __call__(self, image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None = None,
@@ -97,8 +97,8 @@ class EvaViT(nnx.Module):
           image: [B, H, W, 3] RGB in 0..255, uint8 or float, padded at the bottom and right to
             multiples of the patch; what the padding holds does not matter.
           image_size: [B, 2] int32, true height and width in pixels, at least 1.
-          grid_masks: [B, N, L] float in [0, 1] on the canvas' token grid (`resample`); zeros make an
-            empty mask, which attends to the whole image. None: no masks.
+          grid_masks: [B, N, L] float in [0, 1] on the canvas' token grid (`resample`); zeros make
+            an empty mask, which attends to the whole image. None: no masks.
           dense: also embed every patch (its own value path, MaskCLIP's way).
 
         Returns:

@@ -1,4 +1,4 @@
-"""MaskCLIP++: a CLIP whose image tower also embeds masks, and a similarity head (arXiv 2412.11464)."""
+"""MaskCLIP++: CLIP whose image tower embeds masks too, and a similarity head (arXiv 2412.11464)."""
 
 import dataclasses
 import typing

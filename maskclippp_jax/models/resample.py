@@ -1,12 +1,12 @@
 """Bilinear resampling of pictures and masks on the device, with true sizes known only at run time.
 
 All resizes of the method are bilinear without antialiasing, with half-pixel centres (torch's
-`interpolate(mode="bilinear", align_corners=False)`). One output cell reads two rows and two columns;
-several resizes in a row read a few more. So a label map of segments is brought to the token grid by
-looking at the few pixels that matter, and masks never exist at pixel resolution.
+`interpolate(mode="bilinear", align_corners=False)`). One output cell reads two rows and two
+columns; several resizes in a row read a few more. So a label map of segments is brought to the
+token grid by looking at the few pixels that matter, and masks never exist at pixel resolution.
 
-Indices and weights come from whole-number arithmetic: `(2i + 1) * n_in / (2 * n_out) - 1/2` is split
-into floor and remainder exactly, for sides up to 30 000 pixels.
+Indices and weights come from whole-number arithmetic: `(2i + 1) * n_in / (2 * n_out) - 1/2` is
+split into floor and remainder exactly, for sides up to 30 000 pixels.
 """
 
 import typing
@@ -69,7 +69,7 @@ def resize_image(image: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
 
 
 def resize_masks(masks: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
-    """Resizes the soft masks of one image, [N, H, W] in [0, 1], to float32 [N, n_rows, n_columns]."""
+    """Resizes one image's soft masks, [N, H, W] in [0, 1], to float32 [N, n_rows, n_columns]."""
     height, width = masks.shape[-2:]
     return jnp.einsum("hi,nij,wj->nhw", taps_matrix(rows, height), masks.astype(jnp.float32),
                       taps_matrix(columns, width), precision="highest")
@@ -105,7 +105,7 @@ def segments_to_masks(segments: jax.Array, rows: Taps, columns: Taps, num_masks:
 
 
 def grid_taps(cells: int, patch: int, *stages: Stage) -> Taps:
-    """Taps of `cells` rows of the token grid over an image of `cells * patch` rows, after `stages`."""
+    """Taps of `cells` token-grid rows over an image of `cells * patch` rows, after `stages`."""
     return bilinear_taps(cells, Stage(cells * patch, cells), *stages)
 
 

@@ -2,11 +2,11 @@
 
 The linear head of the paper is two linear layers over the template axis with nothing between them,
 so it *is* one weight per template and a constant. It is folded into the text embeddings: one matrix
-product gives the logits, and [masks, names, templates] never exists. The two published matrices stay
-the parameters, so that checkpoints and optimiser dynamics are the published ones; both biases move
-all classes alike, get no gradient in exact arithmetic, and are kept for the checkpoint's sake. With
-the published initialisation the folded weight has mean 0: about half of all runs start with the sign
-of the similarities reversed and turn it round in the first steps.
+product gives the logits, and [masks, names, templates] never exists. The two published matrices
+stay the parameters, so that checkpoints and optimiser dynamics are the published ones; both biases
+move all classes alike, get no gradient in exact arithmetic, and are kept for the checkpoint's sake.
+With the published initialisation the folded weight has mean 0: about half of all runs start with
+the sign of the similarities reversed and turn it round in the first steps.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def _cosine(mask_embeddings, text_embeddings, weight, scale):
 
 
 def _torch_linear(num_in, num_out, rngs):
-    """Uniform in +-1/sqrt(fan in), for weight and bias: the initialisation of the published runs."""
+    """Uniform in +-1/sqrt(fan in), for weight and bias: initialisation of the published runs."""
     bound = num_in**-0.5
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     return nnx.Linear(num_in, num_out, kernel_init=uniform, bias_init=uniform, rngs=rngs)

@@ -42,9 +42,9 @@ class TextConfig:
     def quickstart(cls) -> "TextConfig":
         """The small tower that ships with the project; it knows the words of its captions only."""
         return cls(context_length=48, vocab_size=36, width=128, depth=3, num_heads=4, embed_dim=128,
-                   words=tuple("a photo of on and , . red green blue yellow purple white brown grey "
-                               "pink zero one two three four five six seven eight nine brick grass "
-                               "gravel stars coins writing".split()))
+                   words=tuple("a photo of on and , . red green blue yellow purple white brown "
+                               "grey pink zero one two three four five six seven eight nine brick "
+                               "grass gravel stars coins writing".split()))
 
 
 class TextTower(nnx.Module):

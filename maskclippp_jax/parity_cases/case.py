@@ -130,8 +130,8 @@ def model_config(case: Case, *, num_templates: int | None = None) -> maskclippp.
 def text_config(case: Case) -> text.TextConfig:
     words = case.spec["model_cfg"]["text_cfg"]
     return text.TextConfig(
-        context_length=words["context_length"], vocab_size=words["vocab_size"], width=words["width"],
-        depth=words["layers"], num_heads=words["heads"],
+        context_length=words["context_length"], vocab_size=words["vocab_size"],
+        width=words["width"], depth=words["layers"], num_heads=words["heads"],
         embed_dim=case.spec["model_cfg"]["embed_dim"])
 
 

@@ -48,8 +48,9 @@ def image_tower(case: Case) -> list[Check]:
     features = run(params, image, jnp.asarray(network), grid_masks)
     got = {"m_embs": features.mask_embeddings, "i_embs": features.image_embedding}
     if case.dtype != jnp.float32:
-        return [cosine("m_embs", _valid(got["m_embs"], counts), _valid(arrays["out/m_embs"], counts),
-                       _COSINE), cosine("i_embs", got["i_embs"], arrays["out/i_embs"], _COSINE)]
+        return [cosine("m_embs", _valid(got["m_embs"], counts),
+                       _valid(arrays["out/m_embs"], counts), _COSINE),
+                cosine("i_embs", got["i_embs"], arrays["out/i_embs"], _COSINE)]
 
     normal = eva_vit.normalize(image, jnp.asarray(network))
     checks += [
@@ -153,7 +154,8 @@ def preprocess(case: Case) -> list[Check]:
             got = eva_vit.normalize(got, jnp.asarray(network))
             checks += [equal(f"{name}/sizes", network[0], arrays[f"out/{name}/sizes"][b]),
                        close(f"{name}/images", got[0], channels_last(want[b]), **_EXACT),
-                       close(f"{name}/masks{b}", masks[0], arrays[f"out/{name}/masks{b}"], **_EXACT)]
+                       close(f"{name}/masks{b}", masks[0], arrays[f"out/{name}/masks{b}"],
+                             **_EXACT)]
     masks = jnp.asarray(arrays["in/d_masks"])
     for key in arrays:
         if key.startswith("out/down/bilinear/"):
@@ -166,7 +168,7 @@ def preprocess(case: Case) -> list[Check]:
 
 
 def checkpoint_layouts(case: Case) -> list[Check]:
-    """Published files, read without torch: EVA-CLIP and MaskCLIP++ (OpenAI's archive is not built)."""
+    """Published files, read without torch: EVA-CLIP and MaskCLIP++ (OpenAI's archive not built)."""
     config, arrays, checks = model_config(case), case.arrays, []
     make = lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=nnx.Rngs(0))
     build, shapes = parameters.abstract(make)
@@ -205,7 +207,8 @@ def finetune_types(case: Case) -> list[Check]:
             depth = 1 + max((int(p.split("/")[2]) for ps in paths.values() for p in ps
                              if p.startswith("image/blocks/")), default=0)
             is_trainable = optim.trainable_predicate(
-                kind if tower == "eva02" else "none", kind if tower == "text_eva" else "none", depth)
+                kind if tower == "eva02" else "none", kind if tower == "text_eva" else "none",
+                depth)
             wrong = [p for p in paths["trainable"] if not is_trainable(p)]
             wrong += [p for p in paths["frozen"] if is_trainable(p)]
             checks.append(equal(f"{tower}/{kind}", sorted(wrong), []))

@@ -1,4 +1,4 @@
-"""Cases of training: similarity heads, loss, steps, trajectories, schedule, optimiser, augmentation."""
+"""Training cases: similarity head, loss, steps, trajectories, schedule, optimiser, augmentation."""
 
 import types
 
@@ -24,8 +24,8 @@ _FLOAT32_ONLY = "reduced precision (this case is float32 only)"
 def head(case: Case) -> list[Check]:
     """A similarity head: logits, and gradients of a probe.
 
-    The stored similarities [N, C, T] go through the real head as inner products with the N vectors of
-    the standard basis.
+    The stored similarities [N, C, T] go through the real head as inner products with the N vectors
+    of the standard basis.
     """
     psm, arrays = case.spec["psm_cfg"], case.arrays
     given = jnp.asarray(arrays["in/similarity"])
@@ -57,7 +57,7 @@ def head(case: Case) -> list[Check]:
 
 
 def loss(case: Case) -> list[Check]:
-    """The balanced cross-entropy and its gradient; batches in all shapes, on one and two devices."""
+    """Balanced cross-entropy and its gradient; batches in all shapes, on one and two devices."""
     arrays, checks = case.arrays, []
     for variant in case.spec["variants"]:
         temperature = variant["TEMPERATURE"]
@@ -65,7 +65,8 @@ def loss(case: Case) -> list[Check]:
                    f"_t{temperature:g}")
         found = {}
         for name in case.spec["batches"]:
-            given = {k: arrays[f"in/{name}/{k}"] for k in ("logits", "labels", "mask2batch", "areas")}
+            given = {k: arrays[f"in/{name}/{k}"]
+                     for k in ("logits", "labels", "mask2batch", "areas")}
             slots = _slots(given["mask2batch"])  # [B, N] row of each slot, -1 empty
             of_slot = lambda x: np.append(x, np.zeros_like(x, shape=(1, *x.shape[1:])), 0)[slots]
             labels = jnp.asarray(np.where(slots >= 0, of_slot(given["labels"]), -1))
@@ -104,7 +105,7 @@ def _slots(image_of_mask: np.ndarray) -> np.ndarray:
 
 
 class _Tuning:
-    """The model of a step or trajectory: its parameters, what learns, its loss, and its gradient."""
+    """The model of a step or trajectory: its parameters, what learns, its loss and its gradient."""
 
     def __init__(self, case: Case):
         spec = case.spec
@@ -249,7 +250,8 @@ def optimizer_groups(case: Case) -> list[Check]:
         unknown = [k for k, p in paths.items() if p is None]
         depth = 1 + max(int(p.split("/")[2]) for p in paths.values()
                         if p and p.startswith("image/blocks/"))
-        is_trainable = optim.trainable_predicate(spec["encoder_finetune"], spec["text_finetune"], depth)
+        is_trainable = optim.trainable_predicate(
+            spec["encoder_finetune"], spec["text_finetune"], depth)
         got = {k: [is_trainable(p), optim.learning_rate_multiplier(
             p, spec["visual_encoder_multiplier"], spec["text_encoder_multiplier"]),
             optim.weight_decay(p, decay)] for k, p in paths.items() if p}
@@ -269,7 +271,8 @@ def augment(case: Case) -> list[Check]:
         checks.append(close(f"colour/{name}", got, arrays[f"out/colour/{name}"],
                             atol=max(levels[name], 0.1)))
     for name, drawn in case.spec["semantic"].items():
-        size = transforms.shortest_edge(*arrays["in/labels"].shape, drawn["short"], drawn["longest"])
+        size = transforms.shortest_edge(
+            *arrays["in/labels"].shape, drawn["short"], drawn["longest"])
         (top, left), (height, width) = drawn["offset"], drawn["crop"]
         window = (slice(top, top + height), slice(left, left + width))
         image = transforms.resize_image(arrays["in/image"], size)[window]
@@ -285,7 +288,8 @@ def augment(case: Case) -> list[Check]:
             equal(f"{name}/labels", present, arrays[f"out/semantic/{name}/labels"]),
             equal(f"{name}/masks", np.stack([labels == c for c in present]),
                   arrays[f"out/semantic/{name}/masks"])]
-    sizes = [transforms.shortest_edge(*asked) for asked in case.spec["sizes_asked"]["shortest_edge"]]
+    sizes = [transforms.shortest_edge(*asked)
+             for asked in case.spec["sizes_asked"]["shortest_edge"]]
     return [*checks, equal("sizes", sizes, arrays["out/sizes/shortest_edge"])]
 
 
@@ -298,7 +302,7 @@ def _jitter(drawn: dict) -> transforms.ColorJitter:
 
 def _levels(drawn: dict) -> float:
     """Levels of 255 allowed in a whole chain, for which the case states none: OpenCV's vector code
-    truncates on the way back from HSV, its scalar code rounds (one level), and what follows enlarges
-    that to as much as 4."""
+    truncates on the way back from HSV, its scalar code rounds (one level), and what follows
+    enlarges that to as much as 4."""
     conversions = ("sat" in drawn) + ("hue_delta" in drawn)
     return {0: 0.1, 1: 1.0, 2: 4.0}[conversions]

@@ -1,4 +1,4 @@
-"""Checkpoints of other people's code -> our parameters, and back; one strict rule table per source."""
+"""Other people's checkpoints -> our parameters, and back; one strict rule table per source."""
 
 import pathlib
 import typing
@@ -43,8 +43,8 @@ def layout_of(source: typing.Mapping[str, np.ndarray], path: str) -> str:
     if any(name.startswith("visual.blocks.") for name in source):
         return "eva_clip"
     shown = ", ".join(sorted(source)[:3]) or "nothing"
-    raise ValueError(f"{path} has a layout nobody here knows (it holds {shown}, ...); wanted EVA-CLIP "
-                     "(visual.blocks.*) or MaskCLIP++ (visual_encoder.proxy.*)")
+    raise ValueError(f"{path} has a layout nobody here knows (it holds {shown}, ...); wanted "
+                     "EVA-CLIP (visual.blocks.*) or MaskCLIP++ (visual_encoder.proxy.*)")
 
 
 def load_weights(path: str, shapes: parameters.Tree, *,
@@ -71,8 +71,8 @@ def load_weights(path: str, shapes: parameters.Tree, *,
                                  absent=() if has_text else maskclippp.PRETRAINED)
     if missing:
         if base is None:
-            raise ValueError(f"{path} holds no text tower (it was not tuned); give the pre-trained CLIP "
-                             "as well (config.weights)")
+            raise ValueError(f"{path} holds no text tower (it was not tuned); give the pre-trained "
+                             "CLIP as well (config.weights)")
         pretrained, _ = load_weights(base, shapes)
         leaves = {p: x for p, x in parameters.flatten(pretrained).items() if p in missing}
         params = parameters.combine(params, parameters.unflatten(leaves))
@@ -82,8 +82,8 @@ def load_weights(path: str, shapes: parameters.Tree, *,
 def export(params: parameters.Tree, layout: str) -> dict[str, np.ndarray]:
     """All parameters under the names of a layout, a key of `LAYOUTS`.
 
-    A plain CLIP has no place for the mask scale and the similarity head: they are left out, and a line
-    of the log says so.
+    A plain CLIP has no place for the mask scale and the similarity head: they are left out, and a
+    line of the log says so.
     """
     if layout == "eva_clip":
         leaves = parameters.flatten(params)

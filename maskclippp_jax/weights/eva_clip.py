@@ -1,4 +1,4 @@
-"""EVA-CLIP checkpoints (github.com/baaivision/EVA, EVA-CLIP), and the names both towers have there."""
+"""EVA-CLIP checkpoints (github.com/baaivision/EVA, EVA-CLIP), and both towers' names there."""
 
 from maskclippp_jax.weights.rules import Rule, conv, keep, leading_ones, linear
 
@@ -47,7 +47,8 @@ def text_rules(prefix: str) -> tuple[Rule, ...]:
         Rule(f"{prefix}positional_embedding", "text/position_table"),
         Rule(f"{block}.ln_1.weight", f"{ours}/norm1/scale"),
         Rule(f"{block}.ln_1.bias", f"{ours}/norm1/bias"),
-        Rule(f"{block}.attn.in_proj_weight", f"{ours}/attention/qkv/kernel", linear),  # rows q, k, v
+        Rule(f"{block}.attn.in_proj_weight", f"{ours}/attention/qkv/kernel",
+             linear),  # rows q, k, v
         Rule(f"{block}.attn.in_proj_bias", f"{ours}/attention/qkv/bias"),
         Rule(f"{block}.attn.out_proj.weight", f"{ours}/attention/out/kernel", linear),
         Rule(f"{block}.attn.out_proj.bias", f"{ours}/attention/out/bias"),

@@ -1,4 +1,4 @@
-"""MaskCLIP++ checkpoints of the public reference (github.com/HVision-NKU/MaskCLIPpp), EVA02 models."""
+"""EVA02 MaskCLIP++ checkpoints of the public reference (github.com/HVision-NKU/MaskCLIPpp)."""
 
 from maskclippp_jax.weights.eva_clip import image_rules, text_rules
 from maskclippp_jax.weights.rules import Rule, linear

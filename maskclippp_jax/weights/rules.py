@@ -1,8 +1,8 @@
 """Strict rule tables between other people's checkpoints and our parameters, read both ways.
 
-A rule names a tensor there, a path here, and the change of layout between them; `{i}` stands for the
-number of a block. Loading insists that every tensor of the source matches one rule, every parameter
-is filled once, and all shapes agree; it lists all problems together.
+A rule names a tensor there, a path here, and the change of layout between them; `{i}` stands for
+the number of a block. Loading insists that every tensor of the source matches one rule, every
+parameter is filled once, and all shapes agree; it lists all problems together.
 """
 
 import re
@@ -67,7 +67,8 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
     for key in source:
         matches = [(m, rule) for pattern, rule in compiled if (m := pattern.fullmatch(key))]
         if len(matches) != 1:
-            problems.append(f"{key}: unknown here" if not matches else f"{key}: several rules match")
+            problems.append(f"{key}: unknown here" if not matches
+                            else f"{key}: several rules match")
             continue
         match, rule = matches[0]
         if rule.path is None:

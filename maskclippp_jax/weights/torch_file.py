@@ -59,11 +59,13 @@ class TorchFile(collections.abc.Mapping):
             raise ValueError(_not_an_archive(self._path)) from None
         pickles = [n for n in self._archive.namelist() if n.split("/")[-1] == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"{path} is a zip archive without a data.pkl, so not a torch checkpoint")
+            raise ValueError(f"{path} is a zip archive without a data.pkl, so not a torch "
+                             "checkpoint")
         self._root = pickles[0][:-len("data.pkl")]
         if f"{self._root}byteorder" in self._archive.namelist():
             if self._archive.read(f"{self._root}byteorder") != b"little":
-                raise ValueError(f"{path} holds big-endian numbers; save it again on a common machine")
+                raise ValueError(f"{path} holds big-endian numbers; save it again on a common "
+                                 "machine")
         with self._archive.open(pickles[0]) as file:
             self.content = _unpickle(file, path)
         tensors = self.content
@@ -72,7 +74,8 @@ class TorchFile(collections.abc.Mapping):
                 tensors = tensors[key]
                 break
         if not isinstance(tensors, dict):
-            raise ValueError(f"{path} holds a {type(tensors).__name__}, wanted a dictionary of tensors")
+            raise ValueError(f"{path} holds a {type(tensors).__name__}, wanted a dictionary of "
+                             "tensors")
         self._entries = {k: v for k, v in tensors.items() if isinstance(v, TensorEntry)}
 
     def __iter__(self):
@@ -106,8 +109,8 @@ def _not_an_archive(path: pathlib.Path) -> str:
     if head.lstrip()[:1] == b"<":
         return f"{path} is a web page, not a checkpoint; download the file itself"
     if head[:1] == b"\x80":
-        return (f"{path} was saved by a torch older than 1.6 or is a bare pickle; save it again with a "
-                "newer torch, or as safetensors")
+        return (f"{path} was saved by a torch older than 1.6 or is a bare pickle; save it again "
+                "with a newer torch, or as safetensors")
     return f"{path} is no torch checkpoint (no zip archive), or was cut short; download it again"
 
 
@@ -120,7 +123,8 @@ class _Storage:
 
 def _rebuild_tensor(storage, offset, shape, strides, *_unused):
     dtype, key, size = storage
-    return TensorEntry(key, dtype, size, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    return TensorEntry(key, dtype, size, int(offset),
+                       tuple(map(int, shape)), tuple(map(int, strides)))
 
 
 def _rebuild_parameter(tensor, *_unused):
@@ -149,5 +153,5 @@ def _unpickle(file, path):
     try:
         return _TensorUnpickler(file).load()
     except Exception as error:  # a hostile or cut pickle can raise anything
-        raise ValueError(f"{path} is refused: a checkpoint may hold tensors, dictionaries and numbers "
-                         f"only, but {error}") from None
+        raise ValueError(f"{path} is refused: a checkpoint may hold tensors, dictionaries and "
+                         f"numbers only, but {error}") from None

@@ -5,7 +5,8 @@ import pytest
 
 from maskclippp_jax.data import pipeline, records
 
-SETTINGS = dict(size=48, short_sides=(32, 48, 60), color_jitter=True, num_masks=6, batch_size=4, seed=3)
+SETTINGS = dict(size=48, short_sides=(32, 48, 60), color_jitter=True, num_masks=6, batch_size=4,
+                seed=3)
 
 
 def make_records(rng, count=10, side=(40, 56)):

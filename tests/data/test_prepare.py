@@ -52,7 +52,8 @@ def test_ade20k_equals_the_expected_maps(tmp_path, raw):
             assert digest == example["semantic"]["sha1_int32"]
             rgb = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
             np.testing.assert_allclose(rgb.mean((0, 1)), example["mean_rgb"], atol=1.5)
-            things = [Vocabulary.shipped("ade20k_150").is_thing[c] for c in record["table"]["class_id"]]
+            things = [Vocabulary.shipped("ade20k_150").is_thing[c]
+                      for c in record["table"]["class_id"]]
             assert list(record["table"]["is_thing"]) == things
 
 
@@ -111,7 +112,8 @@ def test_pictures_are_stored_upright_in_rgb():
     exif[0x0112] = 6  # to be turned by 90 degrees
     decode = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB
                                        | cv2.IMREAD_IGNORE_ORIENTATION)
-    assert decode(ade20k.rgb_bytes(encoded(Image.fromarray(array), exif=exif), "x")).shape == (16, 8, 3)
+    assert decode(ade20k.rgb_bytes(
+        encoded(Image.fromarray(array), exif=exif), "x")).shape == (16, 8, 3)
     cmyk = decode(ade20k.rgb_bytes(encoded(Image.fromarray(array).convert("CMYK")), "x"))
     assert cmyk[:, :6, 0].min() > 200 and cmyk[:, 10:, 0].max() < 60
     with pytest.raises(ValueError, match="x cannot be decoded"):

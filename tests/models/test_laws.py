@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
 IMAGE = eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=32, depth=3, num_heads=2,
                              mlp_width=48, embed_dim=16, mask_layers=2)
-TEXT = text.TextConfig(context_length=16, vocab_size=50, width=32, depth=2, num_heads=2, embed_dim=16)
+TEXT = text.TextConfig(context_length=16, vocab_size=50, width=32, depth=2, num_heads=2,
+                       embed_dim=16)
 
 
 def near(got, want, relative=1e-5):
@@ -76,8 +77,8 @@ def test_split_attention_equals_one_attention_with_a_dense_bias(rng, by_head):
 
     near(split(q, k, v, log_scale), naive(q, k, v, log_scale))
     probe = draw(masks + 1 + patches)
-    gradients = [jax.grad(lambda *a: (f(*a) * probe).sum(), argnums=(0, 1, 2, 3))(q, k, v, log_scale)
-                 for f in (split, naive)]
+    gradients = [jax.grad(lambda *a: (f(*a) * probe).sum(), argnums=(0, 1, 2, 3))(
+        q, k, v, log_scale) for f in (split, naive)]
     for got, want in zip(*gradients):
         near(got, want)
 
@@ -232,8 +233,8 @@ def test_cutting_prompts_after_the_longest_changes_nothing(rng):
     probe = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
     of = lambda p, ids: build(p)(jnp.asarray(ids))
     near(of(params, cut), of(params, token_ids))
-    near_trees(*(jax.grad(lambda p: (of(p, ids) * probe).sum())(params) for ids in (cut, token_ids)),
-               2e-5)
+    near_trees(*(jax.grad(lambda p: (of(p, ids) * probe).sum())(params)
+                 for ids in (cut, token_ids)), 2e-5)
 
 
 def test_the_best_name_of_a_class_equals_a_loop(rng):

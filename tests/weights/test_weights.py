@@ -24,11 +24,12 @@ TUNED = str(GOLDEN / "ckpt_maskclippp_finetuned.pth")
 
 def shapes_of(source) -> dict:
     """The model of the two small stored checkpoints."""
-    width = source["psm.corr_proj_in.0.weight"].shape if "psm.corr_proj_in.0.weight" in source else None
+    width = (source["psm.corr_proj_in.0.weight"].shape if "psm.corr_proj_in.0.weight" in source
+             else None)
     head = None if width is None else similarity.LinearSimilarityConfig(width[1], width[0])
     config = maskclippp.MaskCLIPppConfig(
-        eva_vit.EvaViTConfig(image_size=64, patch_size=8, width=32, depth=3, num_heads=2, mlp_width=85,
-                             embed_dim=24, mask_layers=2),
+        eva_vit.EvaViTConfig(image_size=64, patch_size=8, width=32, depth=3, num_heads=2,
+                             mlp_width=85, embed_dim=24, mask_layers=2),
         text.TextConfig(context_length=16, vocab_size=600, width=32, depth=2, num_heads=2,
                         embed_dim=24), head)
     return parameters.abstract(lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0)))[1]
@@ -75,7 +76,8 @@ def test_all_problems_are_listed_together():
     message = str(error.value)
     assert "x.pth does not fit the model (3 problems)" in message
     assert "similarity/corr_out/bias: not in the file" in message
-    assert "visual_encoder.proxy.norm.weight: shape (31,) for image/norm/scale, wanted (32,)" in message
+    assert ("visual_encoder.proxy.norm.weight: shape (31,) for image/norm/scale, wanted (32,)"
+            in message)
     assert "visual_encoder.proxy.extra: unknown here" in message
 
 

@@ -59,7 +59,7 @@ def _is_thing():
 
 
 def rgb_bytes(data: bytes, name: str) -> bytes:
-    """Encoded picture that any decoder reads as upright RGB: as it is, or encoded anew without loss.
+    """Encoded picture that any decoder reads as upright RGB: as is, or encoded anew without loss.
 
     Raises:
       ValueError: it cannot be decoded.
@@ -72,7 +72,8 @@ def rgb_bytes(data: bytes, name: str) -> bytes:
                 return data
             rgb = ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be decoded ({error}); download the archive again") from None
+        raise ValueError(f"{name} cannot be decoded ({error}); download the archive "
+                         "again") from None
     return records.encode_png(np.asarray(rgb))
 
 
@@ -96,7 +97,8 @@ def _members(root: pathlib.Path) -> list[str]:
         try:
             names = _archive(str(root)).namelist()
         except zipfile.BadZipFile:
-            raise ValueError(f"{root} is no zip archive, or was cut short; download it again") from None
+            raise ValueError(f"{root} is no zip archive, or was cut short; download it "
+                             "again") from None
     return [n for n in names if n.endswith((".jpg", ".png"))
             and not posixpath.basename(n).startswith("._") and "__MACOSX" not in n]
 
