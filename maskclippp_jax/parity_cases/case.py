@@ -29,6 +29,13 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
+class Absent:
+    """A part of a case that does not exist here; stands among the checks of the others."""
+
+    what: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     file: pathlib.Path
     dtype: typing.Any  # arithmetic of the towers

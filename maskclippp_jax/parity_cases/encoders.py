@@ -11,7 +11,7 @@ from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models import eva_vit, layers, maskclippp, resample, text
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.parity_cases.case import (
-    Case, Check, NotBuilt, channels_last, close, close_to_largest, cosine, equal, load_part,
+    Absent, Case, Check, NotBuilt, channels_last, close, close_to_largest, cosine, equal, load_part,
     model_config, text_config)
 from maskclippp_jax.weights import eva_clip, rules
 from maskclippp_jax.weights.rules import Rule
@@ -138,11 +138,11 @@ def tokenizer(case: Case) -> list[Check]:
 
 def preprocess(case: Case) -> list[Check]:
     """Normalising, resizing to a shorter side or not at all, padding, bilinear down-sampling."""
-    arrays, checks, missing = case.arrays, [], []
+    arrays, checks = case.arrays, []
     for step in case.spec["steps"]:
         settings, name = step["encoder_cfg"], step["name"]
         if settings["TEST_RESIZE_TYPE"] not in ("none", "short"):
-            missing.append(settings["TEST_RESIZE_TYPE"])
+            checks.append(Absent(f"resize {name}"))
             continue
         short = settings["TEST_IMAGE_SIZE"] if settings["TEST_RESIZE_TYPE"] == "short" else None
         want = arrays[f"out/{name}/images"]
@@ -158,7 +158,10 @@ def preprocess(case: Case) -> list[Check]:
                              **_EXACT)]
     masks = jnp.asarray(arrays["in/d_masks"])
     for key in arrays:
-        if key.startswith("out/down/bilinear/"):
+        method = key.split("/")[2] if key.startswith("out/down/") else None
+        if method not in (None, "bilinear") and Absent(f"masks by {method}") not in checks:
+            checks.append(Absent(f"masks by {method}"))
+        if method == "bilinear":
             size = [int(n) for n in key.split("/")[-1].split("x")]
             rows, columns = (resample.bilinear_taps(n, Stage(masks.shape[1 + i], n))
                              for i, n in enumerate(size))
@@ -169,7 +172,7 @@ def preprocess(case: Case) -> list[Check]:
 
 def checkpoint_layouts(case: Case) -> list[Check]:
     """Published files, read without torch: EVA-CLIP and MaskCLIP++ (OpenAI's archive not built)."""
-    config, arrays, checks = model_config(case), case.arrays, []
+    config, arrays, checks = model_config(case), case.arrays, [Absent("OpenAI's archive")]
     make = lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=nnx.Rngs(0))
     build, shapes = parameters.abstract(make)
     images, masks = channels_last(arrays["in/images"]), jnp.asarray(arrays["in/masks"])
@@ -197,7 +200,9 @@ def checkpoint_layouts(case: Case) -> list[Check]:
 
 def finetune_types(case: Case) -> list[Check]:
     """Which parameters each kind of tuning trains (EVA02 image tower, EVA text tower)."""
-    checks = []
+    checks = [Absent(f"{tower}/{kind}") for tower, kinds in case.spec["table"].items()
+              for kind in kinds if kind not in dict(
+                  eva02=optim.IMAGE_TUNING, text_eva=optim.TEXT_TUNING).get(tower, ())]
     for tower, prefix, kinds in (("eva02", "visual_encoder.", optim.IMAGE_TUNING),
                                  ("text_eva", "text_encoder.", optim.TEXT_TUNING)):
         for kind in kinds:

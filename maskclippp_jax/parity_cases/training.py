@@ -13,7 +13,7 @@ from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
 from maskclippp_jax.models import maskclippp, resample, similarity
 from maskclippp_jax.parity_cases.case import (
-    Case, Check, NotBuilt, channels_last, close, close_to_largest, equal, model_config)
+    Absent, Case, Check, NotBuilt, channels_last, close, close_to_largest, equal, model_config)
 from maskclippp_jax.vocabulary import Vocabulary, split_names
 from maskclippp_jax.weights import maskclippp as layout
 from maskclippp_jax.weights import rules
@@ -245,6 +245,7 @@ def optimizer_groups(case: Case) -> list[Check]:
         names = {k: v for k, v in spec["table"].items() if not k.startswith("_")}
         eva02 = any(k.endswith("attn.q_proj.weight") for k in names)
         if not eva02 or spec["text_finetune"] not in optim.TEXT_TUNING:
+            checks.append(Absent(model))
             continue
         paths = {k: rules.path_for(k, layout.RULES) for k in names}
         unknown = [k for k, p in paths.items() if p is None]
@@ -264,7 +265,7 @@ def optimizer_groups(case: Case) -> list[Check]:
 
 def augment(case: Case) -> list[Check]:
     """The semantic family's geometry and colours with given parameters (panoptic is not built)."""
-    arrays, checks = case.arrays, []
+    arrays, checks = case.arrays, [Absent(f"panoptic {name}") for name in case.spec["panoptic"]]
     levels = case.spec["largest_difference_if_hsv_to_rgb_rounds"]
     for name, drawn in case.spec["colour"].items():
         got = transforms.apply_color_jitter(arrays["in/image"], _jitter(drawn))

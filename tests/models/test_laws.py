@@ -85,7 +85,8 @@ def test_split_attention_equals_one_attention_with_a_dense_bias(rng, by_head):
 
 def run(tower, image, size, masks):
     build, params = tower
-    return build(params)(jnp.asarray(image), jnp.asarray(size), jnp.asarray(masks), dense=True)
+    embed = jax.jit(lambda p, *a: build(p)(*a, dense=True))
+    return embed(params, jnp.asarray(image), jnp.asarray(size), jnp.asarray(masks))
 
 
 def test_an_image_gives_the_same_alone_and_in_a_padded_mixed_batch(tower, rng):
@@ -98,23 +99,26 @@ def test_an_image_gives_the_same_alone_and_in_a_padded_mixed_batch(tower, rng):
         segments[b, h:], segments[b, :, w:] = 0, 0
     probe = rng.normal(size=(3, count, IMAGE.embed_dim)).astype(np.float32)
 
-    def embed(params, images, sizes, segments):
-        grid_masks = resample.segments_to_grid(jnp.asarray(segments), 8, count)
-        return build(params)(jnp.asarray(images), jnp.asarray(sizes), grid_masks)
+    @jax.jit
+    def embed_and_grad(params, images, sizes, segments, probe):
+        def objective(params):
+            grid_masks = resample.segments_to_grid(segments, 8, count)
+            features = build(params)(images, sizes, grid_masks)
+            return (features.mask_embeddings * probe).sum(), features
 
-    together = embed(params, images, sizes, segments)
-    gradient = jax.grad(lambda p: (embed(p, images, sizes, segments).mask_embeddings * probe).sum())(
-        params)
+        gradient, features = jax.grad(objective, has_aux=True)(params)
+        return features, gradient
+
+    together, gradient = embed_and_grad(params, images, np.array(sizes), segments, probe)
     total = jax.tree.map(jnp.zeros_like, params)
     for b, (h, w) in enumerate(sizes):
         own = (-(-h // 8) * 8, -(-w // 8) * 8)
         one = (images[b:b + 1, :own[0], :own[1]], np.array([[h, w]]),
                segments[b:b + 1, :own[0], :own[1]])
-        alone = embed(params, *one)
+        alone, its_gradient = embed_and_grad(params, *one, probe[b:b + 1])
         near(together.mask_embeddings[b], alone.mask_embeddings[0])
         near(together.image_embedding[b], alone.image_embedding[0])
-        total = jax.tree.map(jnp.add, total, jax.grad(
-            lambda p: (embed(p, *one).mask_embeddings * probe[b:b + 1]).sum())(params))
+        total = jax.tree.map(jnp.add, total, its_gradient)
     near_trees(gradient, total, 2e-5)
 
 
@@ -123,7 +127,8 @@ def test_image_features_are_the_same_with_and_without_masks(tower, rng):
     image = rng.integers(0, 256, (1, 32, 40, 3)).astype(np.uint8)
     size = jnp.array([[32, 40]])
     masks = jnp.asarray(rng.random((1, 4, 20)), jnp.float32)
-    near(build(params)(image, size, masks).image_embedding, build(params)(image, size).image_embedding)
+    embed = jax.jit(lambda p, *a: build(p)(*a).image_embedding)
+    near(embed(params, image, size, masks), embed(params, image, size))
 
 
 def test_masks_can_be_permuted_and_padded(tower, rng):
@@ -231,7 +236,7 @@ def test_cutting_prompts_after_the_longest_changes_nothing(rng):
     cut = text.truncate_prompts(token_ids, multiple=4)
     assert cut.shape == (4, 8)
     probe = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
-    of = lambda p, ids: build(p)(jnp.asarray(ids))
+    of = jax.jit(lambda p, ids: build(p)(jnp.asarray(ids)))
     near(of(params, cut), of(params, token_ids))
     near_trees(*(jax.grad(lambda p: (of(p, ids) * probe).sum())(params)
                  for ids in (cut, token_ids)), 2e-5)
@@ -294,8 +299,8 @@ def test_gradients_of_the_trainable_part_equal_those_of_the_whole(tower, rng):
                                      .mask_embeddings).sum()
     is_trainable = optim.trainable_predicate("attention", "none", IMAGE.depth)
     part, frozen = parameters.partition({"image": params}, is_trainable)
-    got = jax.grad(lambda t: objective(parameters.combine(t, frozen)["image"]))(part)
-    whole, _ = parameters.partition({"image": jax.grad(objective)(params)}, is_trainable)
+    got = jax.jit(jax.grad(lambda t: objective(parameters.combine(t, frozen)["image"])))(part)
+    whole, _ = parameters.partition({"image": jax.jit(jax.grad(objective))(params)}, is_trainable)
     near_trees(got, whole)
     assert len(parameters.flatten(part)) == 2 * IMAGE.depth + 2
 
