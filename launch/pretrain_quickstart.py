@@ -4,8 +4,10 @@
 
 Contrastive training as in CLIP (Radford et al. 2021): a picture must find its own caption among those
 of the batch, and the other way round. Captions say what is in a picture, never where; masks are not
-used. Equal captions in a batch count as one target. Beside the weights (float16, under EVA-CLIP's
-names) it writes the loss curve, `<output>.json`, with the command, the seed and the versions.
+used. Colours and textures tell most captions apart, so a model could do well without ever reading a
+digit; hence the captions of most batches leave the textures out, and the run begins with small pictures
+of one digit, a quarter of the work, before it sees scenes. Beside the weights (EVA-CLIP's names,
+float16) it writes a JSON file with the command and the loss curve.
 """
 
 import concurrent.futures
@@ -14,6 +16,7 @@ import multiprocessing
 import pathlib
 import sys
 import time
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -27,38 +30,54 @@ from maskclippp_jax import params as parameters
 from maskclippp_jax.data import scenes
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models import maskclippp, similarity
+from maskclippp_jax.models.text import truncate_prompts
 from maskclippp_jax.weights import eva_clip, rules
 
-OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
-STEPS = flags.DEFINE_integer("steps", 5000, "optimiser steps")
-SECONDS = flags.DEFINE_float("seconds", None, "shorten the run to about this many seconds")
+OUTPUT = flags.DEFINE_string("output", None, "file for the weights, .safetensors", required=True)
+SCALE = flags.DEFINE_float("scale", 1.0, "multiplies the steps of all phases")
 BATCH = flags.DEFINE_integer("batch", 128, "pairs a step")
-POOL = flags.DEFINE_integer("pool", 60000, "different scenes")
+POOL = flags.DEFINE_integer("pool", 40000, "different scenes of each phase")
 SEED = flags.DEFINE_integer("seed", 0, "of the scenes, the order and the weights")
 RATE = flags.DEFINE_float("learning_rate", 1e-3, "largest learning rate")
 
-# Kinds of scenes: how many digits, how many textures, and their share of the pool. Simple pictures
-# teach the words, crowded ones that a picture holds several things.
-KINDS = (((1, 1), (1, 1), 0.35), ((0, 0), (1, 1), 0.1), ((1, 2), (1, 2), 0.25),
-         ((2, 5), (1, 2), 0.3))
+
+class Phase(typing.NamedTuple):
+    steps: int
+    size: int                                # pixels
+    kinds: tuple[tuple[tuple, tuple, float], ...]  # digits, textures, share of the scenes
+
+
+ONE = ((1, 1), (1, 1))
+PHASES = (
+    Phase(4000, 32, ((*ONE, 1.0),)),
+    Phase(2500, 64, ((*ONE, 0.4), ((0, 0), (1, 1), 0.1), ((1, 2), (1, 2), 0.25),
+                     ((2, 5), (1, 2), 0.25))),
+)
+SHORT = 0.7   # share of the batches whose captions leave the textures out
+EVERY = 100   # steps between two lines of the log
+
+
+class Pool(typing.NamedTuple):
+    """Scenes with both their captions."""
+
+    images: np.ndarray   # [n, H, W, 3] uint8
+    full: np.ndarray     # [n, X] token ids of "a photo of a red one on grey grass."
+    short: np.ndarray    # [n, X] of "a photo of a red one."
 
 
 def main(_):
     config = maskclippp.MaskCLIPppConfig.quickstart(num_templates=1)
-    images, captions = draw_pool(POOL.value, SEED.value)
     tokenizer = Tokenizer(config.text.context_length, words=config.text.words)
-    unknown = tokenizer.unknown_words(sorted(set(captions)))
-    if unknown:
-        raise ValueError(f"captions hold words the model does not know: {unknown}")
-    token_ids = tokenizer(captions)
-    token_ids = token_ids[:, :int(token_ids.argmax(-1).max()) + 1]
+    phases = [phase._replace(steps=round(phase.steps * SCALE.value)) for phase in PHASES]
+    total = sum(phase.steps for phase in phases)
 
-    make = lambda: maskclippp.MaskCLIPpp(config, by_head=False, rngs=nnx.Rngs(SEED.value))
+    make = lambda: maskclippp.MaskCLIPpp(config, by_head=True, rngs=nnx.Rngs(SEED.value))
     build, _ = parameters.abstract(make)
     params = parameters.initialize(make)
-    rate = optax.warmup_cosine_decay_schedule(0.0, RATE.value, 300, STEPS.value, RATE.value / 100)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98),
-                            optax.add_decayed_weights(0.05), optax.scale(-1.0))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.05),
+        optax.scale_by_learning_rate(optax.warmup_cosine_decay_schedule(
+            0.0, RATE.value, 300, total, RATE.value / 100)))
     opt = optimizer.init(params)
 
     def loss_of(params, image, ids, same):
@@ -67,65 +86,83 @@ def main(_):
         z = similarity.unit(model.encode_image(image, size).image_embedding)
         t = similarity.unit(model.encode_text(ids))
         logits = z @ t.T * jnp.minimum(jnp.exp(params["logit_scale"]), 100.0)
-        target = same / same.sum(-1, keepdims=True)
+        target = same / same.sum(-1, keepdims=True)  # equal captions are equally right
         loss = (optax.softmax_cross_entropy(logits, target).mean()
                 + optax.softmax_cross_entropy(logits.T, target).mean()) / 2
         found = jnp.take_along_axis(same, logits.argmax(-1)[:, None], 1).mean()
         return loss, found
 
     @jax.jit
-    def step(params, opt, factor, image, ids, same):
+    def step(params, opt, image, ids, same):
         (loss, found), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, image, ids, same)
         updates, opt = optimizer.update(gradients, opt, params)
-        return optax.apply_updates(params, jax.tree.map(lambda u: factor * u, updates)), opt, loss, found
+        return optax.apply_updates(params, updates), opt, loss, found
 
-    rng, start, curve, recent = np.random.default_rng(SEED.value), time.monotonic(), [], []
-    steps, i = STEPS.value, 0
-    while i < steps:
-        chosen = rng.choice(len(images), BATCH.value, replace=False)
-        ids = token_ids[chosen]
-        same = (ids[:, None] == ids[None]).all(-1).astype(np.float32)
-        params, opt, loss, found = step(params, opt, np.float32(rate(i * STEPS.value / steps)),
-                                        images[chosen], ids, same)
-        recent.append((float(loss), float(found)))
-        i += 1
-        if i == 30 and SECONDS.value:
-            steps = min(steps, int(SECONDS.value / (time.monotonic() - start) * 30))
-        if i % 100 == 0 or i == steps:
-            seconds = time.monotonic() - start
-            if SECONDS.value:  # keep to the time, whatever else the machine does
-                steps = min(STEPS.value, max(i, int(i * SECONDS.value / seconds)))
-            loss, found = np.mean(recent, axis=0)
-            recent = []
-            curve.append(dict(step=i, loss=round(float(loss), 4), found=round(float(found), 4)))
-            logging.info("step %d/%d  loss %.3f  caption found %.1f %%  %.0f pairs/s", i, steps, loss,
-                         100 * found, i * BATCH.value / seconds)
-    write(params, config, curve, steps, time.monotonic() - start)
+    things = [name for name, is_thing in zip(scenes.CLASSES, scenes.IS_THING) if is_thing]
+    prompts = tokenizer([f"a photo of a {name}." for name in things])[:, :16]
+
+    @jax.jit
+    def read(params, image):
+        """The thing whose prompt fits a picture best."""
+        model = build(params)
+        size = jnp.full((len(image), 2), image.shape[1])
+        z = similarity.unit(model.encode_image(image, size).image_embedding)
+        return (z @ similarity.unit(model.encode_text(prompts)).T).argmax(-1)
+
+    rng, start, curve, recent, done = np.random.default_rng(SEED.value), time.monotonic(), [], [], 0
+    for number, phase in enumerate(phases):
+        pool = draw_pool(tokenizer, phase.kinds, POOL.value, phase.size, (SEED.value, number))
+        test = draw_pool(tokenizer, ((*ONE, 1.0),), 600, phase.size, (SEED.value, number, 1), "test")
+        truth = (test.short[:, None, :16] == prompts[None]).all(-1).argmax(-1)
+        for _ in range(phase.steps):
+            chosen = rng.choice(len(pool.images), BATCH.value, replace=False)
+            ids = (pool.short if rng.random() < SHORT else pool.full)[chosen]
+            ids = truncate_prompts(ids)
+            same = (ids[:, None] == ids[None]).all(-1).astype(np.float32)
+            params, opt, loss, found = step(params, opt, pool.images[chosen], ids, same)
+            recent.append((loss, found))
+            done += 1
+            if done % EVERY == 0 or done == total:
+                loss, found = np.mean(recent, axis=0)
+                recent, seconds = [], time.monotonic() - start
+                reading = float((np.asarray(read(params, test.images)) == truth).mean())
+                curve.append([done, *(round(float(x), 4) for x in (loss, found, reading))])
+                logging.info(
+                    "step %d/%d (%d pixels)  loss %.3f  caption found %.1f %%  single test digits "
+                    "named %.1f %%  %.0f pairs/s", done, total, phase.size, loss, 100 * found,
+                    100 * reading, done * BATCH.value / seconds)
+    write(params, curve, total, time.monotonic() - start)
 
 
-def draw_pool(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Scenes [n, 64, 64, 3] uint8 and their captions, drawn by all cores."""
-    jobs, first = [], 0
-    for things, stuff, share in KINDS:
-        for part in range(10):
-            jobs.append((things, stuff, int(count * share / 10), (seed, first)))
-            first += 1
+def draw_pool(tokenizer: Tokenizer, kinds, count: int, size: int, seed: tuple[int, ...],
+              digits: str = "train") -> Pool:
+    """Scenes and their captions, drawn by all cores."""
+    jobs = [(things, stuff, round(count * share / 10), size, digits, (*seed, k, part))
+            for k, (things, stuff, share) in enumerate(kinds) for part in range(10)]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as workers:
         drawn = list(workers.map(draw_some, jobs))
-    return (np.concatenate([images for images, _ in drawn]),
-            [c for _, captions in drawn for c in captions])
+    captions = [c for _, cs in drawn for c in cs]
+    unknown = tokenizer.unknown_words(sorted(set(captions)))
+    if unknown:
+        raise ValueError(f"captions hold words the model does not know: {unknown}")
+    return Pool(np.concatenate([images for images, _ in drawn]), tokenizer(captions),
+                tokenizer([without_textures(c) for c in captions]))
 
 
 def draw_some(job) -> tuple[np.ndarray, list[str]]:
-    things, stuff, count, seed = job
+    things, stuff, count, size, digits, seed = job
     rng = np.random.default_rng(seed)
-    found = [scenes.draw_scene(rng, num_things=things, num_stuff=stuff, digits="train")
+    found = [scenes.draw_scene(rng, size=size, num_things=things, num_stuff=stuff, digits=digits)
              for _ in range(count)]
     return np.stack([s.image for s in found]), [s.caption for s in found]
 
 
-def write(params, config, curve, steps, seconds):
+def without_textures(caption: str) -> str:
+    return caption.split(" on ")[0] + "." if " on " in caption else caption
+
+
+def write(params: parameters.Tree, curve: list, steps: int, seconds: float) -> None:
     output = pathlib.Path(OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     leaves = {path: leaf for path, leaf in parameters.flatten(jax.device_get(params)).items()
@@ -133,8 +170,9 @@ def write(params, config, curve, steps, seconds):
     named = rules.export(parameters.unflatten(leaves), eva_clip.RULES)
     save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
     record = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=steps,
-                  pairs=steps * BATCH.value, seconds=round(seconds), jax=jax.__version__, curve=curve)
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1))
+                  pairs=steps * BATCH.value, seconds=round(seconds), jax=jax.__version__,
+                  curve=["step", "loss", "captions found", "single test digits named"], values=curve)
+    output.with_suffix(".json").write_text(json.dumps(record) + "\n")
     logging.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
 
 

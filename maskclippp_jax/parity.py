@@ -47,7 +47,7 @@ def main(paths):
     table.add_column("case", no_wrap=True, min_width=24)
     table.add_column("result", no_wrap=True, min_width=9)
     table.add_column("checks", justify="right", min_width=6)
-    table.add_column("worst", overflow="ellipsis", no_wrap=True)
+    table.add_column("worst", overflow="ellipsis")
     table.add_column("/ limit", justify="right", min_width=7)
     table.add_column("s", justify="right", min_width=5)
     absent, results = {}, collections.Counter()

@@ -77,7 +77,7 @@ def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[in
     for _ in range(count):
         index = int(rng.choice(things))
         # One digit alone is drawn larger, so that the simplest pictures show the most.
-        side = int(rng.integers(20, 33) if count > 1 else rng.integers(24, 45))
+        side = int(rng.integers(20, 33) if count > 1 else rng.integers(24, min(45, size + 1)))
         mask, shade = _digit(rng, CLASSES[index].split()[1], side, digits)
         y, x = rng.integers(0, size - mask.shape[0] + 1), rng.integers(0, size - mask.shape[1] + 1)
         window = (slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1]))
