@@ -15,7 +15,7 @@ CASES = (
     "encoders/eva02", "encoders/eva02_ragged", "encoders/eva02_mixed", "encoders/eva02_edge",
     "encoders/text_eva", "encoders/tokenizer", "encoders/preprocess", "encoders/ckpt_layouts",
     "encoders/finetune_types",
-    "training/psm_dummy", "training/psm_linear", "training/loss", "training/train_step_eva02",
+    "training/psm_dummy", "training/psm_linear", "training/loss",
     "training/train_step_eva02_wtext", "training/trajectory_eva02",
     "training/trajectory_eva02_decay", "training/trajectory_eva02_wtext", "training/schedule",
     "training/optimizer_groups", "training/augment",
@@ -58,7 +58,7 @@ def test_a_result_of_another_shape_is_a_miss_and_not_the_end_of_the_run():
 
 
 @pytest.mark.parametrize("name", ["encoders/finetune_types", "training/optimizer_groups",
-                                  "training/train_step_eva02"])
+                                  "training/train_step_eva02_wtext"])
 def test_tuning_a_weight_too_many_is_a_miss(name, monkeypatch):
     kinds = {**optim.IMAGE_TUNING,
              "attention": (*optim.IMAGE_TUNING["attention"], r"blocks/\d+/attention/key/kernel")}
