@@ -1,13 +1,16 @@
 """Trains the small CLIP of the quick start from scratch on pairs of scenes and captions.
 
-    python launch/pretrain_quickstart.py --output=maskclippp_jax/assets/quickstart_clip.safetensors
+    python launch/pretrain_quickstart.py --stage=digits --output=digits.safetensors
+    python launch/pretrain_quickstart.py --stage=scenes --start=digits.safetensors \
+        --output=maskclippp_jax/assets/quickstart_clip.safetensors
 
-Contrastive training as in CLIP (Radford et al. 2021): a picture must find its own caption among those
-of the batch, and the other way round. Captions say what is in a picture, never where; masks are not
-used. Colours and textures tell most captions apart, so a model could do well without ever reading a
-digit; hence the captions of most batches leave the textures out, and the run begins with small pictures
-of one digit, a quarter of the work, before it sees scenes. Beside the weights (EVA-CLIP's names,
-float16) it writes a JSON file with the command and the loss curve.
+Contrastive training as in CLIP (Radford et al. 2021): a picture must find its own caption among
+those of the batch, and the other way round. Captions say what is in a picture, never where; masks
+are not used. Colours and textures tell most captions apart, so a model could do well without ever
+reading a digit; hence the first stage mostly leaves the textures out of the captions, and begins
+with small pictures of one digit, a quarter of the work. The second stage shows scenes and asks for
+digits, textures, or both. Beside the weights (EVA-CLIP's names, float16) it writes a JSON file with
+the command and the loss curve.
 """
 
 import concurrent.futures
@@ -26,6 +29,7 @@ from absl import app, flags, logging
 from flax import nnx
 from safetensors.numpy import save_file
 
+from maskclippp_jax import loading
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import scenes
 from maskclippp_jax.data.tokenizer import Tokenizer
@@ -34,50 +38,64 @@ from maskclippp_jax.models.text import truncate_prompts
 from maskclippp_jax.weights import eva_clip, rules
 
 OUTPUT = flags.DEFINE_string("output", None, "file for the weights, .safetensors", required=True)
+STAGE = flags.DEFINE_enum("stage", None, ["digits", "scenes"], "see above", required=True)
+START = flags.DEFINE_string("start", None, "weights to start from, written by the stage before")
 SCALE = flags.DEFINE_float("scale", 1.0, "multiplies the steps of all phases")
 BATCH = flags.DEFINE_integer("batch", 128, "pairs a step")
 POOL = flags.DEFINE_integer("pool", 40000, "different scenes of each phase")
 SEED = flags.DEFINE_integer("seed", 0, "of the scenes, the order and the weights")
-RATE = flags.DEFINE_float("learning_rate", 1e-3, "largest learning rate")
 
 
 class Phase(typing.NamedTuple):
     steps: int
-    size: int                                # pixels
+    size: int                                      # pixels
     kinds: tuple[tuple[tuple, tuple, float], ...]  # digits, textures, share of the scenes
 
 
+class Stage(typing.NamedTuple):
+    phases: tuple[Phase, ...]
+    captions: dict[str, float]  # share of the batches whose captions tell everything, ...
+    learning_rate: float        # the largest
+
+
 ONE = ((1, 1), (1, 1))
-PHASES = (
-    Phase(4000, 32, ((*ONE, 1.0),)),
-    Phase(2500, 64, ((*ONE, 0.4), ((0, 0), (1, 1), 0.1), ((1, 2), (1, 2), 0.25),
-                     ((2, 5), (1, 2), 0.25))),
-)
-SHORT = 0.7   # share of the batches whose captions leave the textures out
+STAGES = dict(
+    digits=Stage(
+        (Phase(4000, 32, ((*ONE, 1.0),)),
+         Phase(2500, 64, ((*ONE, 0.4), ((0, 0), (1, 1), 0.1), ((1, 2), (1, 2), 0.25),
+                          ((2, 5), (1, 2), 0.25)))),
+        dict(things=0.7, full=0.3), 1e-3),
+    scenes=Stage(
+        (Phase(1000, 64, ((*ONE, 0.3), ((0, 0), (1, 2), 0.15), ((1, 2), (1, 2), 0.25),
+                          ((2, 5), (1, 2), 0.3))),),
+        dict(full=0.4, things=0.35, stuff=0.25), 5e-4))
 EVERY = 100   # steps between two lines of the log
 
 
 class Pool(typing.NamedTuple):
-    """Scenes with both their captions."""
+    """Scenes with their captions."""
 
-    images: np.ndarray   # [n, H, W, 3] uint8
-    full: np.ndarray     # [n, X] token ids of "a photo of a red one on grey grass."
-    short: np.ndarray    # [n, X] of "a photo of a red one."
+    images: np.ndarray               # [n, H, W, 3] uint8
+    captions: dict[str, np.ndarray]  # token ids [n, X] of each form
 
 
 def main(_):
     config = maskclippp.MaskCLIPppConfig.quickstart(num_templates=1)
     tokenizer = Tokenizer(config.text.context_length, words=config.text.words)
-    phases = [phase._replace(steps=round(phase.steps * SCALE.value)) for phase in PHASES]
+    stage = STAGES[STAGE.value]
+    phases = [phase._replace(steps=round(phase.steps * SCALE.value)) for phase in stage.phases]
     total = sum(phase.steps for phase in phases)
 
     make = lambda: maskclippp.MaskCLIPpp(config, by_head=True, rngs=nnx.Rngs(SEED.value))
-    build, _ = parameters.abstract(make)
+    build, shapes = parameters.abstract(make)
     params = parameters.initialize(make)
+    if START.value:
+        params = loading.load_params(START.value, make, shapes)
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.05),
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98),
+        optax.add_decayed_weights(0.05),
         optax.scale_by_learning_rate(optax.warmup_cosine_decay_schedule(
-            0.0, RATE.value, 300, total, RATE.value / 100)))
+            0.0, stage.learning_rate, 300, total, stage.learning_rate / 100)))
     opt = optimizer.init(params)
 
     def loss_of(params, image, ids, same):
@@ -94,7 +112,8 @@ def main(_):
 
     @jax.jit
     def step(params, opt, image, ids, same):
-        (loss, found), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, image, ids, same)
+        (loss, found), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            params, image, ids, same)
         updates, opt = optimizer.update(gradients, opt, params)
         return optax.apply_updates(params, updates), opt, loss, found
 
@@ -112,12 +131,13 @@ def main(_):
     rng, start, curve, recent, done = np.random.default_rng(SEED.value), time.monotonic(), [], [], 0
     for number, phase in enumerate(phases):
         pool = draw_pool(tokenizer, phase.kinds, POOL.value, phase.size, (SEED.value, number))
-        test = draw_pool(tokenizer, ((*ONE, 1.0),), 600, phase.size, (SEED.value, number, 1), "test")
-        truth = (test.short[:, None, :16] == prompts[None]).all(-1).argmax(-1)
+        test = draw_pool(tokenizer, ((*ONE, 1.0),), 600, phase.size, (SEED.value, number, 1),
+                         "test")
+        truth = (test.captions["things"][:, None, :16] == prompts[None]).all(-1).argmax(-1)
         for _ in range(phase.steps):
             chosen = rng.choice(len(pool.images), BATCH.value, replace=False)
-            ids = (pool.short if rng.random() < SHORT else pool.full)[chosen]
-            ids = truncate_prompts(ids)
+            form = rng.choice(list(stage.captions), p=list(stage.captions.values()))
+            ids = truncate_prompts(pool.captions[form][chosen])
             same = (ids[:, None] == ids[None]).all(-1).astype(np.float32)
             params, opt, loss, found = step(params, opt, pool.images[chosen], ids, same)
             recent.append((loss, found))
@@ -146,8 +166,11 @@ def draw_pool(tokenizer: Tokenizer, kinds, count: int, size: int, seed: tuple[in
     unknown = tokenizer.unknown_words(sorted(set(captions)))
     if unknown:
         raise ValueError(f"captions hold words the model does not know: {unknown}")
-    return Pool(np.concatenate([images for images, _ in drawn]), tokenizer(captions),
-                tokenizer([without_textures(c) for c in captions]))
+    return Pool(np.concatenate([images for images, _ in drawn]), dict(
+        full=tokenizer(captions), things=tokenizer([c.split(" on ")[0] + "." * (" on " in c)
+                                                    for c in captions]),
+        stuff=tokenizer(["a photo of " + c.removeprefix("a photo of ").split(" on ")[-1]
+                         for c in captions])))
 
 
 def draw_some(job) -> tuple[np.ndarray, list[str]]:
@@ -156,10 +179,6 @@ def draw_some(job) -> tuple[np.ndarray, list[str]]:
     found = [scenes.draw_scene(rng, size=size, num_things=things, num_stuff=stuff, digits=digits)
              for _ in range(count)]
     return np.stack([s.image for s in found]), [s.caption for s in found]
-
-
-def without_textures(caption: str) -> str:
-    return caption.split(" on ")[0] + "." if " on " in caption else caption
 
 
 def write(params: parameters.Tree, curve: list, steps: int, seconds: float) -> None:
@@ -171,7 +190,10 @@ def write(params: parameters.Tree, curve: list, steps: int, seconds: float) -> N
     save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
     record = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=steps,
                   pairs=steps * BATCH.value, seconds=round(seconds), jax=jax.__version__,
-                  curve=["step", "loss", "captions found", "single test digits named"], values=curve)
+                  columns=["step", "loss", "captions found", "single test digits named"],
+                  curve=curve)
+    if START.value:
+        record["start"] = json.loads(pathlib.Path(START.value).with_suffix(".json").read_text())
     output.with_suffix(".json").write_text(json.dumps(record) + "\n")
     logging.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
 
