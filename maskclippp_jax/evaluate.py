@@ -42,8 +42,8 @@ def main(argv):
     workdir = epath.Path(WORKDIR.value).absolute()
     settings = config.eval
     source = records.open_source(config.data_dir, settings.dataset, settings.split)
-    vocabulary = Vocabulary.shipped(source.vocabulary)
-    seen = vocabulary.seen_in(Vocabulary.shipped(settings.seen_vocabulary))
+    vocabulary = source.vocabulary
+    seen = vocabulary.seen_in(Vocabulary.load(settings.seen_vocabulary))
 
     protocol = dict(
         dataset=settings.dataset, split=settings.split, pictures=len(source.records),

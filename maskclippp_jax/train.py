@@ -17,7 +17,7 @@ from maskclippp_jax import sharding
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.models import maskclippp, resample, similarity
 from maskclippp_jax.run_log import RunLog
-from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
+from maskclippp_jax.vocabulary import draw_synonyms
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made, or resumed")
@@ -30,8 +30,7 @@ def main(argv):
 
     # Data, and the names it speaks of.
     source = records.open_source(config.data_dir, config.train.dataset, config.train.split)
-    vocabulary = Vocabulary.shipped(source.vocabulary)
-    prompts = loading.tokenize(config.model, vocabulary, config.templates)  # [S, T, X]
+    prompts = loading.tokenize(config.model, source.vocabulary, config.templates)  # [S, T, X]
 
     # Model, and the part of it that learns.
     mesh = sharding.make_mesh(config.mesh.fsdp)
@@ -46,7 +45,7 @@ def main(argv):
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable_shapes)
     base_rate = optim.schedule(config.optimizer, config.train.steps)
     params = loading.load_params(config.weights, make_model, shapes)
-    checkpoint.open_run(workdir, config, vocabulary.to_text())
+    checkpoint.open_run(workdir, config, source.vocabulary.to_text())
     report.print_parameters(optim.parameter_table(shapes, is_trainable, config.optimizer))
 
     with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
@@ -87,7 +86,7 @@ def main(argv):
             for step in range(first_step, config.train.steps):
                 batch = pipeline.to_device(next(batches), sharding.batch_sharding(mesh))
                 rows = jax.device_put(draw_synonyms(
-                    vocabulary, np.random.default_rng((config.seed, step))), whole)
+                    source.vocabulary, np.random.default_rng((config.seed, step))), whole)
                 state, metrics = step_function(state, batch, rows, text)
                 log.add(step + 1, metrics)
                 done = step + 1

@@ -13,7 +13,7 @@ from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary, draw_synonyms, shipped_names
 
 
-FACTS = json.loads((pathlib.Path(__file__).parent / "golden/vocabulary/facts.json").read_text())
+FACTS = json.loads((pathlib.Path(__file__).parent / "fixtures/vocabulary.json").read_text())
 
 
 @pytest.mark.parametrize("name", FACTS["vocabularies"])
