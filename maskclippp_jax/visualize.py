@@ -150,7 +150,8 @@ class Panel(typing.NamedTuple):
 
     image: np.ndarray     # [H, W, 3] uint8
     segments: np.ndarray  # of any size with the same sides' ratio, 0 = none
-    names: list[tuple[str, bool | None]]  # of segments 1, 2, ...: text, and whether it is right
+    # Of segments 1, 2, ...: text (None: not written), and whether it is right.
+    names: list[tuple[str | None, bool | None]]
 
 
 def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typing.Sequence[str],
@@ -211,7 +212,7 @@ def draw_contact_sheet(examples: typing.Sequence[Example], title: str, *, column
     for example in examples:
         most = sorted(range(len(example.names)), reverse=True,
                       key=lambda n: (example.segments == n + 1).sum())[:_NAMED]
-        names = [(name if n in most else "", None) for n, name in enumerate(example.names)]
+        names = [(name if n in most else None, None) for n, name in enumerate(example.names)]
         plain = _draw_panel(Panel(example.image, np.zeros_like(example.segments), []), side)
         masked = _draw_panel(Panel(example.image, example.segments, names), side, example.colors)
         cell = Image.new("RGB", (wide, line + plain.height), _PAPER)
@@ -251,7 +252,7 @@ def _draw_panel(panel: Panel, side: int,
     taken: list[tuple[float, float, float, float]] = []
     for n, (name, right) in enumerate(panel.names, start=1):
         mask = segments == n
-        if not name or not mask.any():
+        if name is None or not mask.any():
             continue
         extra = cross if right is False else 0
         text = _fit(name, font, width - extra - 6)

@@ -45,7 +45,8 @@ class Vocabulary:
             if not line.strip() or line.startswith("# "):
                 continue
             names, *columns = line.split("\t")
-            kind, dataset_id, color = [*columns, *["thing", str(len(classes)), ""][len(columns):]][:3]
+            defaults = ["thing", str(len(classes)), ""]
+            kind, dataset_id, color = [*columns, *defaults[len(columns):]][:3]
             if (len(columns) > 3 or kind not in ("thing", "stuff") or not dataset_id.isdigit()
                     or not re.fullmatch("(#[0-9a-f]{6})?", color)):
                 raise ValueError(f"{name}, line {number}: got {line!r}, wanted names separated by "

@@ -100,7 +100,8 @@ def test_bad_names_files_are_explained(tmp_path):
     (tmp_path / "x.txt").write_text("cat\tanimal\t3\n")
     with pytest.raises(ValueError, match="line 1.*wanted names"):
         Vocabulary.from_file(str(tmp_path / "x.txt"))
-    for line, words in (("cat\tthing\t3\tred", "a colour like"), ("cat\ndog\tthing\t0", "id 0 bel")):
+    for line, words in (("cat\tthing\t3\tred", "a colour like"),
+                        ("cat\ndog\tthing\t0", "id 0 belongs to 'cat' already")):
         with pytest.raises(ValueError, match=words):
             Vocabulary.from_text(line, "x.txt")
     with pytest.raises(ValueError, match="no vocabulary 'ade'; there are ade20k_150"):

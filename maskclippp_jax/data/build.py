@@ -38,7 +38,7 @@ class Reading(typing.NamedTuple):
     splits: dict[str, list]  # for each split what `make_records` turns into records; must pickle
     make_records: typing.Callable[[typing.Any], list[dict]]  # none: dropped; several: cut in tiles
     missing: typing.Sequence[str] = ()  # sentences about files that should be there
-    fingerprint: str = ""               # of the raw files; a stopped build goes on if it is the same
+    fingerprint: str = ""  # of the raw files; a stopped build goes on if it is the same
 
 
 class Summary(typing.NamedTuple):

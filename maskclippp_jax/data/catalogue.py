@@ -90,7 +90,7 @@ _MAIN = (
             read=functools.partial(street.read_vistas, kind="panoptic"), **_VISTAS),
 )
 
-# name, official name and domain of MESS, records, licence, what --raw_dir holds (archive, or the folder it unpacks to).
+# Name, official name and domain, records, licence, what --raw_dir holds.
 _MESS = (
     ("dark_zurich", "Dark Zurich, general", 50, "non-commercial", "Dark_Zurich_val_anon.zip"),
     ("foodseg103", "FoodSeg103, general", 2125, "Apache 2.0",
@@ -106,16 +106,19 @@ _MESS = (
     ("isprs_potsdam", "ISPRS Potsdam, earth monitoring", 504, "on request", "Potsdam.zip"),
     ("worldfloods", "WorldFloods, earth monitoring", 160, "CC BY-NC 4.0",
      "a folder with test/S2/*.tif and test/gt/*.tif"),
-    ("floodnet", "FloodNet, earth monitoring", 5571, "CDLA permissive", "FloodNet-Supervised_v1.0.zip"),
+    ("floodnet", "FloodNet, earth monitoring", 5571, "CDLA permissive",
+     "FloodNet-Supervised_v1.0.zip"),
     ("uavid", "UAVid, earth monitoring", 840, "CC BY-NC-SA 4.0 (login)",
      "uavid_v1.5_official_release_image.zip"),
-    ("kvasir_instrument", "Kvasir-Instrument, medical", 118, "non-commercial", "kvasir-instrument.zip"),
+    ("kvasir_instrument", "Kvasir-Instrument, medical", 118, "non-commercial",
+     "kvasir-instrument.zip"),
     ("chase_db1", "CHASE DB1, medical", 20, "CC BY 4.0", "CHASEDB1.zip"),
     ("cryonuseg", "CryoNuSeg, medical", 30, "CC BY-NC-SA 4.0 (Kaggle login)",
      "the folders \"tissue images\" and \"Annotator 1 (biologist ...)\""),
     *((f"paxray_{part}", f"PAXRay {part}, medical", 180, "unclear", "paxray_dataset.zip")
       for part in ("lungs", "mediastinum", "bones", "diaphragm")),
-    ("corrosion_cs", "Corrosion Condition State, engineering", 44, "CC0", "Corrosion Condition State Classification.zip"),
+    ("corrosion_cs", "Corrosion Condition State, engineering", 44, "CC0",
+     "Corrosion Condition State Classification.zip"),
     ("deepcrack", "DeepCrack, engineering", 237, "unclear", "DeepCrack.zip"),
     ("pst900", "PST900, engineering", 288, "GPL-3.0", "PST900_RGBT_Dataset.zip"),
     ("zerowaste", "ZeroWaste-f, engineering", 929, "CC BY-NC 4.0", "zerowaste-f-final.zip"),

@@ -83,12 +83,12 @@ def semantic_record(image: bytes, image_id: str, label: np.ndarray, is_thing: ty
       ValueError: a value that is neither.
     """
     label = label.astype(np.int64)
-    segments = np.where(label == void, 0, label + 1)
-    low, high = segments.min(initial=0), segments.max(initial=0)
-    if low < 0 or high > len(is_thing):
-        wrong = low - 1 if low < 0 else high - 1
-        raise ValueError(f"{image_id}: the label map holds {wrong}, wanted 0 ... "
+    nothing = label == void
+    wrong = ((label < 0) | (label >= len(is_thing))) & ~nothing
+    if wrong.any():
+        raise ValueError(f"{image_id}: the label map holds {label[wrong][0]}, wanted 0 ... "
                          f"{len(is_thing) - 1}, or {void} for nothing")
+    segments = np.where(nothing, 0, label + 1)
     present = np.flatnonzero(np.bincount(segments.ravel(), minlength=2)[1:])
     rows = [Segment(int(c), bool(is_thing[c])) for c in present]
     return _record(image, image_id, segments.astype(np.uint16), rows, ids=present + 1)

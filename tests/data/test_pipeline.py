@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maskclippp_jax.data import pipeline, records
+from maskclippp_jax.data import images, pipeline, records
 
 SETTINGS = dict(size=48, short_sides=(32, 48, 60), color_jitter=True, num_masks=6, batch_size=4,
                 seed=3)
@@ -16,7 +16,7 @@ def make_records(rng, count=10, side=(40, 56)):
         image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
         label = rng.integers(0, 5, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)
         label = np.where(label == 4, 255, label)[:height, :width]
-        record = records.semantic_record(records.encode_png(image), f"p{i}", label, [True] * 4)
+        record = records.semantic_record(images.encode_png(image), f"p{i}", label, [True] * 4)
         record["table"] = {k: np.array(v) for k, v in record["table"].items()}
         result.append(record)
     return result

@@ -167,7 +167,8 @@ def test_an_existing_data_set_is_left_alone_unless_told_otherwise(tmp_path):
     assert "0001.png cannot be read as a picture" in refused(*flags, "--overwrite")
     assert len(records.open_source(str(tmp_path / "data"), "mine", "train").records) == 3
     (tmp_path / "own/labels/0001.png").unlink()
-    assert "1 of 3 picture or annotation files have no partner" in prepare(*flags, "--overwrite").stdout
+    made = prepare(*flags, "--overwrite").stdout
+    assert "1 of 3 picture or annotation files have no partner" in made
     assert len(records.open_source(str(tmp_path / "data"), "mine", "train").records) == 2
 
 

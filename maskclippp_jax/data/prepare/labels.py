@@ -55,6 +55,29 @@ def map_values(stored: np.ndarray, class_of: typing.Mapping[int, int], name: obj
     return result
 
 
+def map_colors(codes: np.ndarray, table: typing.Sequence[tuple[int, int, int]],
+               name: object) -> np.ndarray:
+    """Class ids of a label map in colours: the position of each in a table of (red, green, blue).
+
+    Args:
+      codes: [H, W] as `read_colors` gives them.
+      table: the colours of the classes.
+      name: of the file, for messages.
+
+    Returns:
+      [H, W] int32.
+
+    Raises:
+      ValueError: another colour.
+    """
+    classes = records.positions(codes, np.array([r + 256 * g + 65536 * b for r, g, b in table]))
+    if classes.min(initial=0) < 0:
+        code = int(codes[classes < 0][0])
+        raise ValueError(f"{name} holds the colour {(code & 255, code >> 8 & 255, code >> 16)}, "
+                         "which the data set does not know; is it of another release?")
+    return classes.astype(np.int32)
+
+
 def read_picture(file: File) -> bytes:
     """The encoded picture, upright RGB for any decoder."""
     return images.upright_rgb(file.read(), str(file))
@@ -68,11 +91,6 @@ def read_label(file: File) -> np.ndarray:
 def read_colors(file: File) -> np.ndarray:
     """[H, W] int32, red + 256 green + 65536 blue."""
     return images.decode_colors(file.read(), str(file))
-
-
-def rgb_code(red: int, green: int, blue: int) -> int:
-    """The number that `read_colors` gives a colour."""
-    return red + 256 * green + 65536 * blue
 
 
 def semantic(file: File, image_id: str, label: np.ndarray, vocabulary: Vocabulary,

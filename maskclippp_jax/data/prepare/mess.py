@@ -96,8 +96,7 @@ def _numbers(class_of: dict[int, int]) -> typing.Callable[[File], np.ndarray]:
 
 
 def _colors(*table: tuple[int, int, int]) -> typing.Callable[[File], np.ndarray]:
-    class_of = labels.rank_of(labels.rgb_code(*c) for c in table)
-    return lambda file: labels.map_values(labels.read_colors(file), class_of, file)
+    return lambda file: labels.map_colors(labels.read_colors(file), table, file)
 
 
 def _dark_zurich(file: File) -> np.ndarray:
@@ -126,9 +125,8 @@ def _potsdam(file: File) -> np.ndarray:
     """Colours are impure in places: channels above 128 count as 255."""
     colors = labels.read_colors(file)
     pure = sum((((colors >> shift) & 255) > 128) * (255 << shift) for shift in (0, 8, 16))
-    class_of = labels.rank_of(labels.rgb_code(*c) for c in (
-        (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)))
-    return labels.map_values(pure, class_of, file)
+    return labels.map_colors(pure, (
+        (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)), file)
 
 
 def _kvasir(file: File) -> np.ndarray:
@@ -166,7 +164,8 @@ def _worldfloods_pixels(file: File) -> np.ndarray:
     chosen = []
     for band in (7, 3, 1):
         white = np.float32(_MEANS[band]) + np.float32(_DEVIATIONS[band])
-        chosen.append((np.clip(bands[band].astype(np.float32) / white, 0, 1) * 255).astype(np.uint8))
+        bright = np.clip(bands[band].astype(np.float32) / white, 0, 1)
+        chosen.append((bright * 255).astype(np.uint8))
     return np.stack(chosen, -1)
 
 

@@ -213,7 +213,13 @@ class _Tar:
         if compressed:
             stream = _random_access(gzip.GzipFile(fileobj=stream))
         self._tar = tarfile.open(fileobj=stream, mode="r:")
-        self._members = {m.name: m for m in self._tar.getmembers() if m.isfile()}
+        members = self._tar.getmembers()
+        # An archive ends in blocks of zeros; tarfile does not miss them.
+        end = max((m.offset_data + -(-m.size // 512) * 512 for m in members), default=0)
+        stream.seek(end)
+        if stream.read(512) != bytes(512):
+            raise tarfile.ReadError("its end is missing")
+        self._members = {m.name: m for m in members if m.isfile()}
 
     def names(self) -> list[str]:
         return list(self._members)
