@@ -124,6 +124,9 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
             for split in reading.splits}
     _check_ids(rows)
     summary = {split: _summary(r) for split, r in rows.items()}
+    if not all(s.images for s in summary.values()):
+        raise ValueError(f"no picture of {name} is left in one of {', '.join(summary)}: all were "
+                         "left out because they have no class; give more pictures")
     check(summary)
 
     infos = [tfds.core.SplitInfo(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclippp_jax.data import catalogue, pipeline, records, scenes, transforms
+from maskclippp_jax.data import build, catalogue, images, pipeline, records, scenes, transforms
 from maskclippp_jax.vocabulary import Vocabulary
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -211,6 +211,48 @@ def test_panoptic_records_are_trainable_without_their_crowds(tmp_path):
         source.records, size=32, short_sides=(32, 40), color_jitter=True, num_masks=8,
         batch_size=2, seed=0))
     assert {int(c) for c in batch["labels"].ravel()} <= {-1, 2, 100, 119, 121, 41, 131}
+
+
+def test_strict_counts_tiles_before_anything_is_registered(tmp_path):
+    with zipfile.ZipFile(FIXTURES / "mess/extracted.zip") as archive:
+        archive.extractall(tmp_path / "raw")
+    flags = ["mess_uavid", f"--raw_dir={tmp_path / 'raw'}", f"--data_dir={tmp_path / 'data'}"]
+    message = refused(*flags, "--strict")
+    assert "mess_uavid validation: found 2 pictures, the published set has 840" in message
+    with pytest.raises(FileNotFoundError):
+        records.open_source(str(tmp_path / "data"), "mess_uavid", "validation")
+    prepare(*flags)
+
+
+def test_two_records_of_one_id_are_refused(tmp_path):
+    """The id is what results are filed under."""
+    same = lambda item: [records.semantic_record(
+        images.encode_png(np.zeros((4, 4, 3), np.uint8)), "x", np.zeros((4, 4), int), [True])]
+    with pytest.raises(ValueError, match="two pictures of train have the id x"):
+        build.build(str(tmp_path), "mine", Vocabulary.from_string("a"), "semantic",
+                    build.Reading({"train": [1, 2]}, same), description="", own_names=True)
+    with pytest.raises(FileNotFoundError):
+        records.open_source(str(tmp_path), "mine", "train")
+
+
+def test_two_pictures_of_one_key_are_refused(tmp_path):
+    """Artists of DRAM who share a name, say."""
+    for style in ("Realism", "Cubism"):
+        for kind, ending in (("test", "jpg"), ("labels", "png")):
+            folder = tmp_path / f"raw/DRAM_processed/{kind}/{style}/Someone"
+            folder.mkdir(parents=True)
+            Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / f"1.{ending}")
+    message = refused("mess_dram", f"--raw_dir={tmp_path / 'raw'}", f"--data_dir={tmp_path}")
+    assert "two files for Someone_1" in message
+
+
+def test_a_split_of_which_nothing_is_left_is_refused(tmp_path):
+    for archive in ("train2017.zip", "stuffthingmaps_trainval2017.zip"):
+        with zipfile.ZipFile(FIXTURES / "coco2017/archives" / archive) as source:
+            [name] = [n for n in source.namelist() if "000000000103" in n]
+            source.extract(name, tmp_path / "raw" / archive[:-4])
+    message = refused("coco_stuff_171", f"--raw_dir={tmp_path / 'raw'}", f"--data_dir={tmp_path}")
+    assert "all were left out because they have no class" in message
 
 
 def test_a_truncated_archive_is_named(tmp_path):

@@ -12,8 +12,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 VOID = 255       # class ids of pixels that belong to no class
 VOID_16 = 65535  # the same where class ids need 16 bits
 
-
-shipped = functools.cache(Vocabulary.shipped)
+shipped = functools.cache(Vocabulary.shipped)  # for readers that ask with every picture
 
 
 def rank_of(values: typing.Iterable[int], void: typing.Iterable[int] = (),
@@ -29,7 +28,7 @@ def map_values(stored: np.ndarray, class_of: typing.Mapping[int, int], name: obj
 
     Args:
       stored: [H, W] integers.
-      class_of: class id of every value that may occur.
+      class_of: class id of every value that may occur, 0 ... 65535.
       name: of the file, for messages.
       hint: what a message says about another value.
 
@@ -39,15 +38,9 @@ def map_values(stored: np.ndarray, class_of: typing.Mapping[int, int], name: obj
     Raises:
       ValueError: another value.
     """
-    known = np.fromiter(class_of, np.int64, len(class_of))
-    classes = np.fromiter(class_of.values(), np.int32, len(class_of))
-    if known.max() < 65536 and stored.max(initial=0) < 65536 and stored.min(initial=0) >= 0:
-        table = np.full(max(known.max(), stored.max(initial=0)) + 1, -1, np.int32)
-        table[known] = classes
-        result = table[stored]
-    else:
-        place = records.positions(stored, known)
-        result = np.where(place < 0, -1, classes[place])
+    table = np.full(65537, -1, np.int32)  # the last place stands for all that 16 bits cannot say
+    table[list(class_of)] = list(class_of.values())
+    result = table[np.clip(stored, -1, 65536)]
     if result.min(initial=0) < 0:
         wrong = np.unique(stored[result < 0])
         raise ValueError(f"{name} holds {', '.join(map(str, wrong[:5]))}"
