@@ -25,7 +25,7 @@ from rich.progress import Progress
 from maskclippp_jax.data import images, records
 from maskclippp_jax.vocabulary import Vocabulary
 
-_SHARD = 256       # records at most, before a picture is cut into tiles
+_SHARD = 256       # records, about, at most
 _SPREAD = 8        # shards at least, so that cores can share a small data set, if there are ...
 _SMALLEST = 32     # ... this many records for each; fewer are written by this process alone
 _WORKERS = 16      # processes at most: each may hold a compressed archive in memory
@@ -39,6 +39,7 @@ class Reading(typing.NamedTuple):
     make_records: typing.Callable[[typing.Any], list[dict]]  # none: dropped; several: cut in tiles
     missing: typing.Sequence[str] = ()  # sentences about files that should be there
     fingerprint: str = ""  # of the raw files; a stopped build goes on if it is the same
+    records_each: int = 1  # about how many records an item gives
 
 
 class Summary(typing.NamedTuple):
@@ -113,13 +114,15 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
 
     jobs, split_of = [], []
     for split, items in reading.splits.items():
-        shards = max(-(-len(items) // _SHARD), min(_SPREAD, -(-len(items) // _SMALLEST)))
+        expected = len(items) * reading.records_each
+        shards = max(-(-expected // _SHARD), min(_SPREAD, -(-expected // _SMALLEST)))
+        shards = min(shards, len(items))
         for i in range(shards):
             path = growing / f"{name}-{split}.array_record-{i:05d}-of-{shards:05d}"
             part = slice(i * len(items) // shards, (i + 1) * len(items) // shards)
             jobs.append((str(path), items[part], reading.make_records))
             split_of.append(split)
-    results = _run(jobs, f"preparing {name}")
+    results = _run(jobs, f"preparing {name}", reading.records_each)
     rows = {split: [r for s, r in zip(split_of, results) if s == split]
             for split in reading.splits}
     _check_ids(rows)
@@ -143,9 +146,11 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
         metadata=tfds.core.MetadataDict(vocabulary=vocabulary.name, kind=kind))
     for leftover in growing.glob(".*"):
         leftover.unlink()
+    replaced = folder.with_name(f".replaced-{folder.name}")
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(replaced)
     growing.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return summary
 
 
@@ -161,7 +166,7 @@ def _lock(folder: pathlib.Path):
         yield
 
 
-def _run(jobs: list[tuple], title: str) -> list[dict]:
+def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
     """Writes all shards, on all cores if it is worth starting them, and shows how far it is."""
     total = sum(len(items) for _, items, _ in jobs)
     results: dict[int, dict] = {}
@@ -169,7 +174,7 @@ def _run(jobs: list[tuple], title: str) -> list[dict]:
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(Progress(transient=True))
         task = bar.add_task(title, total=total)
-        if total <= _SMALLEST or len(jobs) == 1:
+        if total * records_each <= _SMALLEST or len(jobs) == 1:
             finished = ((k, _write_shard(*job)) for k, job in enumerate(jobs))
         else:
             workers = concurrent.futures.ProcessPoolExecutor(

@@ -136,5 +136,5 @@ DATASETS = {d.name: d for d in (*_MAIN, *(
             mess.RULES[name].vocabulary or f"mess_{name}", licence,
             "its own page; the list is at github.com/blumenstiel/MESS", expected,
             {mess.RULES[name].split: count}, functools.partial(mess.read, name=name),
-            tiles=mess.RULES[name].tiles)
+            tiles=mess.RULES[name].tiles > 1)
     for name, title, count, licence, expected in _MESS))}

@@ -186,6 +186,10 @@ def test_a_share_or_a_list_makes_the_validation_split(own):
     splits = read(own, annotations, validation=str(own / "val.txt")).reading.splits
     assert [i[0] for i in splits["validation"]] == ["day/1", "night/4"]
     assert list(read(own, annotations, validation="1").reading.splits) == ["validation"]
+    # Another list of the same length: a stopped build must not go on with it.
+    before = read(own, annotations, validation=str(own / "val.txt")).reading.fingerprint
+    (own / "val.txt").write_text("day/1\nnight/2\n")
+    assert read(own, annotations, validation=str(own / "val.txt")).reading.fingerprint != before
     (own / "val.txt").write_text("day/1\nday/5\nnight/9\n")
     with pytest.raises(ValueError, match="names 2 pictures that are not there .* day/5, night/9"):
         read(own, annotations, validation=str(own / "val.txt"))
@@ -234,8 +238,11 @@ def test_a_json_of_masks_that_lacks_something_is_named(own, entry, words):
 
 
 def test_annotations_that_do_not_fit_at_all_are_explained(own):
-    with pytest.raises(FileNotFoundError, match="no --labels=.*give a folder with x.png"):
-        read(own, str(own / "nothing"))
+    for wrong in ("nothing", "nothing.json", "names.txt"):
+        with pytest.raises(FileNotFoundError, match="no --labels=.*give a folder with x.png"):
+            read(own, str(own / wrong))
+    with pytest.raises(FileNotFoundError, match="no folder --images=/nowhere"):
+        folder.read("/nowhere", str(own), None, void=[])
     (own / "other").mkdir()
     with pytest.raises(FileNotFoundError, match="none of the 6 pictures .* has an annotation"):
         read(own, str(own / "other"))

@@ -53,7 +53,10 @@ def read(image_dir: str, annotations: str, names_file: str | None, *, void: typi
       FileNotFoundError: a file or folder is not there, or no picture has an annotation.
       ValueError: the names do not fit the annotations, or a list does not fit the pictures.
     """
-    if not pathlib.Path(annotations).exists():
+    if not pathlib.Path(image_dir).is_dir():
+        raise FileNotFoundError(f"no folder --images={image_dir}; give the one of your pictures")
+    if not pathlib.Path(annotations).is_dir() and not (
+            annotations.endswith(".json") and pathlib.Path(annotations).is_file()):
         raise FileNotFoundError(f"no --labels={annotations}; give a folder with {_LAYOUT}, or a "
                                 "JSON file in COCO's form")
     pictures_at = Files(image_dir)
@@ -66,7 +69,9 @@ def read(image_dir: str, annotations: str, names_file: str | None, *, void: typi
         vocabulary = Vocabulary.from_file(names_file)
         reading, kind = _read_folder(pictures_at, Files(annotations), vocabulary, void)
     splits = _split(reading.splits["train"], validation)
-    return OwnData(reading._replace(splits=splits), vocabulary, kind)
+    chosen = repr([item[0] for item in splits.get("validation", ())])
+    fingerprint = reading.fingerprint + hashlib.sha1(chosen.encode()).hexdigest()
+    return OwnData(reading._replace(splits=splits, fingerprint=fingerprint), vocabulary, kind)
 
 
 def _read_folder(pictures_at: Files, labels_at: Files, vocabulary: Vocabulary,

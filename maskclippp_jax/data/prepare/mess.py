@@ -33,7 +33,7 @@ class Rule:
     archives: tuple[str, ...] = ()
     split: str = "test"
     vocabulary: str = ""               # if not of the set's own name
-    tiles: bool = False
+    tiles: int = 1                     # about how many squares a picture is cut into
     # Which of the pairs belong to the split, from lists in the files; None: all.
     keys: typing.Callable[[Files, str | None], list[str]] | None = None
     pixels: typing.Callable[[File], np.ndarray] | None = None  # pictures no decoder reads
@@ -57,7 +57,7 @@ def read(raw_dir: str | None, name: str) -> Reading:
         pictures, found = ({k: f[k] for k in wanted if k in f} for f in (pictures, found))
     pairs, alone = labels.pair(pictures, found, what=rule.split)
     return Reading({rule.split: pairs}, functools.partial(_make, name), missing or alone,
-                   files.fingerprint)
+                   files.fingerprint, records_each=rule.tiles)
 
 
 def _make(name: str, item: tuple[str, File, typing.Any]) -> list[dict]:
@@ -65,7 +65,7 @@ def _make(name: str, item: tuple[str, File, typing.Any]) -> list[dict]:
     rule = RULES[name]
     vocabulary = labels.shipped(rule.vocabulary or f"mess_{name}")
     label = rule.classes(label_file)
-    if not rule.tiles:
+    if rule.tiles == 1:
         return labels.semantic(picture, key, label, vocabulary)
     pixels = (rule.pixels(picture) if rule.pixels
               else images.decode_image(picture.read(), str(picture)))
@@ -233,26 +233,26 @@ RULES = {
         _colors((0, 0, 0), (0, 0, 63), (0, 63, 63), (0, 63, 0), (0, 63, 127), (0, 63, 191),
                 (0, 63, 255), (0, 127, 63), (0, 127, 127), (0, 0, 127), (0, 0, 191), (0, 0, 255),
                 (0, 191, 127), (0, 127, 191), (0, 127, 255), (0, 100, 155)),
-        archives=("iSAID*.zip", "part1.zip", "images.zip"), split="validation", tiles=True),
+        archives=("iSAID*.zip", "part1.zip", "images.zip"), split="validation", tiles=9),
     "isprs_potsdam": Rule(
         r"(top_potsdam_\d+_\d+)_IRRG\.tif", r"(top_potsdam_\d+_\d+)_label\.tif", _potsdam,
-        archives=("Potsdam.zip", "3_Ortho_IRRG.zip", "5_Labels_all.zip"), tiles=True,
+        archives=("Potsdam.zip", "3_Ortho_IRRG.zip", "5_Labels_all.zip"), tiles=36,
         keys=lambda files, below: [f"top_potsdam_{a}" for a in (
             "2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15", "5_13", "5_14", "5_15", "6_13",
             "6_14", "6_15", "7_13")]),
     "worldfloods": Rule(
         r"test/S2/([^/]+)\.tif", r"test/gt/([^/]+)\.tif",
         _numbers(labels.rank_of((1, 2, 3), void=[0])), "(?i:worldfloods)[^/]*",
-        ("[wW]orld[fF]loods*.zip", "test.zip"), tiles=True, pixels=_worldfloods_pixels),
+        ("[wW]orld[fF]loods*.zip", "test.zip"), tiles=15, pixels=_worldfloods_pixels),
     "floodnet": Rule(
         r"test/test-org-img/([^/]+)\.jpg", r"test/test-label-img/([^/]+)_lab\.png",
         _numbers(labels.rank_of(range(10))), "FloodNet-Supervised_v1.0",
-        ("FloodNet-Supervised_v1.0.zip",), tiles=True),
+        ("FloodNet-Supervised_v1.0.zip",), tiles=12),
     "uavid": Rule(
         r"uavid_val/(seq\d+)/Images/(\d+)\.png", r"uavid_val/(seq\d+)/Labels/(\d+)\.png",
         _colors((0, 0, 0), (128, 0, 0), (128, 64, 128), (0, 128, 0), (128, 128, 0), (64, 0, 128),
                 (192, 0, 192), (64, 64, 0)),
-        archives=("uavid_v1.5_official_release_image.zip",), split="validation", tiles=True),
+        archives=("uavid_v1.5_official_release_image.zip",), split="validation", tiles=12),
     "kvasir_instrument": Rule(
         r"images/(\w+)\.jpg", r"masks/(\w+)\.png", _kvasir, "kvasir-instrument",
         ("kvasir-instrument.zip", "images.tar.gz", "masks.tar.gz"), keys=_listed(r"test\.txt")),
