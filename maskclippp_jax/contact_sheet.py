@@ -73,8 +73,9 @@ def _example(source, image, segments, classes, names, caption) -> visualize.Exam
     colors = [visualize.class_color(int(c)) for c in classes]
     nothing = (segments == 0).mean()
     caption += f", {len(names)} mask{'s' * (len(names) != 1)}"
-    if nothing:
-        caption += f", {max(100 * nothing, 1):.0f} % without a class"
+    if nothing:  # neither 0 % nor 100 % if that is not the whole truth
+        share = 100 if nothing == 1 else min(max(100 * nothing, 1), 99)
+        caption += f", {share:.0f} % without a class"
     return visualize.Example(image, segments, names, colors, caption)
 
 
