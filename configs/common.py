@@ -21,6 +21,10 @@ def base() -> ml_collections.ConfigDict:
 
     config.train = dict(
         masks="ground_truth",   # "degraded": as a poor generator would give them
+        dataset="",             # or several with the same classes, separated by commas
+        dataset_weights=(),     # how often each is drawn from; (): by its size
+        drop_smallest=False,    # of a picture with more than num_masks masks; False: stop
+        skip_broken=0,          # records that may be left out because they cannot be decoded
         batch_size=4,           # pictures a step, over all chips
         steps=20000,
         workers=0,              # processes that read and augment; 0 = threads of this one
@@ -33,12 +37,21 @@ def base() -> ml_collections.ConfigDict:
     return config
 
 
-def semantic_448(config: ml_collections.ConfigDict) -> None:
-    """The published augmentation of COCO-Stuff at 448 pixels."""
-    config.train.size = 448
-    # Shorter sides drawn uniformly: int(x * 44.8) for x = 3 ... 19.
-    config.train.short_sides = tuple(x * 448 // 10 for x in range(3, 20))
+def semantic_family(config: ml_collections.ConfigDict, size: int) -> None:
+    """The published augmentation of COCO-Stuff at `size` pixels."""
+    config.train.family = "semantic"
+    config.train.size = size
+    # Shorter sides drawn uniformly: int(x * size / 10) for x = 3 ... 19.
+    config.train.short_sides = tuple(x * size // 10 for x in range(3, 20))
     config.train.color_jitter = True
+
+
+def panoptic_family(config: ml_collections.ConfigDict, size: int) -> None:
+    """The published augmentation of COCO panoptic at `size` pixels: flip and large-scale jitter."""
+    config.train.family = "panoptic"
+    config.train.size = size
+    config.train.short_sides = ()
+    config.train.color_jitter = False
 
 
 def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:

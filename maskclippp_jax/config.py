@@ -15,6 +15,7 @@ from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
 MASKS = ("ground_truth", "degraded")
+FAMILIES = ("semantic", "panoptic")
 
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
@@ -42,6 +43,15 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(config.weights != "", "weights is empty; give the file of a pre-trained CLIP, or 'random'")
     for key, known in (("dtype", DTYPES), ("remat", REMAT)):
         need(config[key] in known, f"{key} is {config[key]!r}; it can be {', '.join(known)}")
+    need(config.train.family in FAMILIES,
+         f"train.family is {config.train.family!r}; it can be {', '.join(FAMILIES)}")
+    need(config.train.family != "semantic" or len(config.train.short_sides) > 0,
+         "train.short_sides is empty; the semantic family draws from it")
+    weights, datasets = config.train.dataset_weights, config.train.dataset.split(",")
+    need(not weights or (len(weights) == len(datasets) and min(weights) > 0),
+         f"train.dataset_weights is {weights}; it must have a positive number for each of the "
+         f"{len(datasets)} data sets")
+    need(config.train.skip_broken >= 0, f"train.skip_broken is {config.train.skip_broken}")
     need(config.train.masks in MASKS,
          f"train.masks is {config.train.masks!r}; it can be {', '.join(MASKS)}")
     for key in ("batch_size", "steps", "num_masks", "size"):

@@ -14,7 +14,7 @@ _MAX_MASKS = 2048   # slots of a picture; nothing is computed with them
 def write(data_dir: str, name: str, count: int) -> list[pathlib.Path]:
     """Draws `count` pictures of every split into PNG files beside the data set.
 
-    Pictures of `train` are drawn after augmentation, by the published recipe of COCO-Stuff; those
+    Pictures of `train` are drawn after augmentation, by the published recipe for their kind; those
     of other splits as they are stored.
 
     Returns:
@@ -39,10 +39,12 @@ def _augmented(source: records.Source, count: int) -> list[visualize.Example]:
     """The first pictures of the first training batch."""
     some = [source.records[i] for i in _spread(len(source.records), 20)]
     side = min(_SIDE, int(np.median([min(_size(r)) for r in some])))
+    family = pipeline.PanopticFamily(side)
+    if source.kind == "semantic":
+        family = pipeline.SemanticFamily(side, tuple(x * side // 10 for x in range(3, 20)))
     batch = next(pipeline.train_batches(
-        source.records, size=side, short_sides=[x * side // 10 for x in range(3, 20)],
-        color_jitter=True, num_masks=_MAX_MASKS, batch_size=min(count, len(source.records)),
-        seed=0))
+        [source.records], family=family, num_masks=_MAX_MASKS,
+        batch_size=min(count, len(source.records)), seed=0))
     examples = []
     for image, (height, width), segments, labels in zip(
             *(batch[k] for k in ("image", "image_size", "segments", "labels"))):

@@ -29,8 +29,14 @@ def main(argv):
     workdir = epath.Path(WORKDIR.value).absolute()
 
     # Data, and the names it speaks of.
-    source = records.open_source(config.data_dir, config.train.dataset, config.train.split)
-    prompts = loading.tokenize(config.model, source.vocabulary, config.templates)  # [S, T, X]
+    sources = [records.open_source(config.data_dir, name, config.train.split)
+               for name in config.train.dataset.split(",")]
+    vocabulary = sources[0].vocabulary
+    for name, source in zip(config.train.dataset.split(","), sources):
+        if source.vocabulary.classes != vocabulary.classes:
+            raise ValueError(f"the data set {name} has other classes ({source.vocabulary.name}) "
+                             f"than the first one ({vocabulary.name}); mix data sets of the same")
+    prompts = loading.tokenize(config.model, vocabulary, config.templates)  # [S, T, X]
 
     # Model, and the part of it that learns.
     mesh = sharding.make_mesh(config.mesh.fsdp)
@@ -45,7 +51,7 @@ def main(argv):
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable_shapes)
     base_rate = optim.schedule(config.optimizer, config.train.steps)
     params = loading.load_params(config.weights, make_model, shapes)
-    checkpoint.open_run(workdir, config, source.vocabulary.to_text())
+    checkpoint.open_run(workdir, config, vocabulary.to_text())
     report.print_parameters(optim.parameter_table(shapes, is_trainable, config.optimizer))
 
     with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
@@ -74,19 +80,26 @@ def main(argv):
         step_function = make_step(
             build, optimizer, base_rate, config.tune.text != "none", shardings, mesh)
         batches = pipeline.train_batches(
-            source.records, start_step=first_step, host=jax.process_index(),
-            hosts=jax.process_count(),
-            batch_size=config.train.batch_size, seed=config.seed, size=config.train.size,
-            short_sides=config.train.short_sides, color_jitter=config.train.color_jitter,
-            num_masks=config.train.num_masks, masks=config.train.masks,
+            [s.records for s in sources], weights=config.train.dataset_weights,
+            family=pipeline.family_of(config.train), num_masks=config.train.num_masks,
+            batch_size=config.train.batch_size, seed=config.seed, start_step=first_step,
+            host=jax.process_index(), hosts=jax.process_count(), masks=config.train.masks,
+            drop_smallest=config.train.drop_smallest, skip_broken=config.train.skip_broken > 0,
             workers=config.train.workers)
+        broken = 0  # records of this host that could not be decoded
 
         log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size)
         with jax.transfer_guard("disallow"):
             for step in range(first_step, config.train.steps):
-                batch = pipeline.to_device(next(batches), sharding.batch_sharding(mesh))
+                batch = next(batches)
+                broken += int(batch.pop("broken").sum())
+                if broken > config.train.skip_broken:
+                    raise ValueError(f"{broken} records could not be decoded (named above), "
+                                     f"train.skip_broken allows {config.train.skip_broken}; prepare "
+                                     "the data set again")
+                batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
                 rows = jax.device_put(draw_synonyms(
-                    source.vocabulary, np.random.default_rng((config.seed, step))), whole)
+                    vocabulary, np.random.default_rng((config.seed, step))), whole)
                 state, metrics = step_function(state, batch, rows, text)
                 log.add(step + 1, metrics)
                 done = step + 1

@@ -264,8 +264,8 @@ def optimizer_groups(case: Case) -> list[Check]:
 
 
 def augment(case: Case) -> list[Check]:
-    """The semantic family's geometry and colours with given parameters (panoptic is not built)."""
-    arrays, checks = case.arrays, [Absent(f"panoptic {name}") for name in case.spec["panoptic"]]
+    """Geometry, masks and colours of both families with given parameters."""
+    arrays, checks = case.arrays, []
     levels = case.spec["largest_difference_if_hsv_to_rgb_rounds"]
     for name, drawn in case.spec["colour"].items():
         got = transforms.apply_color_jitter(arrays["in/image"], _jitter(drawn))
@@ -291,7 +291,30 @@ def augment(case: Case) -> list[Check]:
                   arrays[f"out/semantic/{name}/masks"])]
     sizes = [transforms.shortest_edge(*asked)
              for asked in case.spec["sizes_asked"]["shortest_edge"]]
-    return [*checks, equal("sizes", sizes, arrays["out/sizes/shortest_edge"])]
+    red, green, blue = np.moveaxis(arrays["in/panoptic"].astype(np.int64), -1, 0)
+    rows = case.spec["segments"]
+    segments = np.zeros(red.shape, np.uint16)
+    for n, row in enumerate(rows, start=1):
+        segments[red + 256 * green + 65536 * blue == row["id"]] = n
+    table = dict(id=np.arange(1, len(rows) + 1), class_id=np.array([r["category"] for r in rows]),
+                 is_crowd=np.array([r["iscrowd"] for r in rows], bool))
+    for name, drawn in case.spec["panoptic"].items():
+        step = -1 if drawn["flip"] else 1
+        size = transforms.fitting_size(*segments.shape, drawn["scale"], drawn["target"])
+        image = transforms.resize_image(
+            np.ascontiguousarray(arrays["in/image"][:, ::step]), size)
+        image, cut = transforms.large_scale_crop(
+            image, transforms.resize_panoptic(segments[:, ::step], size), drawn["u"],
+            drawn["target"])
+        slots, labels = transforms.to_slots(cut, table, len(rows), name, keep_vanished=True)
+        labels = labels[labels >= 0]
+        masks = slots == np.arange(1, len(labels) + 1)[:, None, None]
+        for key, got in dict(resized_size=size, image=image, labels=labels, masks=masks).items():
+            checks.append(equal(f"panoptic {name}/{key}", got, arrays[f"out/panoptic/{name}/{key}"]))
+    fitted = [transforms.fitting_size(*asked[:3], asked[3:])
+              for asked in case.spec["sizes_asked"]["resize_scale"]]
+    return [*checks, equal("sizes", sizes, arrays["out/sizes/shortest_edge"]),
+            equal("fitted sizes", fitted, arrays["out/sizes/resize_scale"])]
 
 
 def _jitter(drawn: dict) -> transforms.ColorJitter:

@@ -208,8 +208,7 @@ def test_panoptic_records_are_trainable_without_their_crowds(tmp_path):
     crowd = segments == record["table"]["id"][record["table"]["is_crowd"]][0]
     assert crowd.any() and (slots[crowd] == 0).all()
     batch = next(pipeline.train_batches(
-        source.records, size=32, short_sides=(32, 40), color_jitter=True, num_masks=8,
-        batch_size=2, seed=0))
+        [source.records], family=pipeline.PanopticFamily(32), num_masks=8, batch_size=2, seed=0))
     assert {int(c) for c in batch["labels"].ravel()} <= {-1, 2, 100, 119, 121, 41, 131}
 
 

@@ -106,6 +106,19 @@ def test_too_many_masks_name_the_image_and_the_key():
         transforms.to_slots(np.array([[1, 2]], np.uint16), table, 1, "a.jpg")
 
 
+def test_of_too_many_masks_the_smallest_are_left_out():
+    segments = np.array([[1, 1, 1, 2, 3, 3, 4]], np.uint16)
+    table = dict(id=np.array([1, 2, 3, 4, 5]), class_id=np.array([10, 20, 30, 40, 50]),
+                 is_crowd=np.zeros(5, bool))
+    slots, labels = transforms.to_slots(segments, table, 3, "x", drop_smallest=True)
+    assert labels.tolist() == [10, 20, 30] and slots.tolist() == [[1, 1, 1, 2, 3, 3, 0]]
+    slots, labels = transforms.to_slots(segments, table, 5, "x", keep_vanished=True)
+    assert labels.tolist() == [10, 20, 30, 40, 50] and slots.max() == 4
+    slots, labels = transforms.to_slots(segments, table, 4, "x", keep_vanished=True,
+                                        drop_smallest=True)
+    assert labels.tolist() == [10, 20, 30, 40]  # the vanished one first
+
+
 def test_degraded_masks_are_displaced_but_keep_most_segments():
     segments = np.ones((64, 64), np.uint16)
     segments[20:44, 20:40] = 2
