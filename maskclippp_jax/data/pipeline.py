@@ -5,6 +5,7 @@ threads, and not on the number of hosts (hosts share the batches out last). So t
 data is the step, and a run resumes by starting there.
 """
 
+import collections
 import dataclasses
 import os
 import typing
@@ -17,6 +18,8 @@ from absl import flags, logging
 
 from maskclippp_jax.data import transforms
 from maskclippp_jax.data.records import decode_segments
+
+CANVAS = 64  # pixels; sides of evaluation canvases are multiples of it
 
 cv2.setNumThreads(1)  # the parallelism is over pictures
 
@@ -175,8 +178,30 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
     return iter(batches)
 
 
+class Padding(typing.NamedTuple):
+    """What evaluation canvases cost beside the pictures."""
+
+    canvases: int   # different ones, so programs
+    pixels: float   # share of all pixels that lie outside of pictures, filling left aside
+    filling: float  # share of pictures that only fill up batches
+
+
+def padding_of(sizes: typing.Sequence[tuple[int, int]], *, batch_size: int,
+               canvas_multiple: int = CANVAS) -> Padding:
+    """The padding of pictures of these sizes (height, width) when they are evaluated."""
+    groups = collections.Counter(_up(size, canvas_multiple) for size in sizes)
+    whole = sum(h * w * count for (h, w), count in groups.items())
+    filling = sum(-count % batch_size for count in groups.values())
+    return Padding(len(groups), 1 - sum(h * w for h, w in sizes) / whole,
+                   filling / (len(sizes) + filling))
+
+
+def _up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
+    return tuple(-(-side // multiple) * multiple for side in size)
+
+
 def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min: int | None,
-                 loader_max: int | None, canvas_multiple: int = 64, host: int = 0,
+                 loader_max: int | None, canvas_multiple: int = CANVAS, host: int = 0,
                  hosts: int = 1) -> typing.Iterator[dict]:
     """All pictures once, those of like size together; every host sees as many batches.
 
@@ -201,12 +226,12 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
     facts = [(_png_size(r["segments"]), len(r["table"]["id"])) for r in map(records.__getitem__,
                                                                           range(len(records)))]
     num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
-    up = lambda side: -(-side // canvas_multiple) * canvas_multiple
     groups: dict[tuple, list[int]] = {}
     for i, (stored, _) in enumerate(facts):
         loaded = (stored if loader_min is None
                   else transforms.shortest_edge(*stored, loader_min, loader_max))
-        groups.setdefault((*map(up, loaded), *map(up, stored)), []).append(i)
+        canvases = _up(loaded, canvas_multiple) + _up(stored, canvas_multiple)
+        groups.setdefault(canvases, []).append(i)
     share = batch_size // hosts
     jobs = []
     for canvases, members in sorted(groups.items()):

@@ -165,3 +165,9 @@ def test_a_broken_record_stops_the_stream_or_becomes_an_empty_picture(rng):
     assert batch["broken"].sum() == 1
     empty = batch["broken"].argmax()
     assert (batch["labels"][empty] == -1).all() and not batch["segments"][empty].any()
+
+
+def test_padding_is_counted_by_canvas():
+    got = pipeline.padding_of([(64, 64), (60, 64), (65, 64)], batch_size=2, canvas_multiple=64)
+    assert got.canvases == 2 and got.filling == pytest.approx(1 / 4)
+    assert got.pixels == pytest.approx(1 - (64 + 60 + 65) / (64 + 64 + 128))
