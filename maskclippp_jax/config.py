@@ -19,7 +19,7 @@ MASKS = ("ground_truth", "degraded")
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
     maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
-    similarity.LinearSimilarityConfig)}
+    similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 
 def check(config: ml_collections.ConfigDict | None, *,

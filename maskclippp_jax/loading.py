@@ -107,8 +107,8 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     if path == "untuned":
         return model_config, load_params(config.weights, make, shapes), f"untuned {config.weights}"
     if is_run:
-        params, step = checkpoint.load_run(epath.Path(path).absolute(), shapes)
-        return model_config, params, f"{path} after step {step}"
+        params, when = checkpoint.load_run(epath.Path(path).absolute(), shapes)
+        return model_config, params, f"{path} {when}"
     return model_config, load_params(path, make, shapes, base=config.weights), path
 
 

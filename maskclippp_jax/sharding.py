@@ -59,6 +59,31 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(_BATCH, *[None] * (x.ndim - 1)))
 
 
+def split_batch(batch: dict, parts: int) -> dict:
+    """A batch [B, ...] as `parts` smaller ones [parts, B / parts, ...], without moving rows.
+
+    Every device cuts its own rows into parts; which images meet in a part does not matter.
+
+    Raises:
+      ValueError: the rows of a device cannot be shared out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+
+    def split(x):
+        if len(x) % (devices * parts):
+            raise ValueError(f"train.batch_size is {len(x)}, which {devices} devices cannot take in "
+                             f"{parts} parts (train.accumulate); choose a multiple of "
+                             f"{devices * parts}")
+        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(parts, -1, *x.shape[3:])
+        if mesh.empty:
+            return x
+        return jax.lax.with_sharding_constraint(x, P(None, _BATCH, *[None] * (x.ndim - 2)))
+
+    return jax.tree.map(split, batch)
+
+
 def spread(function, x: jax.Array) -> jax.Array:
     """`function(x)` with the rows of x spread over all devices and the result gathered on each.
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from maskclippp_jax import losses, optim, train
+from maskclippp_jax import losses, optim, train_step
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
 from maskclippp_jax.models import maskclippp, resample, similarity
@@ -174,7 +174,12 @@ class _Tuning:
             spec["encoder_cfg"]["FINETUNE_TYPE"], spec["text_encoder_cfg"]["FINETUNE_TYPE"],
             config.image.depth)
         ids = jnp.asarray(token_ids.reshape(vocabulary.num_synonyms, num_templates, -1))
-        self.text = ids if self.text_tuned else train.encode_prompts(self.build(self.params), ids)
+        self.text = ids if self.text_tuned else train_step.encode_prompts(
+            self.build(self.params), ids)
+        criterion = spec["criterion_cfg"]
+        self.loss = types.SimpleNamespace(
+            balance_classes=criterion["BALANCE_CLS"], ignore_empty=criterion["IGNORE_EMPTY"],
+            temperature=criterion["TEMPERATURE"])
         self.patch = config.image.patch_size
         self.value_and_grad = jax.jit(jax.value_and_grad(self._loss))
 
@@ -182,8 +187,9 @@ class _Tuning:
         model = self.build(parameters.combine(trainable, frozen))
         text = self.text[rows]
         if self.text_tuned:
-            text = train.encode_prompts(model, text)
-        return train.grid_masks_loss(model, batch, grid_masks, text)[0]
+            text = train_step.encode_prompts(model, text)
+        return train_step.grid_masks_loss(model, dict(batch, grid_masks=grid_masks), text,
+                                          self.loss)[0]
 
     def batch(self, arrays, prefix: str):
         image = channels_last(arrays[f"{prefix}images"])
@@ -210,8 +216,8 @@ def step(case: Case) -> list[Check]:
               close("m_embs", np.asarray(features.mask_embeddings)[valid], arrays["out/m_embs"],
                     atol=1e-4, rtol=1e-4)]
     text = tuning.text[rows]
-    text = train.encode_prompts(model, text) if tuning.text_tuned else text
-    logits = np.asarray(model.classify(features.mask_embeddings, text))[valid]
+    text = train_step.encode_prompts(model, text) if tuning.text_tuned else text
+    logits = np.asarray(model.classify(features, text))[valid]
     checks.append(close("t_embs", text, arrays["out/t_embs"], atol=1e-4, rtol=1e-4))
     checks.append(close("logits", logits, arrays["out/logits"],
                         atol=1e-5 * np.abs(arrays["out/logits"]).max(), rtol=1e-4))
