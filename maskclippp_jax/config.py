@@ -68,9 +68,13 @@ def dtype(config: ml_collections.ConfigDict) -> typing.Any:
     return jax.numpy.dtype(config.dtype)
 
 
-def heads_apart() -> bool:
-    """Whether attention takes its heads one after the other, see `layers.attend`."""
-    return jax.default_backend() == "cpu"
+def heads_apart(platform: str | None = None) -> bool:
+    """Whether attention takes its heads one after the other, see `layers.attend`.
+
+    Args:
+      platform: what is compiled for; None: the device at hand.
+    """
+    return (platform or jax.default_backend()) == "cpu"
 
 
 def to_json(config: typing.Any) -> typing.Any:

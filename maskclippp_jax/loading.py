@@ -26,17 +26,25 @@ QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_
 _CHUNK = 256
 
 
-def model_maker(config: ml_collections.ConfigDict, *, dtype=None,
+def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
                 constrain: typing.Callable = lambda x: x) -> typing.Callable[[], nnx.Module]:
-    """A function that makes the model of an experiment, with random weights."""
+    """A function that makes the model of an experiment, with random weights.
+
+    Args:
+      config: the experiment.
+      dtype: arithmetic of the towers; None: the experiment's.
+      platform: "cpu", "gpu" or "tpu", what the model is compiled for; None: the device at hand.
+      constrain: see `sharding.constrain_batch`.
+    """
     return functools.partial(
         _make_model, config.model, dtype or configuration.dtype(config), config.remat, constrain,
-        config.seed)
+        config.seed, platform)
 
 
-def _make_model(model_config, dtype, remat, constrain, seed):
-    return maskclippp.MaskCLIPpp(model_config, dtype=dtype, remat=remat, constrain=constrain,
-                                 by_head=configuration.heads_apart(), rngs=nnx.Rngs(seed))
+def _make_model(model_config, dtype, remat, constrain, seed, platform=None):
+    return maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, remat=remat, constrain=constrain,
+        by_head=configuration.heads_apart(platform), rngs=nnx.Rngs(seed))
 
 
 def load_params(file: str, make_model: typing.Callable, shapes: parameters.Tree, *,

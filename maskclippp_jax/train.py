@@ -48,13 +48,11 @@ def main(argv):
 
     with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
         trainable, frozen = parameters.partition(params, is_trainable)
-        state = dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen,
-                     opt=jax.eval_shape(optimizer.init, trainable))
-        if config.ema_decay:
-            state["ema"] = trainable
-        shardings = sharding.state_shardings(state, mesh)
-        state |= jax.device_put({k: state[k] for k in ("step", "trainable", "frozen")},
-                                {k: shardings[k] for k in ("step", "trainable", "frozen")})
+        shardings = sharding.state_shardings(
+            train_step.abstract_state(config, trainable, frozen, optimizer), mesh)
+        state = jax.device_put(
+            dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen),
+            {k: shardings[k] for k in ("step", "trainable", "frozen")})
         state["opt"] = jax.jit(optimizer.init, out_shardings=shardings["opt"])(state["trainable"])
         if config.ema_decay:
             state["ema"] = jax.tree.map(jax.numpy.copy, state["trainable"])

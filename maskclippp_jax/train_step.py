@@ -15,12 +15,25 @@ from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp, resample, similarity
 
 
+def abstract_state(config: ml_collections.ConfigDict, trainable: parameters.Tree,
+                   frozen: parameters.Tree, optimizer: optax.GradientTransformation
+                   ) -> parameters.Tree:
+    """Shapes of the state of a run, from shapes (or arrays) of its parameters.
+
+    `step`, `trainable`, `frozen`, `opt`, and with `config.ema_decay` also `ema`, the moving average
+    of the trainable part.
+    """
+    shape = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    state = dict(step=jax.ShapeDtypeStruct((), jnp.int32), trainable=shape(trainable),
+                 frozen=shape(frozen), opt=jax.eval_shape(optimizer.init, trainable))
+    return state | (dict(ema=shape(trainable)) if config.ema_decay else {})
+
+
 def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
               optimizer: optax.GradientTransformation, shardings: parameters.Tree, mesh):
     """The jitted step: (state, batch, synonym rows [C], text) -> (state, metrics).
 
-    The state holds `step`, `trainable`, `frozen`, `opt`, and with `config.ema_decay` also `ema`, the
-    moving average of the trainable part. The batch has image [B, H, W, 3], image_size [B, 2],
+    The state is as in `abstract_state`. The batch has image [B, H, W, 3], image_size [B, 2],
     segments [B, H, W] and labels [B, N]. `text` is the token ids [S, T, X] of all names if the text
     tower is tuned, else their unit embeddings [S, T, E]. Randomness (dropout) follows from the seed
     and the step.
