@@ -17,9 +17,9 @@ import re
 import time
 import typing
 
-# Before JAX starts: compile for TPUs, do not look for any.
+# Before JAX starts: compile for TPUs, do not look for any (the last two keep libtpu quiet).
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-                  TPU_STDERR_LOG_LEVEL="3")
+                  TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
 
 import jax
 import jax.numpy as jnp
