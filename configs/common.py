@@ -27,12 +27,18 @@ def base() -> ml_collections.ConfigDict:
         skip_broken=0,          # records that may be left out because they cannot be decoded
         batch_size=4,           # pictures a step, over all chips
         steps=20000,
+        accumulate=1,           # parts a batch is cut into, to save memory; the numbers stay
         workers=0,              # processes that read and augment; 0 = threads of this one
     )
     config.tune = dict(image="attention", text="none")  # optim.IMAGE_TUNING, optim.TEXT_TUNING
     config.optimizer = dict(
         learning_rate=2e-4, end_learning_rate=1e-5, warmup_steps=0, warmup_factor=1.0,
         image_multiplier=0.01, text_multiplier=0.01, weight_decay=0.05, clip_norm=0.01)
+    config.loss = dict(
+        balance_classes=True,   # each class of an image weighs the same, else each mask
+        ignore_empty=True,      # masks that down-sampling loses do not count
+        temperature=1.0)
+    config.ema_decay = 0.0      # of a moving average of what is tuned, kept beside it; 0: none
     config.eval = dict(batch_size=1)
     return config
 

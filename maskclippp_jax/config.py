@@ -20,7 +20,7 @@ FAMILIES = ("semantic", "panoptic")
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
     maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
-    similarity.LinearSimilarityConfig)}
+    similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 
 def check(config: ml_collections.ConfigDict | None, *,
@@ -78,9 +78,13 @@ def dtype(config: ml_collections.ConfigDict) -> typing.Any:
     return jax.numpy.dtype(config.dtype)
 
 
-def heads_apart() -> bool:
-    """Whether attention takes its heads one after the other, see `layers.attend`."""
-    return jax.default_backend() == "cpu"
+def heads_apart(platform: str | None = None) -> bool:
+    """Whether attention takes its heads one after the other, see `layers.attend`.
+
+    Args:
+      platform: what is compiled for; None: the device at hand.
+    """
+    return (platform or jax.default_backend()) == "cpu"
 
 
 def to_json(config: typing.Any) -> typing.Any:

@@ -103,7 +103,7 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
                 s, stored, masks, network, patch, canvas, num_masks))(
                     batch["segments"], sizes.segments, sizes.masks, sizes.network)
         features = model.encode_image(image, sizes.network, grid_masks)
-        name_logits = model.classify(features.mask_embeddings, names.embeddings)
+        name_logits = model.classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         scores = jax.nn.softmax(logits)
         labels = jnp.zeros((len(image), 0, 0), jnp.int16)

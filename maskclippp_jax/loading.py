@@ -26,17 +26,25 @@ QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_
 _CHUNK = 256
 
 
-def model_maker(config: ml_collections.ConfigDict, *, dtype=None,
+def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
                 constrain: typing.Callable = lambda x: x) -> typing.Callable[[], nnx.Module]:
-    """A function that makes the model of an experiment, with random weights."""
+    """A function that makes the model of an experiment, with random weights.
+
+    Args:
+      config: the experiment.
+      dtype: arithmetic of the towers; None: the experiment's.
+      platform: "cpu", "gpu" or "tpu", what the model is compiled for; None: the device at hand.
+      constrain: see `sharding.constrain_batch`.
+    """
     return functools.partial(
         _make_model, config.model, dtype or configuration.dtype(config), config.remat, constrain,
-        config.seed)
+        config.seed, platform)
 
 
-def _make_model(model_config, dtype, remat, constrain, seed):
-    return maskclippp.MaskCLIPpp(model_config, dtype=dtype, remat=remat, constrain=constrain,
-                                 by_head=configuration.heads_apart(), rngs=nnx.Rngs(seed))
+def _make_model(model_config, dtype, remat, constrain, seed, platform=None):
+    return maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, remat=remat, constrain=constrain,
+        by_head=configuration.heads_apart(platform), rngs=nnx.Rngs(seed))
 
 
 def load_params(file: str, make_model: typing.Callable, shapes: parameters.Tree, *,
@@ -107,8 +115,8 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     if path == "untuned":
         return model_config, load_params(config.weights, make, shapes), f"untuned {config.weights}"
     if is_run:
-        params, step = checkpoint.load_run(epath.Path(path).absolute(), shapes)
-        return model_config, params, f"{path} after step {step}"
+        params, when = checkpoint.load_run(epath.Path(path).absolute(), shapes)
+        return model_config, params, f"{path} {when}"
     return model_config, load_params(path, make, shapes, base=config.weights), path
 
 

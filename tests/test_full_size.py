@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax import loading, optim, params as parameters, sharding, train
+from maskclippp_jax import loading, optim, params as parameters, sharding, train_step
 from maskclippp_jax.data import pipeline
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
@@ -49,9 +49,7 @@ def test_one_step_of_the_published_best_model_runs():
         del params
         shardings = sharding.state_shardings(state, mesh)
         state = jax.device_put(state, shardings)
-        step = train.make_step(build, optimizer,
-                               optim.schedule(config.optimizer, config.train.steps), True,
-                               shardings, mesh)
+        step = train_step.make_step(config, build, optimizer, shardings, mesh)
         batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
         rows = draw_synonyms(vocabulary, rng)
         seconds = []

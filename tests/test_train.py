@@ -143,6 +143,27 @@ def test_one_and_eight_devices_give_the_same_numbers(place, whole):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
+def test_a_batch_in_parts_gives_the_numbers_of_the_whole(place, whole):
+    done = train(place, "parts", "--config.train.accumulate=2", devices=4)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(metrics(place, "parts"), whole):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert (a["masks"], a["mask_accuracy"]) == pytest.approx((b["masks"], b["mask_accuracy"]))
+
+
+def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
+    done = train(place, "average", "--config.ema_decay=0.5")
+    assert done.returncode == 0, done.stderr
+    logged = metrics(place, "average")
+    assert [m["loss"] for m in logged] == [m["loss"] for m in whole]  # it changes nothing
+    done = command(place, "evaluate", f"--checkpoint={place}/average", f"--checkpoint={place}/whole",
+                   f"--workdir={place}/averaged")
+    assert done.returncode == 0, done.stderr
+    models = json.loads((place / "averaged/results.json").read_text())["models"]
+    assert models[0]["checkpoint"].endswith("after step 12, moving average")
+
+
 def test_remat_and_a_tuned_text_tower_run(place):
     done = train(place, "text", "--config.remat=full", "--config.tune.text=attention",
                  "--config.train.steps=2", "--config.dtype=bfloat16")

@@ -60,6 +60,7 @@ class ImageFeatures(typing.NamedTuple):
     mask_embeddings: jax.Array | None   # [B, N, E]
     image_embedding: jax.Array          # [B, E]
     patch_embeddings: jax.Array | None  # [B, L, E]; cells outside an image's grid mean nothing
+    patch_valid: jax.Array              # [B, L] bool, the cells of each image's own grid
 
 
 class EvaViT(nnx.Module):
@@ -90,7 +91,7 @@ class EvaViT(nnx.Module):
         return -(-image_size // self.config.patch_size)
 
     def __call__(self, image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None = None,
-                 *, dense: bool = False) -> ImageFeatures:
+                 *, dense: bool = False, key: jax.Array | None = None) -> ImageFeatures:
         """Embeds images, and every mask in them.
 
         Args:
@@ -100,6 +101,7 @@ class EvaViT(nnx.Module):
           grid_masks: [B, N, L] float in [0, 1] on the canvas' token grid (`resample`); zeros make
             an empty mask, which attends to the whole image. None: no masks.
           dense: also embed every patch (its own value path, MaskCLIP's way).
+          key: of randomness in training, of which this tower has none.
 
         Returns:
           ImageFeatures in the tower's dtype.
@@ -153,7 +155,8 @@ class EvaViT(nnx.Module):
         return ImageFeatures(
             mask_embeddings=None if mask_tokens is None else embed(mask_tokens),
             image_embedding=embed(tokens[:, 0]),
-            patch_embeddings=embed(self.blocks[-1].value_path(entering[:, 1:])) if dense else None)
+            patch_embeddings=embed(self.blocks[-1].value_path(entering[:, 1:])) if dense else None,
+            patch_valid=patch_valid)
 
     def _run(self, block, *arguments):
         if self.remat == "none":

@@ -39,7 +39,7 @@ def inside_masks(grid_masks: jax.Array, threshold: float | None) -> jax.Array:
 
 
 def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask_scale=None,
-           by_head: bool) -> jax.Array:
+           dropout: float = 0.0, dropout_key: jax.Array | None = None, by_head: bool) -> jax.Array:
     """Softmax attention, with the soft-mask bias of masked attention pooling on request.
 
     The bias of query n for patch l in head a is `masks[n, l] * mask_scale[a]` inside the mask and
@@ -54,6 +54,8 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
       masks: [B, T, S] float32 or None, the mask of every query.
       inside: [B, T, S] bool, see `inside_masks`; given with `masks`.
       mask_scale: [A] float32, factor of the values inside; given with `masks`.
+      dropout: share of the attention weights that are dropped, if a key is given.
+      dropout_key: source of randomness; None: nothing is dropped.
       by_head: heads one after the other. Three times faster on a CPU, where the logits of one head
         stay in cache; on accelerators False lets the compiler batch them.
 
@@ -63,7 +65,7 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
     scale = queries.shape[-1] ** -0.5
 
     def one_head(head):
-        q, k, v, factor = head
+        q, k, v, factor, key = head
         logits = jnp.einsum("btk,bsk->bts", q * scale, k, preferred_element_type=jnp.float32)
         if masks is not None:
             logits = logits + jnp.where(inside, masks * factor, OUTSIDE_BIAS)
@@ -71,14 +73,25 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
             logits = jnp.where(allowed, logits, _NO_KEY)
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        if key is not None:
+            weights = drop(weights, dropout, key)
         mixed = jnp.einsum("bts,bsk->btk", weights.astype(v.dtype), v,
                            preferred_element_type=jnp.float32)
-        return mixed / weights.sum(-1, keepdims=True)  # [B, T, K]
+        return mixed / total  # [B, T, K]
 
     factor = jnp.ones(queries.shape[2], jnp.float32) if mask_scale is None else mask_scale
-    heads = tuple(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)) + (factor,)
+    key_of_head = None if dropout_key is None or not dropout else jax.random.split(
+        dropout_key, queries.shape[2])
+    heads = (*(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)), factor, key_of_head)
     mixed = jax.lax.map(one_head, heads) if by_head else jax.vmap(one_head)(heads)
     return jnp.moveaxis(mixed, 0, 2).astype(queries.dtype)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Sets a share of the numbers to 0 and scales the others up, so that the mean stays."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0.0)
 
 
 def split_heads(tokens: jax.Array, num_heads: int) -> jax.Array:

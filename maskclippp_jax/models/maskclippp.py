@@ -15,7 +15,8 @@ from maskclippp_jax.models import eva_vit, similarity, text
 class MaskCLIPppConfig:
     image: eva_vit.EvaViTConfig
     text: text.TextConfig
-    similarity: similarity.LinearSimilarityConfig | None  # None: mean over templates
+    # None: mean over templates
+    similarity: (similarity.LinearSimilarityConfig | similarity.PseudoTextSimilarityConfig | None)
     use_logit_scale: bool = True  # multiply similarities by CLIP's scale, at most 100
 
     @classmethod
@@ -51,22 +52,29 @@ class MaskCLIPpp(nnx.Module):
         self.text = text.TextTower(config.text, dtype=dtype, by_head=by_head, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.similarity is not None:
-            self.similarity = similarity.LinearSimilarity(config.similarity, rngs=rngs)
+            self.similarity = config.similarity.make(rngs=rngs)
 
-    def encode_image(self, image, image_size, grid_masks=None, *, dense=False):
-        """See `eva_vit.EvaViT.__call__`."""
-        return self.image(image, image_size, grid_masks, dense=dense)
+    def encode_image(self, image, image_size, grid_masks=None, *, dense=False, key=None):
+        """See the image tower; `dense` is also what the similarity head asks for.
+
+        `key` is the source of randomness in training; None: evaluation.
+        """
+        head = self.config.similarity
+        dense = dense or (head is not None and head.needs_patches)
+        return self.image(image, image_size, grid_masks, dense=dense, key=key)
 
     def encode_text(self, token_ids: jax.Array) -> jax.Array:
         """[n, X] int32 -> [n, E], not normalised."""
         return self.text(token_ids)
 
-    def classify(self, mask_embeddings: jax.Array, text_embeddings: jax.Array) -> jax.Array:
+    def classify(self, features: eva_vit.ImageFeatures, text_embeddings: jax.Array, *,
+                 key: jax.Array | None = None) -> jax.Array:
         """Logits of every mask for every name.
 
         Args:
-          mask_embeddings: [B, N, E], not normalised.
+          features: of `encode_image`.
           text_embeddings: [S, T, E] unit vectors, one row a name, one column a template.
+          key: source of randomness in training; None: evaluation.
 
         Returns:
           [B, N, S] float32.
@@ -74,11 +82,12 @@ class MaskCLIPpp(nnx.Module):
         scale = 1.0
         if self.config.use_logit_scale:
             scale = jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
-        head = mean_similarity if self.config.similarity is None else self.similarity
-        return head(mask_embeddings, text_embeddings, scale)
-
-
-mean_similarity = similarity.mean_similarity
+        if self.config.similarity is None:
+            return similarity.mean_similarity(features.mask_embeddings, text_embeddings, scale)
+        condition = None
+        if self.config.similarity.needs_patches:
+            condition = similarity.Condition(features.patch_embeddings, features.patch_valid, key)
+        return self.similarity(features.mask_embeddings, text_embeddings, scale, condition)
 
 
 def class_logits(name_logits: jax.Array, synonym_class: jax.Array) -> jax.Array:

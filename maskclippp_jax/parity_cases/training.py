@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from maskclippp_jax import losses, optim, train
+from maskclippp_jax import losses, optim, train_step
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
 from maskclippp_jax.models import maskclippp, resample, similarity
@@ -28,6 +28,8 @@ def head(case: Case) -> list[Check]:
     of the standard basis.
     """
     psm, arrays = case.spec["psm_cfg"], case.arrays
+    if psm["NAME"] == "PseudoTextPSM":
+        return _pseudo_text(case)
     given = jnp.asarray(arrays["in/similarity"])
     num_masks, _, num_templates = given.shape
     masks = jnp.eye(num_masks)[None]
@@ -54,6 +56,55 @@ def head(case: Case) -> list[Check]:
     named = rules.export({"similarity": gradients}, layout.RULES) if params else {}
     return checks + [close_to_largest(f"grad/{k}", x, case.gradients[f"grad/{k}"], 1e-5)
                      for k, x in named.items()]
+
+
+def _pseudo_text(case: Case) -> list[Check]:
+    """The pseudo-text head.
+
+    The stored similarities of its linear branch are no inner products of the stored embeddings, so
+    they pass through the branch alone, as in `head`; the sum of both is the stored logits.
+    """
+    psm, arrays = case.spec["psm_cfg"], case.arrays
+    given = {k: jnp.asarray(arrays[f"in/{k}"]) for k in ("similarity", "m_embs", "t_embs", "p_embs")}
+    num_masks, _, num_templates = given["similarity"].shape
+    config = similarity.PseudoTextSimilarityConfig(
+        num_templates, given["m_embs"].shape[-1], psm["NUM_HEADS"],
+        normalize_condition=psm["NORM_VISUAL_COND"], detach_condition=psm["DETACH_VISUAL_COND"],
+        residual_width=psm["CORR_WIDTH"] if psm["CORR_RESIDUAL"] else None,
+        own_scale=psm["USE_LOGIT_SCALE"])
+    build, shapes = parameters.abstract(lambda: config.make(rngs=nnx.Rngs(0)))
+    params = rules.load(case.weights, layout.PSEUDO_TEXT, {"similarity": shapes})[0]["similarity"]
+    slots = _slots(arrays["in/mask2batch"])  # [B, M] number of the mask in each slot, -1 empty
+    of_mask = np.zeros((num_masks, 2), int)
+    of_mask[slots[slots >= 0]] = np.argwhere(slots >= 0)  # image and slot of every mask
+
+    def apply(params, given):
+        head = build(params)
+        patches = given["p_embs"].reshape(*given["p_embs"].shape[:2], -1).swapaxes(1, 2)
+        masks = jnp.concatenate([given["m_embs"], jnp.zeros((1, config.embed_dim))])[slots]
+        logits = head(masks, given["t_embs"], 0.0, similarity.Condition(patches, None))
+        logits = logits[of_mask[:, 0], of_mask[:, 1]]
+        if config.residual_width is not None:
+            branch = lambda scale: similarity.folded(
+                head.corr_in, head.corr_out, jnp.eye(num_masks)[None],
+                jnp.transpose(given["similarity"], (1, 2, 0)), scale)[0]
+            logits = logits + branch(1.0) - branch(0.0)  # at scale 0 the head added the constant
+        return logits
+
+    objective = lambda p, g: (apply(p, g) * arrays["in/probe"]).sum()
+    gradients, given_gradients = jax.jit(jax.grad(objective, argnums=(0, 1)))(params, given)
+    largest = np.abs(arrays["out/logits"]).max()
+    checks = [close("logits", jax.jit(apply)(params, given), arrays["out/logits"],
+                    atol=1e-5 * largest)]
+    named = {f"grad/{k}": x for k, x in rules.export(
+        {"similarity": gradients}, layout.PSEUDO_TEXT).items()}
+    named |= {f"grad/in/{k}": x for k, x in given_gradients.items()}
+    for key, got in named.items():
+        if key in case.gradients:
+            checks.append(close_to_largest(key, got, case.gradients[key], 1e-5))
+        else:  # nothing reaches it
+            checks.append(equal(key, np.abs(got).max(), 0.0))
+    return checks
 
 
 def loss(case: Case) -> list[Check]:
@@ -123,7 +174,12 @@ class _Tuning:
             spec["encoder_cfg"]["FINETUNE_TYPE"], spec["text_encoder_cfg"]["FINETUNE_TYPE"],
             config.image.depth)
         ids = jnp.asarray(token_ids.reshape(vocabulary.num_synonyms, num_templates, -1))
-        self.text = ids if self.text_tuned else train.encode_prompts(self.build(self.params), ids)
+        self.text = ids if self.text_tuned else train_step.encode_prompts(
+            self.build(self.params), ids)
+        criterion = spec["criterion_cfg"]
+        self.loss = types.SimpleNamespace(
+            balance_classes=criterion["BALANCE_CLS"], ignore_empty=criterion["IGNORE_EMPTY"],
+            temperature=criterion["TEMPERATURE"])
         self.patch = config.image.patch_size
         self.value_and_grad = jax.jit(jax.value_and_grad(self._loss))
 
@@ -131,8 +187,9 @@ class _Tuning:
         model = self.build(parameters.combine(trainable, frozen))
         text = self.text[rows]
         if self.text_tuned:
-            text = train.encode_prompts(model, text)
-        return train.grid_masks_loss(model, batch, grid_masks, text)[0]
+            text = train_step.encode_prompts(model, text)
+        return train_step.grid_masks_loss(model, dict(batch, grid_masks=grid_masks), text,
+                                          self.loss)[0]
 
     def batch(self, arrays, prefix: str):
         image = channels_last(arrays[f"{prefix}images"])
@@ -159,8 +216,8 @@ def step(case: Case) -> list[Check]:
               close("m_embs", np.asarray(features.mask_embeddings)[valid], arrays["out/m_embs"],
                     atol=1e-4, rtol=1e-4)]
     text = tuning.text[rows]
-    text = train.encode_prompts(model, text) if tuning.text_tuned else text
-    logits = np.asarray(model.classify(features.mask_embeddings, text))[valid]
+    text = train_step.encode_prompts(model, text) if tuning.text_tuned else text
+    logits = np.asarray(model.classify(features, text))[valid]
     checks.append(close("t_embs", text, arrays["out/t_embs"], atol=1e-4, rtol=1e-4))
     checks.append(close("logits", logits, arrays["out/logits"],
                         atol=1e-5 * np.abs(arrays["out/logits"]).max(), rtol=1e-4))
