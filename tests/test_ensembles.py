@@ -47,7 +47,8 @@ def test_classes_the_generator_does_not_know_keep_our_probability(logits):
     ours, theirs = logits
     known = np.array([1, 1, 0, 1, 0, 1, 1], bool)
     weights = np.full(7, 0.3, np.float32)
-    got = np.exp(np.asarray(mix(ours, np.where(known, theirs, -np.inf), weights), np.float64)) - 1e-8
+    got = np.asarray(mix(ours, np.where(known, theirs, -np.inf), weights), np.float64)
+    got = np.exp(got) - 1e-8
     p = softmax(ours.astype(float), -1)
     np.testing.assert_allclose(got[:, ~known], p[:, ~known], atol=2e-6)
     # The others: a mean of two ways to divide what we give to them together.

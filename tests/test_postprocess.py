@@ -188,8 +188,8 @@ def test_half_itself_counts_for_segments_and_not_for_instances(all_heads):
     picture["scores"].void[0] = 0
     results = run(all_heads, picture)
     assert (results.facts.covered[0], results.facts.above[0]) == (4 * 32, 0)
-    ids, segments = postprocess.panoptic_segments(results.facts.winner[:24, :32],
-                                                  results.facts.covered, results.categories, THINGS, 0.8)
+    ids, segments = postprocess.panoptic_segments(
+        results.facts.winner[:24, :32], results.facts.covered, results.categories, THINGS, 0.8)
     assert len(segments) == 1 and (ids[:4] == 1).all() and not ids[4:].any()
     found = postprocess.instances(results.instance_scores, results.instance_classes,
                                   results.instance_masks, results.facts.bits, (24, 32))
@@ -294,8 +294,8 @@ def test_versions_of_a_picture_are_averaged_and_flips_flipped_back(rng):
         full = full_size(masks[v], MaskSizes(*(s[v] for s in sizes)), size)
         maps = np.einsum("nc,nhw->chw", scores[v].astype(float), full)
         total += (maps[..., ::-1] if flipped[v] else maps) / 3
-    labels, best = jax.jit(functools.partial(
-        postprocess.augmented_labels, canvas=CANVAS, tile=TILE))(masks, sizes, flipped, scores, size)
+    average = jax.jit(functools.partial(postprocess.augmented_labels, canvas=CANVAS, tile=TILE))
+    labels, best = average(masks, sizes, flipped, scores, size)
     np.testing.assert_allclose(best[:50, :70], total.max(0), atol=3e-6)
     top = np.sort(total, 0)
     clear = top[-1] - top[-2] > 1e-5

@@ -56,8 +56,8 @@ class InstanceSegmentation:
                              f"{self.categories[-1]}")
         sizes = {tuple(x["segmentation"]["size"]) for x in (*predicted, *true)}
         if len(sizes) > 1:
-            raise ValueError(f"picture {image_id} has masks of the sizes {sorted(sizes)[:3]}; bring "
-                             "predictions to the stored size of the picture")
+            raise ValueError(f"picture {image_id} has masks of the sizes {sorted(sizes)[:3]}; "
+                             "bring predictions to the stored size of the picture")
         scores = [float(x["score"]) for x in predicted]
         if not np.isfinite(scores).all():
             raise ValueError(f"picture {image_id} has a score that is not finite")
@@ -112,8 +112,8 @@ class InstanceSegmentation:
 
     def add_state(self, state: typing.Mapping[str, np.ndarray]) -> None:
         if state["categories"].tolist() != self.categories:
-            raise ValueError(f"the saved masks are of {len(state['categories'])} categories, wanted "
-                             f"the same {len(self.categories)}; evaluate anew")
+            raise ValueError(f"the saved masks are of {len(state['categories'])} categories, "
+                             f"wanted the same {len(self.categories)}; evaluate anew")
         pictures = json.loads(state["pictures"].tobytes())
         twice = sorted(set(pictures) & set(self._pictures))
         if twice:

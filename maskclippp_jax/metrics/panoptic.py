@@ -110,8 +110,8 @@ class PanopticQuality:
             result[name] = dict(zip(("PQ", "SQ", "RQ"), map(metrics.mean, quality[:, chosen])),
                                 categories=int(chosen.sum()))
         result["per_category"] = {
-            category: dict(zip(("PQ", "SQ", "RQ"), quality[:, row].tolist())) if occurs[row] else None
-            for category, row in self._row.items()}
+            category: (dict(zip(("PQ", "SQ", "RQ"), quality[:, row].tolist())) if occurs[row]
+                       else None) for category, row in self._row.items()}
         result["counts"] = {
             category: dict(zip(("tp", "fp", "fn"), map(int, self.counts[row])),
                            iou_sum=float(self.counts[row, 3]))

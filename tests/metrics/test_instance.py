@@ -1,5 +1,5 @@
-"""Average precision of small pictures worked out by hand. (Equality with pycocotools' own numbers is
-a stored case, see test_parity.)"""
+"""Average precision of small pictures worked out by hand. (Equality with pycocotools' own numbers
+is a stored case, see test_parity.)"""
 
 import numpy as np
 import pytest

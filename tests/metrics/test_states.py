@@ -18,7 +18,8 @@ SEEN = [True, False, True]
 
 def make():
     return dict(mask_accuracy=MaskAccuracy(3, SEEN), semantic=SemanticSegmentation(3, 255, SEEN),
-                boundary=BoundaryIoU(3, 255), panoptic=PanopticQuality({0: True, 1: False, 2: True}),
+                boundary=BoundaryIoU(3, 255),
+                panoptic=PanopticQuality({0: True, 1: False, 2: True}),
                 instances=InstanceSegmentation([0, 1, 2]))
 
 
@@ -66,10 +67,10 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path, whole):
 
 def test_files_of_hosts_add_up_and_keep_their_ranges(tmp_path, whole):
     for host in range(2):
-        part = make()
-        for number in range(host * 3, host * 3 + 3):
+        part, numbers = make(), range(host * 3, host * 3 + 3)
+        for number in numbers:
             process(part, number)
-        metrics.save(tmp_path / f"{host}.npz", part, [f"p{n}" for n in range(host * 3, host * 3 + 3)])
+        metrics.save(tmp_path / f"{host}.npz", part, [f"p{n}" for n in numbers])
     together = make()
     metrics.load([tmp_path / "0.npz", tmp_path / "1.npz"], together)
     assert results(together) == results(whole)
