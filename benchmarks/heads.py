@@ -20,7 +20,7 @@ from maskclippp_jax import mask_chain, postprocess
 from maskclippp_jax.ensembles import MaskScores
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Stage
-from maskclippp_jax.postprocess import Classes, Heads
+from maskclippp_jax.postprocess import Classes, Heads, Proposals
 
 SIZE = flags.DEFINE_string("size", "512x683", "height x width of the picture")
 MASKS = flags.DEFINE_multi_integer("masks", [100, 250], "numbers of masks")
@@ -51,23 +51,23 @@ def main(argv):
 def measure(size, num_masks: int, num_classes: int, wanted: Heads, tile) -> list[str]:
     """One row of the table."""
     batch, canvas = make_batch(size, num_masks, num_classes)
-    classes = Classes.of([True] * num_classes, batch["scores"].classes.shape[-1])
+    classes = Classes.of([True] * num_classes, batch.scores.classes.shape[-1])
     heads = postprocess.make_heads(wanted, tile).lower(batch, classes, canvas=canvas).compile()
     mine = best_time(lambda: heads(batch, classes))
-    sizes = tuple(tuple(map(int, x[0])) for x in batch["mask_sizes"])
+    sizes = tuple(tuple(map(int, x[0])) for x in batch.mask_sizes)
     row = ["panoptic, instances" if wanted.panoptic else "semantic", f"{num_masks}",
            f"{num_classes}", f"{mine:.2f}", f"{megabytes(heads):.0f}"]
     literal = jax.jit(functools.partial(literal_heads, wanted=wanted, sizes=sizes, size=size,
                                         num_classes=num_classes))
-    literal = literal.lower(batch["masks"][0], batch["scores"].classes[0]).compile()
+    literal = literal.lower(batch.masks[0], batch.scores.classes[0]).compile()
     if megabytes(literal) > 1000 * LIMIT.value:
         return row + ["–", f"{megabytes(literal):.0f}", "–"]
-    theirs = best_time(lambda: literal(batch["masks"][0], batch["scores"].classes[0]))
+    theirs = best_time(lambda: literal(batch.masks[0], batch.scores.classes[0]))
     return row + [f"{theirs:.2f}", f"{megabytes(literal):.0f}", f"{theirs / mine:.1f}"]
 
 
-def make_batch(size, num_masks: int, num_classes: int) -> tuple[dict, tuple[int, int]]:
-    """A random picture as `make_heads` wants it, vocabulary padded to a power of two times 64."""
+def make_batch(size, num_masks: int, num_classes: int) -> tuple[Proposals, tuple[int, int]]:
+    """A random picture and its canvas; the vocabulary is padded to a power of two times 64."""
     rng = np.random.default_rng(0)
     generator = np.array([side * _SHORT // min(size) for side in size], np.int32)
     sizes = mask_chain.generated_mask_sizes(generator, _MULTIPLE)
@@ -76,10 +76,9 @@ def make_batch(size, num_masks: int, num_classes: int) -> tuple[dict, tuple[int,
         columns *= 2
     scores = np.zeros((num_masks, columns), np.float32)
     scores[:, :num_classes] = rng.dirichlet(np.full(num_classes, 0.1), num_masks)
-    batch = dict(
-        masks=rng.random((num_masks, *sizes.stored), np.float32), mask_sizes=sizes,
-        mask_valid=np.ones(num_masks, bool), output_size=np.array(size, np.int32),
-        scores=MaskScores(scores, np.zeros(num_masks, np.float32)))
+    batch = Proposals(
+        rng.random((num_masks, *sizes.stored), np.float32), np.ones(num_masks, bool), sizes,
+        np.array(size, np.int32), MaskScores(scores, np.zeros(num_masks, np.float32)))
     canvas = tuple(-(-side // 64) * 64 for side in size)
     return jax.tree.map(lambda x: jnp.asarray(x)[None], batch), canvas
 

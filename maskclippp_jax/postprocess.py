@@ -53,6 +53,16 @@ class Classes(typing.NamedTuple):
             0, num_columns - len(is_thing))), np.float32(object_threshold))
 
 
+class Proposals(typing.NamedTuple):
+    """A batch of pictures with masks and their scores; `mask_chain` tells the sizes."""
+
+    masks: jax.Array        # [B, N, h, w], see `resample.soft`; zero beyond their stored sizes
+    mask_valid: jax.Array   # [B, N] bool; false for empty slots
+    mask_sizes: MaskSizes   # [B, 2] int32 each
+    output_size: jax.Array  # [B, 2] int32, true size of the results
+    scores: MaskScores      # [B, N, C] and [B, N]
+
+
 class Results(typing.NamedTuple):
     """What the device returns of a batch; parts that are not wanted are empty.
 
@@ -68,36 +78,37 @@ class Results(typing.NamedTuple):
 
 
 def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Callable[..., Results]:
-    """The jitted program `(batch, classes, canvas) -> Results`.
+    """The jitted program `(Proposals, Classes, canvas) -> Results`.
 
-    It is compiled once for all pictures within a canvas and all vocabularies within C.
+    It is compiled once for all pictures within a canvas and all vocabularies within C columns.
+    `canvas` (H, W), static, is at least any output size.
 
-    batch is a dict of masks [B, N, h, w] (see `resample.soft`), mask_valid [B, N] bool, mask_sizes
-    (`MaskSizes`), output_size [B, 2] int32 and scores (`MaskScores` [B, N, C]); `canvas` (H, W),
-    static, is at least any output size.
+    Args:
+      wanted: which results.
+      tile: output pixels worked on at once, its width a multiple of 8; None: what suits the device.
     """
     tile = tile or _TILE.get(jax.default_backend(), _LARGE_TILE)
 
     def one_picture(picture, classes, canvas):
-        scores, masks = picture["scores"], picture["masks"]
-        rows, columns = mask_taps(picture["mask_sizes"], picture["output_size"], canvas)
+        masks, mask_valid, mask_sizes, output_size, scores = picture
+        rows, columns = mask_taps(mask_sizes, output_size, canvas)
         one = lambda x: jax.tree.map(lambda array: array[None], x)
         labels = jnp.zeros((0, 0), jnp.int16)
         if wanted.semantic:
-            labels = semantic_labels(masks[None], one(rows), one(columns), scores.classes[None],
-                                     tile=tile)[0]
+            labels, _ = semantic_labels(masks[None], one(rows), one(columns), scores.classes[None],
+                                        tile=tile)
         facts = MaskFacts(*(jnp.zeros((0,) * n) for n in (2, 1, 1, 1, 3)))
         if wanted.panoptic or wanted.num_instances:
-            weights = panoptic_weights(scores, picture["mask_valid"], classes.object_threshold)
-            facts = mask_facts(masks, rows, columns, picture["output_size"], weights, tile=tile,
+            weights = panoptic_weights(scores, mask_valid, classes.object_threshold)
+            facts = mask_facts(masks, rows, columns, output_size, weights, tile=tile,
                                with_bits=wanted.num_instances > 0)
-        best = top_pairs(scores.classes, picture["mask_valid"], classes, facts,
-                         wanted.num_instances)
+        best = top_pairs(scores.classes, mask_valid, classes, facts, wanted.num_instances)
         return Results(labels, mask_classes(scores.classes), facts, *best)
 
     @functools.partial(jax.jit, static_argnames="canvas")
-    def heads(batch, classes, canvas):
-        return sharding.each_picture(functools.partial(one_picture, canvas=canvas), batch, classes)
+    def heads(proposals, classes, canvas):
+        return sharding.each_picture(functools.partial(one_picture, canvas=canvas), proposals,
+                                     classes)
 
     return heads
 

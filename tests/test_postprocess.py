@@ -11,7 +11,7 @@ from maskclippp_jax import mask_chain, postprocess, sharding
 from maskclippp_jax.ensembles import MaskScores
 from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
-from maskclippp_jax.postprocess import Classes, Heads
+from maskclippp_jax.postprocess import Classes, Heads, Proposals
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
@@ -51,7 +51,7 @@ def smooth_masks(rng, count, size):
 
 
 def make_picture(rng, size, count, num_classes=len(THINGS), generator=(83, 107)):
-    """A picture of `count` masks in SLOTS slots, as `make_heads` wants it, without a batch axis."""
+    """A picture of `count` masks in SLOTS slots, without a batch axis."""
     sizes = mask_chain.generated_mask_sizes(np.array(generator), 32)
     stored = tuple(sizes.stored)
     masks = np.zeros((SLOTS, 24, 40), np.float32)  # a canvas, larger than what is stored
@@ -60,8 +60,8 @@ def make_picture(rng, size, count, num_classes=len(THINGS), generator=(83, 107))
     void = np.ones(SLOTS, np.float32)
     drawn = rng.dirichlet(np.full(num_classes + 1, 0.3), count)
     scores[:count, :num_classes], void[:count] = drawn[:, :-1], drawn[:, -1]
-    return dict(masks=masks, mask_valid=np.arange(SLOTS) < count, mask_sizes=sizes,
-                output_size=np.array(size, np.int32), scores=MaskScores(scores, void))
+    return Proposals(masks, np.arange(SLOTS) < count, sizes, np.array(size, np.int32),
+                     MaskScores(scores, void))
 
 
 def batch_of(*pictures):
@@ -94,11 +94,11 @@ def label_map(masks, sizes, size, scores):
 @pytest.mark.parametrize("size", [(61, 90), (33, 96), (15, 20)])
 def test_label_maps_equal_enlarging_all_and_summing(all_heads, rng, size):
     picture = make_picture(rng, size, 9)
-    full = full_size(picture["masks"], picture["mask_sizes"], size)
-    want = np.einsum("nc,nhw->chw", picture["scores"].classes.astype(float), full)
+    full = full_size(picture.masks, picture.mask_sizes, size)
+    want = np.einsum("nc,nhw->chw", picture.scores.classes.astype(float), full)
     labels, best = (x[:size[0], :size[1]] for x in jax.device_get(label_map(
-        picture["masks"], picture["mask_sizes"], picture["output_size"],
-        picture["scores"].classes)))
+        picture.masks, picture.mask_sizes, picture.output_size,
+        picture.scores.classes)))
     np.testing.assert_allclose(best, want.max(0), atol=3e-6)
     first, second = np.sort(want, 0)[-1], np.sort(want, 0)[-2]
     clear = first - second > 1e-6
@@ -109,11 +109,11 @@ def test_label_maps_equal_enlarging_all_and_summing(all_heads, rng, size):
 
 def test_equal_classes_give_the_first_and_uncovered_pixels_class_0(all_heads, rng):
     picture = make_picture(rng, (61, 90), 6)
-    picture["masks"] = (picture["masks"] > 0.5).astype(np.float32)
-    scores = picture["scores"].classes
+    picture = picture._replace(masks=(picture.masks > 0.5).astype(np.float32))
+    scores = picture.scores.classes
     scores[:, 3] = scores[:, 1] = 10
     labels = run(all_heads, picture).labels[:61, :90]
-    covered = full_size(picture["masks"], picture["mask_sizes"], (61, 90)).sum(0) > 0
+    covered = full_size(picture.masks, picture.mask_sizes, (61, 90)).sum(0) > 0
     assert set(np.unique(labels[covered])) == {1} and not labels[~covered].any()
     assert not covered.all()
 
@@ -153,8 +153,8 @@ def test_panoptic_segments_equal_the_rules_at_full_size(all_heads, seed):
     ids, segments = postprocess.panoptic_segments(
         results.facts.winner[:size[0], :size[1]], results.facts.covered, results.categories,
         THINGS, thresholds[1])
-    full = full_size(picture["masks"][:11], picture["mask_sizes"], size)
-    scores = picture["scores"]
+    full = full_size(picture.masks[:11], picture.mask_sizes, size)
+    scores = picture.scores
     want, expected = panoptic_by_the_text(scores.classes[:11, :5].astype(float),
                                           scores.void[:11].astype(float), full, THINGS, *thresholds)
     assert [(s["id"], s["category_id"]) for s in segments] == expected
@@ -169,8 +169,8 @@ def test_panoptic_draws_merge_stuff_and_drop_overlapped_masks():
     for seed in range(6):
         rng = np.random.default_rng(seed)
         picture = make_picture(rng, (61, 90), 11)
-        full = full_size(picture["masks"][:11], picture["mask_sizes"], (61, 90))
-        scores, void = (x[:11].astype(float) for x in picture["scores"])
+        full = full_size(picture.masks[:11], picture.mask_sizes, (61, 90))
+        scores, void = (x[:11].astype(float) for x in picture.scores)
         loose = panoptic_by_the_text(scores[:, :5], void, full, THINGS, 0, 0)[1]
         apart = panoptic_by_the_text(scores[:, :5], void, full, [True] * 5, 0, 0)[1]
         tight = panoptic_by_the_text(scores[:, :5], void, full, THINGS, 0, 0.8)[1]
@@ -181,11 +181,11 @@ def test_panoptic_draws_merge_stuff_and_drop_overlapped_masks():
 def test_half_itself_counts_for_segments_and_not_for_instances(all_heads):
     picture = make_picture(np.random.default_rng(0), (24, 32), 1, generator=(24, 32))
     same = np.array([24, 32], np.int32)
-    picture |= dict(mask_sizes=MaskSizes(same, same, same))
-    picture["masks"] = np.zeros((SLOTS, 24, 32), np.float32)
-    picture["masks"][0, :4] = 0.5
-    picture["scores"].classes[0] = np.eye(COLUMNS)[0]
-    picture["scores"].void[0] = 0
+    picture = picture._replace(mask_sizes=MaskSizes(same, same, same),
+                               masks=np.zeros((SLOTS, 24, 32), np.float32))
+    picture.masks[0, :4] = 0.5
+    picture.scores.classes[0] = np.eye(COLUMNS)[0]
+    picture.scores.void[0] = 0
     results = run(all_heads, picture)
     assert (results.facts.covered[0], results.facts.above[0]) == (4 * 32, 0)
     ids, segments = postprocess.panoptic_segments(
@@ -202,8 +202,8 @@ def test_instances_equal_the_rules_at_full_size(all_heads, rng, count, size):
     results = run(all_heads, picture)
     got = postprocess.instances(results.instance_scores, results.instance_classes,
                                 results.instance_masks, results.facts.bits, size)
-    full = full_size(picture["masks"][:count], picture["mask_sizes"], size)
-    scores = picture["scores"].classes[:count, :5]
+    full = full_size(picture.masks[:count], picture.mask_sizes, size)
+    scores = picture.scores.classes[:count, :5]
     best = np.argsort(-scores.ravel(), kind="stable")[:20]
     want = [(q, k) for q, k in zip(best // 5, best % 5) if THINGS[k]]
     assert got.classes.tolist() == [k for _, k in want] and len(want) < min(20, count * 5)
@@ -238,8 +238,8 @@ def test_empty_slots_and_a_larger_canvas_change_nothing(all_heads, rng):
     """Slots with masks of nonsense, and a canvas that fits exactly."""
     picture = make_picture(rng, (48, 64), 7)
     want = run(all_heads, picture)
-    noisy = dict(picture, masks=picture["masks"].copy())
-    noisy["masks"][7:] = 1
+    noisy = picture._replace(masks=picture.masks.copy())
+    noisy.masks[7:] = 1
     exact = jax.tree.map(lambda x: np.asarray(x)[0],
                          all_heads(batch_of(noisy), classes(), (48, 64)))
     np.testing.assert_array_equal(exact.labels, want.labels[:48, :64])
@@ -272,9 +272,9 @@ def test_a_mesh_gives_what_one_device_gives(all_heads, rng):
 
 def test_masks_of_8_bits_are_255ths(rng):
     picture = make_picture(rng, (61, 90), 9)
-    eight = np.round(picture["masks"] * 255).astype(np.uint8)
-    run_one = lambda masks: label_map(masks, picture["mask_sizes"], picture["output_size"],
-                                      picture["scores"].classes)
+    eight = np.round(picture.masks * 255).astype(np.uint8)
+    run_one = lambda masks: label_map(masks, picture.mask_sizes, picture.output_size,
+                                      picture.scores.classes)
     (labels, best), want = run_one(eight), run_one(eight.astype(np.float32) / 255)
     np.testing.assert_allclose(best, want[1], atol=1e-6)
     assert (labels != want[0]).mean() < 1e-3
@@ -356,9 +356,9 @@ def test_the_largest_published_case_needs_little_memory(tile):
     """847 classes, 250 masks, a picture of 1024 x 2048: all results within 2 GB of the device."""
     like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
     pair = like(1, 2, dtype=jnp.int32)
-    batch = dict(masks=like(1, 250, 200, 400), mask_valid=like(1, 250, dtype=bool),
-                 mask_sizes=MaskSizes(pair, pair, pair), output_size=pair,
-                 scores=MaskScores(like(1, 250, 1024), like(1, 250)))
+    batch = Proposals(like(1, 250, 200, 400), like(1, 250, dtype=bool),
+                      MaskSizes(pair, pair, pair), pair,
+                      MaskScores(like(1, 250, 1024), like(1, 250)))
     heads = postprocess.make_heads(Heads(True, True, 100), tile)
     compiled = heads.lower(batch, Classes.of([True] * 847, 1024), canvas=(1024, 2048)).compile()
     memory = compiled.memory_analysis()

@@ -47,7 +47,8 @@ class SemanticSegmentation:
         column = np.full(truth.shape, none, np.int64)
         column[~ignored] = metrics.check_classes(
             truth[~ignored], none, f"true (apart from {self.ignore_label}, ignored)")
-        np.add.at(self.counts, (prediction.ravel(), column.ravel()), 1)
+        # A histogram of its own would be as large as `counts`, which 10 000 classes make large.
+        np.add.at(self.counts.reshape(-1), (prediction * (none + 1) + column).ravel(), 1)
         prediction, column = prediction[~ignored], column[~ignored]
         count = lambda classes: np.bincount(classes, minlength=none + 1)[:none]
         self.pictures.add(np.stack(

@@ -13,7 +13,7 @@ from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.models import eva_vit, resample
 from maskclippp_jax.parity_cases import class_scores
 from maskclippp_jax.parity_cases.case import Case, Check, close, equal
-from maskclippp_jax.postprocess import Heads
+from maskclippp_jax.postprocess import Heads, Proposals
 
 _CANVAS = 8  # results are made on a canvas of multiples of it, and cut
 
@@ -196,17 +196,16 @@ class Picture:
     def __init__(self, masks: np.ndarray, sizes: MaskSizes, output_size, scores: MaskScores):
         self.size = np.array(output_size, np.int32)
         slots = [(0, 1)]
-        self.batch = jax.tree.map(lambda x: np.asarray(x)[None], dict(
-            masks=np.pad(masks, slots + [(0, 0)] * 2), mask_sizes=sizes, output_size=self.size,
-            mask_valid=np.pad(np.ones(len(masks), bool), slots),
-            scores=MaskScores(np.pad(scores.classes, slots + [(0, 0)]),
-                              np.pad(scores.void, slots, constant_values=1.0))))
+        self.batch = jax.tree.map(lambda x: np.asarray(x)[None], Proposals(
+            np.pad(masks, slots + [(0, 0)] * 2), np.pad(np.ones(len(masks), bool), slots), sizes,
+            self.size, MaskScores(np.pad(scores.classes, slots + [(0, 0)]),
+                                  np.pad(scores.void, slots, constant_values=1.0))))
 
     def run(self, wanted: Heads, num_classes: int, things=(), object_threshold: float = 0.0
             ) -> postprocess.Results:
         """The results of this picture, cut to its size."""
         classes = postprocess.Classes.of(np.isin(np.arange(num_classes), things),
-                                         self.batch["scores"].classes.shape[-1], object_threshold)
+                                         self.batch.scores.classes.shape[-1], object_threshold)
         results = _heads(wanted)(self.batch, classes, _canvas(self.size))
         results = jax.tree.map(lambda x: np.asarray(x)[0], results)
         height, width = self.size
@@ -218,8 +217,8 @@ class Picture:
         """[K, H, W] scores of every class, through the label maps of one class after the other."""
         maps = []
         for k in range(num_classes):
-            _, best = _augmented(self.batch["masks"], self.batch["mask_sizes"], np.zeros(1, bool),
-                                 self.batch["scores"].classes[..., k:k + 1], self.size,
+            _, best = _augmented(self.batch.masks, self.batch.mask_sizes, np.zeros(1, bool),
+                                 self.batch.scores.classes[..., k:k + 1], self.size,
                                  canvas=_canvas(self.size))
             maps.append(np.asarray(best)[:self.size[0], :self.size[1]])
         return np.stack(maps)
