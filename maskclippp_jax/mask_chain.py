@@ -72,8 +72,8 @@ def mirrored(taps: Taps, size: jax.Array, flip: jax.Array) -> Taps:
     return Taps(taps.index[source], taps.weight[source] * (row < size)[:, None])
 
 
-def masks_to_grid(masks: jax.Array, sizes: MaskSizes, network: jax.Array, patch: int,
-                  canvas: tuple[int, int]) -> jax.Array:
+def to_grid(masks: jax.Array, sizes: MaskSizes, network: jax.Array, patch: int,
+            canvas: tuple[int, int]) -> jax.Array:
     """One picture's soft masks on the token grid of the image tower.
 
     Args:

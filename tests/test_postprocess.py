@@ -178,6 +178,20 @@ def test_panoptic_draws_merge_stuff_and_drop_overlapped_masks():
     assert merged > 0 and dropped > 0
 
 
+def test_thresholds_are_met_exactly_and_stuff_is_remembered_once_it_passed():
+    strip = lambda *parts: np.concatenate([np.full(n, v, np.int16) for v, n in parts])[None]
+    # Masks 1, 2, 3 are one stuff class: 7 of 10, 8 of 10, and 2 of 1 pixels won; 4 and 5 are things,
+    # of which 5 wins pixels only with less than a half, and 6 covers nothing.
+    winner = strip((1, 7), (2, 6), (-2, 2), (3, 1), (-3, 1), (4, 3), (-5, 4), (6, 2), (0, 5))
+    covered = np.array([10, 10, 1, 3, 4, 0])
+    ids, segments = postprocess.panoptic_segments(winner, covered, np.array([1, 1, 1, 0, 2, 0]),
+                                                  THINGS, 0.8)
+    assert segments == [dict(id=1, category_id=1, isthing=False),
+                        dict(id=2, category_id=0, isthing=True)]
+    np.testing.assert_array_equal(
+        ids, strip((0, 7), (1, 6), (0, 2), (1, 1), (0, 1), (2, 3), (0, 4), (0, 2), (0, 5)))
+
+
 def test_half_itself_counts_for_segments_and_not_for_instances(all_heads):
     picture = make_picture(np.random.default_rng(0), (24, 32), 1, generator=(24, 32))
     same = np.array([24, 32], np.int32)
@@ -219,6 +233,16 @@ def test_instances_equal_the_rules_at_full_size(all_heads, rng, count, size):
         if mask.any():
             assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any()
             assert mask[:, right - 1].any()
+
+
+def test_neither_padded_columns_nor_empty_slots_take_places_among_instances():
+    scores = np.zeros((3, COLUMNS), np.float32)
+    scores[:, 0] = 0.5, 0.4, 0.9  # the last slot is empty
+    facts = postprocess.MaskFacts(None, None, above=np.full(3, 10), total=np.full(3, 8.0), bits=None)
+    found, classes, masks = jax.jit(functools.partial(postprocess.top_pairs, count=5))(
+        scores, np.array([True, True, False]), Classes.of([True] * 3, COLUMNS), facts)
+    assert list(zip(masks.tolist(), classes.tolist())) == [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1)]
+    np.testing.assert_allclose(found, [0.4, 0.32, 0, 0, 0], atol=1e-6)
 
 
 def test_a_mask_without_a_pixel_has_a_box_of_zeros():
@@ -314,8 +338,7 @@ def test_masks_reach_the_token_grid_through_every_size(rng, kind):
         sizes = mask_chain.given_mask_sizes(np.array([24, 32]), generator)
         assert [x.tolist() for x in sizes] == [[24, 32], [80, 113], [80, 113]]
     masks = smooth_masks(rng, 5, (24, 32))
-    got = jax.jit(mask_chain.masks_to_grid, static_argnums=(3, 4))(masks, sizes, network, patch,
-                                                                  canvas)
+    got = jax.jit(mask_chain.to_grid, static_argnums=(3, 4))(masks, sizes, network, patch, canvas)
     seen = np.zeros((5, *canvas))
     seen[:, :42, :59] = full_size(masks, sizes, network)
     np.testing.assert_allclose(got, bilinear(seen, (6, 10)).reshape(5, -1), atol=1e-5)
