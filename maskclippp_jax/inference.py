@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import loading, postprocess
+from maskclippp_jax import loading, postprocess, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.models.resample import Stage
@@ -108,8 +108,8 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
         scores = jax.nn.softmax(logits)
         labels = jnp.zeros((len(image), 0, 0), jnp.int16)
         if semantic:
-            labels = jax.lax.map(
-                lambda x: postprocess.semantic_labels(*x),
+            labels = sharding.each_picture(
+                lambda x, _: postprocess.segment_labels(*x),
                 (batch["segments"], sizes.segments, sizes.masks, scores))
         return Result(scores, postprocess.mask_classes(logits), labels)
 

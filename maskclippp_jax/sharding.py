@@ -4,6 +4,8 @@ The mesh has two axes: the batch is split over both, large parameters over `fsdp
 1x1 mesh; there is no second code path.
 """
 
+import typing
+
 import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
@@ -125,3 +127,21 @@ def spread(function, x: jax.Array) -> jax.Array:
     result = function(constrain_batch(padded))
     result = jax.lax.with_sharding_constraint(result, P(*[None] * result.ndim))
     return result[:len(x)]
+
+
+def each_picture(function, batch: typing.Any, shared: typing.Any = ()) -> typing.Any:
+    """`function(picture, shared)` for every picture, on the device that holds it, one at a time.
+
+    Args:
+      function: maps pytrees of arrays to a pytree of arrays.
+      batch: pytree of arrays [B, ...]; B a multiple of the devices of the active mesh.
+      shared: pytree of arrays that all pictures need.
+
+    Returns:
+      The results, stacked: [B, ...].
+    """
+    run = lambda batch, shared: jax.lax.map(lambda picture: function(picture, shared), batch)
+    if jax.sharding.get_abstract_mesh().empty:
+        return run(batch, shared)
+    return jax.shard_map(run, in_specs=(P(_BATCH), P()), out_specs=P(_BATCH),
+                         check_vma=False)(batch, shared)

@@ -160,6 +160,20 @@ class Vocabulary:
         known = {name for names in training.classes for name in names}
         return np.array([any(n in known for n in names) for names in self.classes])
 
+    def lookup_from(self, training: "Vocabulary") -> np.ndarray:
+        """[J + 1] int32: for each training class the first of our classes that shares a name.
+
+        C where none does, and for the last entry, void. A training class goes to one class only,
+        so some of our seen classes get none.
+        """
+        first = {}
+        for number, names in enumerate(self.classes):
+            for name in names:
+                first.setdefault(name, number)
+        none = self.num_classes
+        return np.array([*(min(first.get(n, none) for n in names) for names in training.classes),
+                         none], np.int32)
+
     def to_text(self) -> str:
         """The content of a names file; `from_text` reads it back."""
         rows = []

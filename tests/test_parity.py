@@ -22,7 +22,10 @@ CASES = (
     "training/optimizer_groups", "training/augment",
     "evaluation/synonym_max", "evaluation/category_overlap", "evaluation/test_resize",
     "evaluation/mask_accuracy_head", "evaluation/metric_mask_accuracy",
-    "evaluation/metric_semantic",
+    "evaluation/metric_semantic", "evaluation/metric_panoptic", "evaluation/metric_instance",
+    "evaluation/metric_gt_assign", "evaluation/ensemble_open", "evaluation/ensemble_closed",
+    "evaluation/void", "evaluation/semantic", "evaluation/panoptic", "evaluation/instance",
+    "evaluation/tta", "evaluation/pipeline_open", "evaluation/pipeline_given_masks",
 )
 
 

@@ -47,6 +47,25 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
+class Version(typing.NamedTuple):
+    """A picture for test-time augmentation."""
+
+    image: np.ndarray  # [h, w, 3] uint8
+    flipped: bool      # mirrored left to right
+
+
+def test_versions(image: np.ndarray, short_sides: typing.Sequence[int], longest: int, *,
+                  flip: bool) -> list[Version]:
+    """A loaded picture at several sizes, each also mirrored if `flip`, as detectron2 makes them."""
+    versions = []
+    for short in short_sides:
+        resized = resize_image(image, shortest_edge(*image.shape[:2], short, longest))
+        versions.append(Version(resized, False))
+        if flip:
+            versions.append(Version(np.ascontiguousarray(resized[:, ::-1]), True))
+    return versions
+
+
 def resize_segments(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest neighbour with source index floor(i * n / n'), as torch has it.
 
