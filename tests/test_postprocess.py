@@ -180,8 +180,8 @@ def test_panoptic_draws_merge_stuff_and_drop_overlapped_masks():
 
 def test_thresholds_are_met_exactly_and_stuff_is_remembered_once_it_passed():
     strip = lambda *parts: np.concatenate([np.full(n, v, np.int16) for v, n in parts])[None]
-    # Masks 1, 2, 3 are one stuff class: 7 of 10, 8 of 10, and 2 of 1 pixels won; 4 and 5 are things,
-    # of which 5 wins pixels only with less than a half, and 6 covers nothing.
+    # Masks 1, 2, 3 are one stuff class: 7 of 10, 8 of 10, and 2 of 1 pixels won; the others are
+    # things, of which 5 wins pixels only with less than a half, and 6 covers nothing.
     winner = strip((1, 7), (2, 6), (-2, 2), (3, 1), (-3, 1), (4, 3), (-5, 4), (6, 2), (0, 5))
     covered = np.array([10, 10, 1, 3, 4, 0])
     ids, segments = postprocess.panoptic_segments(winner, covered, np.array([1, 1, 1, 0, 2, 0]),
@@ -238,7 +238,7 @@ def test_instances_equal_the_rules_at_full_size(all_heads, rng, count, size):
 def test_neither_padded_columns_nor_empty_slots_take_places_among_instances():
     scores = np.zeros((3, COLUMNS), np.float32)
     scores[:, 0] = 0.5, 0.4, 0.9  # the last slot is empty
-    facts = postprocess.MaskFacts(None, None, above=np.full(3, 10), total=np.full(3, 8.0), bits=None)
+    facts = postprocess.MaskFacts(None, None, np.full(3, 10), np.full(3, 8.0), None)
     found, classes, masks = jax.jit(functools.partial(postprocess.top_pairs, count=5))(
         scores, np.array([True, True, False]), Classes.of([True] * 3, COLUMNS), facts)
     assert list(zip(masks.tolist(), classes.tolist())) == [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1)]
