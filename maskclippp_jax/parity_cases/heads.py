@@ -100,8 +100,8 @@ def augmentation(case: Case) -> list[Check]:
     for step in case.spec["steps"]:
         name = step["name"]
         image, weights, bias = (case.arrays[f"in/{name}/{k}"] for k in ("image", "weights", "bias"))
-        versions = transforms.test_versions(image, step["min_sizes"], step["max_size"],
-                                            flip=step["flip"])
+        versions = transforms.versions_of(image, step["min_sizes"], step["max_size"],
+                                          flip=step["flip"])
         expected = case.spec["expected"][name]
         checks.append(equal(f"{name}/sizes", [v.image.shape[:2] for v in versions],
                             expected["augmented_sizes"]))
