@@ -95,7 +95,7 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
     settings = config.eval
     mesh = sharding.make_mesh(1)
     batch_size = -(-settings.batch_size // mesh.size) * mesh.size
-    accuracy = MaskAccuracy(vocabulary.num_classes, seen)
+    accuracy = MaskAccuracy(vocabulary.num_classes, seen, vocabulary.is_thing)
     semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
     names = inference.embed_vocabulary(config, model_config, params, vocabulary)
     name_masks = inference.make_namer(model_config, semantic=True)

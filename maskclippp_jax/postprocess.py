@@ -96,7 +96,7 @@ def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Cal
         labels = jnp.zeros((0, 0), jnp.int16)
         if wanted.semantic:
             labels, _ = semantic_labels(masks[None], one(rows), one(columns), scores.classes[None],
-                                        tile=tile)
+                                        classes.num_classes, tile=tile)
         facts = MaskFacts(*(jnp.zeros((0,) * n) for n in (2, 1, 1, 1, 3)))
         if wanted.panoptic or wanted.num_instances:
             weights = panoptic_weights(scores, mask_valid, classes.object_threshold)
@@ -151,8 +151,9 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
     return jax.lax.map(one_row, tuple(rows))
 
 
-def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Array, *,
-                    tile: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Array,
+                    num_classes: jax.Array | int, *, tile: tuple[int, int]
+                    ) -> tuple[jax.Array, jax.Array]:
     """The semantic label map of one image with soft masks.
 
     The score of class c at a pixel is the sum over masks of p[n, c] * mask n there, and the mean of
@@ -164,6 +165,7 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
       rows: [V, H, k], taps from each version's masks to the output rows.
       columns: [V, W, k].
       scores: [V, N, C] float32, at least 0; 0 in columns without a class and in empty slots.
+      num_classes: how many of the columns are classes; the others take little time.
       tile: output pixels worked on at once.
 
     Returns:
@@ -171,22 +173,22 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
       the scores of these classes.
     """
     shape = rows.index.shape[1], columns.index.shape[1]
-    num_versions, num_masks, num_classes = scores.shape
-    if num_classes > 2**15:
-        raise ValueError(f"got {num_classes} classes; labels are int16, wanted at most {2**15}")
-    chunk = min(num_classes, _CLASSES)
-    chunks = jnp.pad(scores, [(0, 0), (0, 0), (0, -num_classes % chunk)])
+    num_versions, num_masks, num_columns = scores.shape
+    if num_columns > 2**15:
+        raise ValueError(f"got {num_columns} classes; labels are int16, wanted at most {2**15}")
+    chunk = min(num_columns, _CLASSES)
+    chunks = jnp.pad(scores, [(0, 0), (0, 0), (0, -num_columns % chunk)])
     chunks = jnp.moveaxis(chunks.reshape(num_versions, num_masks, -1, chunk), 2, 0)
 
     def one_tile(tile_taps, _):
         windows = resample.soft(tile_taps.cut(masks))  # [V, N, h', w']
 
-        def one_chunk(best, chunk_scores):
-            small = jnp.einsum("vnij,vnc->vcij", windows, chunk_scores, precision="highest")
-            return jax.lax.scan(_better, best, tile_taps.enlarge(small))[0], None
+        def one_chunk(i, best):
+            small = jnp.einsum("vnij,vnc->vcij", windows, chunks[i], precision="highest")
+            return jax.lax.scan(_better, best, tile_taps.enlarge(small))[0]
 
         start = jnp.int16(0), jnp.zeros(tile, jnp.int16), jnp.full(tile, -1.0)
-        return jax.lax.scan(one_chunk, start, chunks)[0][1:]
+        return jax.lax.fori_loop(0, -(-num_classes // chunk), one_chunk, start)[1:]
 
     labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile)
     return _join(labels, shape), _join(best, shape) / num_versions
@@ -380,8 +382,9 @@ def boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def augmented_labels(masks: jax.Array, mask_sizes: MaskSizes, flipped: jax.Array,
-                     scores: jax.Array, output_size: jax.Array, canvas: tuple[int, int], *,
-                     tile: tuple[int, int] | None = None) -> tuple[jax.Array, jax.Array]:
+                     scores: jax.Array, num_classes: jax.Array | int, output_size: jax.Array,
+                     canvas: tuple[int, int], *, tile: tuple[int, int] | None = None
+                     ) -> tuple[jax.Array, jax.Array]:
     """The semantic label map of the mean of several versions of a picture (scales, flips).
 
     Versions bring their small masks; no version's map of classes ever exists.
@@ -391,6 +394,7 @@ def augmented_labels(masks: jax.Array, mask_sizes: MaskSizes, flipped: jax.Array
       mask_sizes: [V, 2] each.
       flipped: [V] bool, whether a version was mirrored left to right.
       scores: [V, N, C] float32 class probabilities.
+      num_classes: how many of the columns are classes.
       output_size: [2] int32.
       canvas: (H, W), at least the output size.
       tile: as in `make_heads`.
@@ -403,5 +407,5 @@ def augmented_labels(masks: jax.Array, mask_sizes: MaskSizes, flipped: jax.Array
         return rows, mirrored(columns, output_size[1], flip)
 
     rows, columns = jax.vmap(taps)(mask_sizes, flipped)
-    return semantic_labels(masks, rows, columns, scores,
+    return semantic_labels(masks, rows, columns, scores, num_classes,
                            tile=tile or _TILE.get(jax.default_backend(), _LARGE_TILE))

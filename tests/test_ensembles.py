@@ -113,12 +113,12 @@ def test_empty_slots_are_void_and_masks_from_files_never_are():
 
 def test_a_closed_generator_speaks_through_the_mean_of_its_logits():
     training = Vocabulary.from_text("cat\ndog,puppy\nwall-brick,wall\nwall-wood,wall\nsky\n", "t")
-    test = Vocabulary.from_text("wall\npuppy\ngrass\ndog\n", "u")
+    test = Vocabulary.from_text("wall\npuppy\ngrass\ndog\nhouse,wall\n", "u")
     lookup = test.lookup_from(training)
-    assert lookup.tolist() == [4, 1, 0, 0, 4, 4]  # dog goes to the first of two; void to none
+    assert lookup.tolist() == [5, 1, 0, 0, 5, 5]  # to the first of two; void to none
     generator = GeneratorLogits(np.float32([[1, 2, 3, 5, 7]]), np.float32([0]))
-    got = ensembles.logits_of_test_classes(generator, lookup[:-1], 4)
-    assert np.asarray(got)[0].tolist() == [4, 2, -np.inf, -np.inf]
+    got = ensembles.logits_of_test_classes(generator, lookup[:-1], 5)
+    assert np.asarray(got)[0].tolist() == [4, 2, -np.inf, -np.inf, -np.inf]
 
 
 def test_another_size_of_vocabulary_within_the_columns_compiles_nothing(rng):

@@ -88,7 +88,7 @@ def label_map(masks, sizes, size, scores):
     """Labels and their scores of one picture, without the other heads."""
     flat = jnp.zeros(1, bool)
     return postprocess.augmented_labels(masks[None], jax.tree.map(lambda x: x[None], sizes), flat,
-                                        scores[None], size, CANVAS, tile=TILE)
+                                        scores[None], len(THINGS), size, CANVAS, tile=TILE)
 
 
 @pytest.mark.parametrize("size", [(61, 90), (33, 96), (15, 20)])
@@ -180,8 +180,8 @@ def test_panoptic_draws_merge_stuff_and_drop_overlapped_masks():
 
 def test_thresholds_are_met_exactly_and_stuff_is_remembered_once_it_passed():
     strip = lambda *parts: np.concatenate([np.full(n, v, np.int16) for v, n in parts])[None]
-    # Masks 1, 2, 3 are one stuff class: 7 of 10, 8 of 10, and 2 of 1 pixels won; 4 and 5 are things,
-    # of which 5 wins pixels only with less than a half, and 6 covers nothing.
+    # Masks 1, 2, 3 are one stuff class: 7 of 10, 8 of 10, and 2 of 1 pixels won; the others are
+    # things, of which 5 wins pixels only with less than a half, and 6 covers nothing.
     winner = strip((1, 7), (2, 6), (-2, 2), (3, 1), (-3, 1), (4, 3), (-5, 4), (6, 2), (0, 5))
     covered = np.array([10, 10, 1, 3, 4, 0])
     ids, segments = postprocess.panoptic_segments(winner, covered, np.array([1, 1, 1, 0, 2, 0]),
@@ -238,7 +238,7 @@ def test_instances_equal_the_rules_at_full_size(all_heads, rng, count, size):
 def test_neither_padded_columns_nor_empty_slots_take_places_among_instances():
     scores = np.zeros((3, COLUMNS), np.float32)
     scores[:, 0] = 0.5, 0.4, 0.9  # the last slot is empty
-    facts = postprocess.MaskFacts(None, None, above=np.full(3, 10), total=np.full(3, 8.0), bits=None)
+    facts = postprocess.MaskFacts(None, None, np.full(3, 10), np.full(3, 8.0), None)
     found, classes, masks = jax.jit(functools.partial(postprocess.top_pairs, count=5))(
         scores, np.array([True, True, False]), Classes.of([True] * 3, COLUMNS), facts)
     assert list(zip(masks.tolist(), classes.tolist())) == [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1)]
@@ -319,7 +319,7 @@ def test_versions_of_a_picture_are_averaged_and_flips_flipped_back(rng):
         maps = np.einsum("nc,nhw->chw", scores[v].astype(float), full)
         total += (maps[..., ::-1] if flipped[v] else maps) / 3
     average = jax.jit(functools.partial(postprocess.augmented_labels, canvas=CANVAS, tile=TILE))
-    labels, best = average(masks, sizes, flipped, scores, size)
+    labels, best = average(masks, sizes, flipped, scores, 5, size)
     np.testing.assert_allclose(best[:50, :70], total.max(0), atol=3e-6)
     top = np.sort(total, 0)
     clear = top[-1] - top[-2] > 1e-5
@@ -371,7 +371,7 @@ def test_too_many_classes_for_the_label_map_are_refused():
     one = resample.Taps(*(x[None] for x in taps))
     with pytest.raises(ValueError, match="40000 classes"):
         postprocess.semantic_labels(jnp.zeros((1, 1, 4, 4)), one, one, jnp.zeros((1, 1, 40000)),
-                                    tile=(4, 8))
+                                    40000, tile=(4, 8))
 
 
 @pytest.mark.parametrize("tile", [(64, 128), (256, 512)])
@@ -388,3 +388,19 @@ def test_the_largest_published_case_needs_little_memory(tile):
     used = (memory.argument_size_in_bytes + memory.output_size_in_bytes
             + memory.temp_size_in_bytes)
     assert memory.argument_size_in_bytes > 8e7 and used < 1e9
+
+
+def test_more_classes_than_are_worked_on_at_once(rng):
+    """Three chunks of classes of which the last is not full, and columns beyond them."""
+    size, columns, num_classes = np.array([20, 30], np.int32), 512, 300
+    sizes = MaskSizes(*[np.array([[10, 15]], np.int32)] * 3)
+    masks = rng.random((1, 8, 10, 15)).astype(np.float32)
+    scores = np.zeros((1, 8, columns), np.float32)
+    scores[..., :num_classes] = rng.random((1, 8, num_classes))
+    run = jax.jit(functools.partial(postprocess.augmented_labels, canvas=(20, 30), tile=TILE))
+    labels, best = run(masks, sizes, np.zeros(1, bool), scores, num_classes, size)
+    maps = np.einsum("nc,nhw->chw", scores[0].astype(float), bilinear(masks[0].astype(float), size))
+    np.testing.assert_allclose(best, maps.max(0), rtol=1e-5)
+    clear = np.diff(np.sort(maps, 0)[-2:], axis=0)[0] > 1e-5
+    np.testing.assert_array_equal(np.asarray(labels)[clear], maps.argmax(0)[clear])
+    assert len({k // 128 for k in np.unique(labels)}) == 3 and clear.mean() > 0.95

@@ -54,8 +54,8 @@ class Version(typing.NamedTuple):
     flipped: bool      # mirrored left to right
 
 
-def test_versions(image: np.ndarray, short_sides: typing.Sequence[int], longest: int, *,
-                  flip: bool) -> list[Version]:
+def versions_of(image: np.ndarray, short_sides: typing.Sequence[int], longest: int, *,
+                flip: bool) -> list[Version]:
     """A loaded picture at several sizes, each also mirrored if `flip`, as detectron2 makes them."""
     versions = []
     for short in short_sides:

@@ -53,6 +53,8 @@ class PanopticQuality:
         if prediction.shape != truth.shape:
             raise ValueError(f"the prediction is {prediction.shape}, the truth {truth.shape}; "
                              "bring the prediction to the stored size of the picture")
+        if prediction.dtype.kind not in "iu" or truth.dtype.kind not in "iu":
+            raise ValueError(f"ids are {prediction.dtype} and {truth.dtype}, wanted integers")
         predicted = self._by_id(predicted, "predicted")
         true = self._by_id(true, "true")
         pairs = (truth.astype(np.int64) << 32) + prediction

@@ -100,8 +100,8 @@ def augmentation(case: Case) -> list[Check]:
     for step in case.spec["steps"]:
         name = step["name"]
         image, weights, bias = (case.arrays[f"in/{name}/{k}"] for k in ("image", "weights", "bias"))
-        versions = transforms.test_versions(image, step["min_sizes"], step["max_size"],
-                                            flip=step["flip"])
+        versions = transforms.versions_of(image, step["min_sizes"], step["max_size"],
+                                          flip=step["flip"])
         expected = case.spec["expected"][name]
         checks.append(equal(f"{name}/sizes", [v.image.shape[:2] for v in versions],
                             expected["augmented_sizes"]))
@@ -120,7 +120,7 @@ def augmentation(case: Case) -> list[Check]:
         identity = np.broadcast_to(np.eye(num_classes, dtype=np.float32),
                                    (len(maps), num_classes, num_classes))
         run = lambda scores: [np.asarray(x)[:size[0], :size[1]] for x in _augmented(
-            np.stack(maps), MaskSizes(sizes, sizes, sizes), flips, scores, size,
+            np.stack(maps), MaskSizes(sizes, sizes, sizes), flips, scores, scores.shape[-1], size,
             canvas=_canvas(size))]
         got = np.stack([run(identity[:, :, k:k + 1])[1] for k in range(num_classes)])
         checks += [close(f"{name}/scores", got, case.arrays[f"out/{name}/scores"], atol=3e-5),
@@ -218,7 +218,7 @@ class Picture:
         maps = []
         for k in range(num_classes):
             _, best = _augmented(self.batch.masks, self.batch.mask_sizes, np.zeros(1, bool),
-                                 self.batch.scores.classes[..., k:k + 1], self.size,
+                                 self.batch.scores.classes[..., k:k + 1], 1, self.size,
                                  canvas=_canvas(self.size))
             maps.append(np.asarray(best)[:self.size[0], :self.size[1]])
         return np.stack(maps)

@@ -90,7 +90,7 @@ def test_wrong_input_ends_in_one_sentence_and_writes_nothing(tmp_path, arguments
 
 
 def test_a_killed_build_goes_on_and_keeps_what_is_finished(tmp_path):
-    flags = own_files(tmp_path, 400, side=160)
+    flags = own_files(tmp_path, 256, side=128)
     growing = tmp_path / f"data/mine/.incomplete-{records.VERSION}"
     process = subprocess.Popen(command(*flags, f"--data_dir={tmp_path / 'data'}"),
                                stdout=subprocess.DEVNULL, start_new_session=True)
@@ -110,8 +110,8 @@ def test_a_killed_build_goes_on_and_keeps_what_is_finished(tmp_path):
     made = tmp_path / f"data/mine/{records.VERSION}"
     assert len(list(made.glob("*.array_record*"))) == 8 and not list(made.glob(".*"))
     source = records.open_source(str(tmp_path / "data"), "mine", "train")
-    assert len(source.records) == 400
-    for i in range(400):
+    assert len(source.records) == 256
+    for i in range(256):
         assert source.records[i]["image"] == (tmp_path / f"images/{i:04d}.png").read_bytes()
     assert kept == {name: (made / name).stat().st_mtime_ns for name in kept}
     assert not growing.exists()
@@ -129,7 +129,7 @@ def test_two_prepares_do_not_write_one_data_set(tmp_path):
 
 def test_a_full_disk_registers_nothing_and_the_build_can_go_on(tmp_path):
     """On a real small disk where one can be mounted, else under a limit on the size of a file."""
-    flags = own_files(tmp_path, 300, side=64)  # about 4 MB
+    flags = own_files(tmp_path, 100, side=110)  # about 4 MB
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk],
@@ -149,7 +149,7 @@ def test_a_full_disk_registers_nothing_and_the_build_can_go_on(tmp_path):
         if mounted:
             subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
         prepare(*flags, f"--data_dir={disk}")
-        assert len(records.open_source(str(disk), "mine", "train").records) == 300
+        assert len(records.open_source(str(disk), "mine", "train").records) == 100
     finally:
         if mounted:
             subprocess.run(["umount", disk], check=True)
@@ -174,12 +174,12 @@ def test_an_existing_data_set_is_left_alone_unless_told_otherwise(tmp_path):
 
 def test_a_build_from_changed_files_begins_anew(tmp_path):
     """Shards of a refused build are kept, but not once their pictures may be others."""
-    flags = own_files(tmp_path, 300) + [f"--data_dir={tmp_path / 'data'}"]
-    label = tmp_path / "labels/0299.png"
+    flags = own_files(tmp_path, 40) + [f"--data_dir={tmp_path / 'data'}"]
+    label = tmp_path / "labels/0039.png"
     Image.fromarray(np.full((40, 40), 9, np.uint8)).save(label)
     message = refused(*flags)
-    assert "1 of 300 pictures cannot be used" in message
-    assert "labels/0299.png holds 9, to which names.txt gives no name" in message
+    assert "1 of 40 pictures cannot be used" in message
+    assert "labels/0039.png holds 9, to which names.txt gives no name" in message
     for file in (label, tmp_path / "labels/0000.png"):
         Image.fromarray(np.ones((40, 40), np.uint8)).save(file)
     prepare(*flags)

@@ -128,3 +128,13 @@ def test_degraded_masks_are_displaced_but_keep_most_segments():
         assert set(np.unique(got)) <= {0, 1, 2}
         overlaps.append(((got == 2) & (segments == 2)).sum() / ((got == 2) | (segments == 2)).sum())
     assert 0.2 < np.mean(overlaps) < 0.8
+
+
+def test_versions_for_augmentation_come_as_they_are_and_mirrored(rng):
+    image = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    plain, mirrored, large, _ = transforms.versions_of(image, (20, 40), 45, flip=True)
+    np.testing.assert_array_equal(plain.image, image)
+    np.testing.assert_array_equal(mirrored.image, image[:, ::-1])
+    assert (plain.flipped, mirrored.flipped, large.flipped) == (False, True, False)
+    assert large.image.shape == (30, 45, 3)  # the longest side decides
+    assert len(transforms.versions_of(image, (20, 40), 45, flip=False)) == 2

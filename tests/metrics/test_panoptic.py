@@ -110,6 +110,7 @@ def test_nothing_at_all_gives_none():
     (dict(predicted=[predicted(5), predicted(6)]), "predicted segments .6. have no pixel"),
     (dict(predicted=[predicted(5, 4)]), "unknown categories .4."),
     (dict(predicted=[predicted(5), predicted(5)]), "wanted different ones"),
+    (dict(prediction=np.full((1, 4), 5.0)), "ids are float64 and int64, wanted integers"),
     (dict(prediction=np.full((2, 2), 5)), "bring the prediction to the stored size")])
 def test_bad_input_is_refused_and_nothing_counted(change, says):
     metric = PanopticQuality(CATEGORIES)
