@@ -7,7 +7,7 @@ from maskclippp_jax import inference, postprocess
 from maskclippp_jax.data import transforms
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy, classes_present
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
-from maskclippp_jax.models import eva_vit, maskclippp
+from maskclippp_jax.models import layers, maskclippp
 from maskclippp_jax.parity_cases.case import Absent, Case, Check, close, equal
 from maskclippp_jax.vocabulary import Vocabulary, split_names
 
@@ -66,7 +66,7 @@ def test_resize(case: Case) -> list[Check]:
         network = inference.shorter_side_to(np.array([size], np.int32), step["encoder_short_side"])
         canvas = case.arrays[f"out/{name}/encoder_input"].shape[1:]
         got = inference.to_network_size(jnp.asarray(want), np.array(size), network[0], canvas)
-        got = eva_vit.normalize(got[None], jnp.asarray(network))
+        got = layers.normalize(got[None], jnp.asarray(network))
         multiple = step["size_divisibility"]
         checks += [
             equal(f"{name}/encoder_size", network[0], case.spec["expected"][name]["encoder_size"]),
