@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("explicit_ranks")
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = (
     "encoders/eva02", "encoders/eva02_ragged", "encoders/eva02_mixed", "encoders/eva02_edge",
-    "encoders/eva01", "encoders/clip_rn", "encoders/tokenizer", "encoders/preprocess",
-    "encoders/ckpt_layouts", "encoders/finetune_types",
+    "encoders/eva01", "encoders/tokenizer", "encoders/preprocess", "encoders/ckpt_layouts",
+    "encoders/finetune_types", "small/convnext", "small/resnet",
     "training/psm_dummy", "training/psm_linear", "training/loss",
     "training/train_step_eva02_wtext", "training/trajectory_eva02",
     "training/trajectory_eva02_decay", "training/trajectory_eva02_wtext", "training/schedule",
@@ -37,7 +37,7 @@ def test_case_lies_within_its_tolerance(name):
     assert not missed
 
 
-@pytest.mark.parametrize("name", ["encoders/eva02", "encoders/clip_rn", "encoders/ckpt_layouts"])
+@pytest.mark.parametrize("name", ["encoders/eva02", "encoders/ckpt_layouts", "small/resnet"])
 def test_bfloat16_keeps_the_direction_of_embeddings(name):
     checks = run(name, "bfloat16")
     assert all(c.ratio <= 1 for c in checks)

@@ -126,8 +126,7 @@ class ConvNeXt(nnx.Module):
 
         cells = x.reshape(len(x), -1, x.shape[-1])  # [B, L, D]
         embed = lambda x: self.head(self.norm(x))
-        masks = None if grid_masks is None else embed(_average(
-            cells, jnp.where(grid.valid[:, None], grid_masks, 0.0), 1e-6))
+        masks = None if grid.masks is None else embed(_average(cells, grid.masks, 1e-6))
         return layers.ImageFeatures(
             mask_embeddings=masks, image_embedding=embed(_average(cells, grid.valid[:, None]))[:, 0],
             patch_embeddings=embed(cells) if dense else None, patch_valid=grid.valid)

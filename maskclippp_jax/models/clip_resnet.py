@@ -123,7 +123,7 @@ class ResNet(nnx.Module):
         for blocks in self.stages:
             for block in blocks:
                 x = self.constrain(run(block, x, layers.inside_map(x, grid)))
-        return self.pool(x, grid, grid_masks, jnp.exp(self.mask_logit_scale[...]), dense=dense)
+        return self.pool(x, grid, jnp.exp(self.mask_logit_scale[...]), dense=dense)
 
 
 class BatchNorm(nnx.Module):
@@ -221,8 +221,8 @@ class AttentionPool(nnx.Module):
         self.query, self.key, self.value = linear(channels), linear(channels), linear(channels)
         self.out = linear(c.embed_dim)
 
-    def __call__(self, x, grid, grid_masks, mask_scale, *, dense):
-        """x [B, h, w, D], masks [B, N, L] or None, mask_scale [A] -> ImageFeatures."""
+    def __call__(self, x, grid, mask_scale, *, dense):
+        """x [B, h, w, D], where images and masks lie, mask_scale [A] -> ImageFeatures."""
         heads = lambda t: layers.split_heads(t, self.config.num_heads)
         cells = x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)  # [B, L, D]
         weights = grid.valid.astype(jnp.float32)
@@ -241,12 +241,11 @@ class AttentionPool(nnx.Module):
 
         image = pool(query, 0, jnp.pad(grid.valid, ((0, 0), (1, 0)), constant_values=True))
         masks = None
-        if grid_masks is not None:
-            grid_masks = grid_masks.astype(jnp.float32)
+        if grid.masks is not None:
             queries = jnp.broadcast_to(
-                query, (len(x), grid_masks.shape[1], *query.shape[2:]))  # the same for all masks
-            masks = pool(queries, 1, grid.valid, masks=grid_masks, mask_scale=mask_scale,
-                         inside=layers.inside_masks(grid_masks, self.config.mask_threshold))
+                query, (len(x), grid.masks.shape[1], *query.shape[2:]))  # the same for all masks
+            masks = pool(queries, 1, grid.valid, masks=grid.masks, mask_scale=mask_scale,
+                         inside=layers.inside_masks(grid.masks, self.config.mask_threshold))
         # A cell that sees only itself, all others lying 100 lower, gives its own value.
         return layers.ImageFeatures(
             mask_embeddings=masks, image_embedding=image[:, 0],

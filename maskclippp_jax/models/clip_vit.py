@@ -110,15 +110,16 @@ class ClipViT(nnx.Module):
                  *, dense: bool = False, key: jax.Array | None = None) -> layers.ImageFeatures:
         """Embeds images, and every mask in them; see `EvaViT.__call__`."""
         c = self.config
-        canvas, grid, patch_valid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
+        grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
         normal = layers.normalize(image, image_size, c.pixel_mean, c.pixel_std)
         patches = self.patch_embed(normal).reshape(len(image), -1, c.width)  # [B, L, D]
         first = jnp.broadcast_to(self.class_token[...], (len(image), 1, c.width))
         tokens = jnp.concatenate([first, patches.astype(jnp.float32)], 1)  # [B, 1+L, D]
-        tokens = tokens + layers.resize_position_table(self.position_table[...], grid, canvas)
+        tokens = tokens + layers.resize_position_table(
+            self.position_table[...], grid.size, grid.canvas)
         tokens = self.constrain(self.pre_norm(tokens))
         passed = vit.pass_blocks(
-            self.blocks, tokens, patch_valid, grid_masks, remat=self.remat,
+            self.blocks, tokens, grid, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
             constrain=self.constrain)
         embed = lambda x: self.norm(x) @ self.projection[...].astype(self.dtype)
@@ -126,4 +127,4 @@ class ClipViT(nnx.Module):
             mask_embeddings=None if grid_masks is None else embed(passed.mask_tokens),
             image_embedding=embed(passed.tokens[:, 0]),
             patch_embeddings=embed(self.blocks[-1].value_path(passed.entering[:, 1:]))
-            if dense else None, patch_valid=patch_valid)
+            if dense else None, patch_valid=grid.valid)

@@ -119,18 +119,20 @@ class EvaViT(nnx.Module):
           ValueError: canvas not a multiple of the patch, or masks on another grid.
         """
         c = self.config
-        canvas, grid, patch_valid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
+        grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
         patches = self.patch_embed(layers.normalize(image, image_size))  # [B, h, w, D]
         patches = patches.reshape(len(image), -1, c.width)  # [B, L, D]
         first = jnp.broadcast_to(self.class_token[...], (len(image), 1, c.width))
         tokens = jnp.concatenate([first, patches.astype(jnp.float32)], 1)  # [B, 1+L, D]
-        tokens = tokens + layers.resize_position_table(self.position_table[...], grid, canvas)
+        tokens = tokens + layers.resize_position_table(
+            self.position_table[...], grid.size, grid.canvas)
         tokens = self.constrain(tokens.astype(self.dtype))
         rotary = None
         if c.rotary_grid is not None:
-            rotary = layers.rotary_table(grid, canvas, c.width // c.num_heads, c.rotary_grid)
+            rotary = layers.rotary_table(
+                grid.size, grid.canvas, c.width // c.num_heads, c.rotary_grid)
         passed = vit.pass_blocks(
-            self.blocks, tokens, patch_valid, grid_masks, rotary=rotary, remat=self.remat,
+            self.blocks, tokens, grid, rotary=rotary, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
             constrain=self.constrain)
         embed = lambda x: self.head(self.norm(x))
@@ -138,7 +140,7 @@ class EvaViT(nnx.Module):
             mask_embeddings=None if grid_masks is None else embed(passed.mask_tokens),
             image_embedding=embed(passed.tokens[:, 0]),
             patch_embeddings=embed(self.blocks[-1].value_path(passed.entering[:, 1:]))
-            if dense else None, patch_valid=patch_valid)
+            if dense else None, patch_valid=grid.valid)
 
 
 class SwiGLU(nnx.Module):

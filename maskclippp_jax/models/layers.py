@@ -36,16 +36,17 @@ class ImageFeatures(typing.NamedTuple):
 
 
 class Grid(typing.NamedTuple):
-    """Where images lie on the cells of a padded canvas."""
+    """Where images and their masks lie on the cells of a padded canvas."""
 
-    canvas: tuple[int, int]  # (h, w) cells of the canvas
-    size: jax.Array          # [B, 2] int32, true (gh, gw) of each image
-    valid: jax.Array         # [B, L] bool, the cells of each image's own grid
+    canvas: tuple[int, int]   # (h, w) cells of the canvas
+    size: jax.Array           # [B, 2] int32, true (gh, gw) of each image
+    valid: jax.Array          # [B, L] bool, the cells of each image's own grid
+    masks: jax.Array | None   # [B, N, L] float32 in [0, 1], zero outside each image's own grid
 
 
 def lay_grid(image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None,
              cell: int) -> Grid:
-    """Checks what a tower is given, and finds the cells of every image.
+    """Checks what a tower is given, and finds the cells of every image and its masks.
 
     Args:
       image: [B, H, W, 3].
@@ -64,7 +65,10 @@ def lay_grid(image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | No
         raise ValueError(f"masks lie on a grid of {grid_masks.shape[-1]} cells, tokens on "
                          f"{canvas[0] * canvas[1]}; bring the masks to the token grid first")
     size = -(-image_size // cell)
-    return Grid(canvas, size, inside_canvas(size, canvas).reshape(len(image), -1))
+    valid = inside_canvas(size, canvas).reshape(len(image), -1)
+    if grid_masks is not None:
+        grid_masks = jnp.where(valid[:, None], grid_masks.astype(jnp.float32), 0.0)
+    return Grid(canvas, size, valid, grid_masks)
 
 
 def inside_canvas(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:

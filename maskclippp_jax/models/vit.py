@@ -95,17 +95,15 @@ class Passed(typing.NamedTuple):
     entering: jax.Array            # [B, 1+L, D], what entered the last block
 
 
-def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, patch_valid: jax.Array,
-                grid_masks: jax.Array | None, *, mask_logit_scale: jax.Array,
-                mask_threshold: float | None, rotary=None, remat: str,
+def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.Grid, *,
+                mask_logit_scale: jax.Array, mask_threshold: float | None, rotary=None, remat: str,
                 constrain: typing.Callable) -> Passed:
     """Runs all blocks; mask tokens join in the last ones.
 
     Args:
       blocks: all blocks of the tower.
       tokens: [B, 1+L, D], class token first.
-      patch_valid: [B, L] bool, the patches of each image's own grid.
-      grid_masks: [B, N, L] in [0, 1] or None.
+      grid: where images and masks lie.
       mask_logit_scale: [blocks with mask tokens, A], logarithm of the factor of the values inside a
         mask. Row 0 belongs to the last block.
       mask_threshold: see `layers.inside_masks`.
@@ -116,14 +114,13 @@ def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, patch_valid: 
     run = layers.rematerialize(remat)
     masks, mask_tokens, scale = None, None, None
     for left, block in zip(reversed(range(len(blocks))), blocks):  # left: blocks after this one
-        if grid_masks is not None and left < len(mask_logit_scale):
+        if grid.masks is not None and left < len(mask_logit_scale):
             if mask_tokens is None:
-                grid_masks = grid_masks.astype(jnp.float32)
-                masks = (grid_masks, layers.inside_masks(grid_masks, mask_threshold))
+                masks = (grid.masks, layers.inside_masks(grid.masks, mask_threshold))
                 mask_tokens = jnp.broadcast_to(
-                    tokens[:, :1], (len(tokens), grid_masks.shape[1], tokens.shape[-1]))
+                    tokens[:, :1], (len(tokens), grid.masks.shape[1], tokens.shape[-1]))
             scale = jnp.exp(mask_logit_scale[left])  # [A]
         entering = tokens
-        tokens, mask_tokens = run(block, tokens, rotary, patch_valid, mask_tokens, masks, scale)
+        tokens, mask_tokens = run(block, tokens, rotary, grid.valid, mask_tokens, masks, scale)
         tokens = constrain(tokens)
     return Passed(tokens, mask_tokens, entering)

@@ -190,7 +190,9 @@ def looks_like(shapes: typing.Mapping[str, tuple], rules_for: typing.Callable,
         except ValueError:
             continue
         parts = [part for part in ("image/", "text/") if any(p.startswith(part) for p in found)]
-        if "image/" in parts:
+        # Without this look beforehand, all models would have to be laid out: ten seconds.
+        joint = (model.text.width, model.text.embed_dim)
+        if "image/" in parts and found.get("text/projection", joint) == joint:
             wanted = _shapes_of(model)
             belongs = lambda path: path.startswith(tuple(parts)) and not path.startswith(absent)
             if ({p: s for p, s in found.items() if belongs(p)}
