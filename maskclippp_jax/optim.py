@@ -57,7 +57,7 @@ def image_tuning(config: maskclippp.ImageConfig) -> dict[str, tuple[str, ...]]:
 
 
 def text_tuning(model: maskclippp.MaskCLIPppConfig) -> dict[str, tuple[str, ...]]:
-    """The same of a text tower; patterns of whole paths, as CLIP's logit scale may be among them."""
+    """The same of a text tower; whole paths, as CLIP's logit scale may be among them."""
     attention = (r"text/blocks/\d+/attention/qkv/kernel", r"text/position_table")
     if isinstance(model.image, eva_vit.EvaViTConfig):
         # The released EVA models trained norms and MLPs of the text tower under this name as well.
@@ -85,7 +85,7 @@ def trainable_predicate(image: str, text: str, model: maskclippp.MaskCLIPppConfi
 
 
 def learning_rate_multiplier(path: str, image_multiplier: float, text_multiplier: float) -> float:
-    """The towers learn slowly; the head, the scale of the mask bias and CLIP's logit scale do not."""
+    """The towers learn slowly; head, scale of the mask bias and CLIP's logit scale do not."""
     if path == "image/mask_logit_scale":
         return 1.0
     if path.startswith("image/"):

@@ -128,7 +128,8 @@ class ConvNeXt(nnx.Module):
         embed = lambda x: self.head(self.norm(x))
         masks = None if grid.masks is None else embed(_average(cells, grid.masks, 1e-6))
         return layers.ImageFeatures(
-            mask_embeddings=masks, image_embedding=embed(_average(cells, grid.valid[:, None]))[:, 0],
+            mask_embeddings=masks,
+            image_embedding=embed(_average(cells, grid.valid[:, None]))[:, 0],
             patch_embeddings=embed(cells) if dense else None, patch_valid=grid.valid)
 
 

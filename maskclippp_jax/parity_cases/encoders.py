@@ -193,7 +193,7 @@ def preprocess(case: Case) -> list[Check]:
 
 
 def _network_size(picture: np.ndarray, settings: dict) -> tuple[np.ndarray, float | None]:
-    """The size [1, 2] that the reference resizes a picture to, and its scale if that is the step."""
+    """The size [1, 2] the reference resizes a picture to, and its scale if that is the step."""
     match settings["TEST_RESIZE_TYPE"]:
         case "none":
             return picture, None

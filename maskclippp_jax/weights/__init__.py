@@ -103,6 +103,9 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
     """
     source = read(path)
     layout = layout_of(source, path)
+    if "input_resolution" in source and not model.text.quick_gelu:
+        raise ValueError(f"{path} is of OpenAI, whose weights want QuickGELU; set quick_gelu in "
+                         "the sizes of the text tower, and of a Vision Transformer")
     absent = ABSENT
     if layout in ("maskclippp", "ours"):
         has_text = any(name.startswith(("text_encoder.", "text/")) for name in source)

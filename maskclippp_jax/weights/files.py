@@ -11,17 +11,22 @@ from maskclippp_jax.weights import hub
 from maskclippp_jax.weights.torch_file import TorchFile
 
 
-class Source(typing.Protocol):
+class Source(collections.abc.Mapping):
     """A mapping from names to arrays that knows all shapes without reading anything."""
 
     shapes: typing.Mapping[str, tuple[int, ...]]
 
-    def __iter__(self) -> typing.Iterator[str]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, name: str) -> np.ndarray: ...
+    def __iter__(self):
+        return iter(self.shapes)
+
+    def __len__(self):
+        return len(self.shapes)
+
+    def __contains__(self, name):
+        return name in self.shapes
 
 
-class SafetensorsFile(collections.abc.Mapping):
+class SafetensorsFile(Source):
     """The tensors of a .safetensors file.
 
     Raises (on construction):
@@ -40,28 +45,16 @@ class SafetensorsFile(collections.abc.Mapping):
         self.shapes = {name: tuple(self._file.get_slice(name).get_shape())
                        for name in self._file.keys()}
 
-    def __iter__(self):
-        return iter(self.shapes)
-
-    def __len__(self):
-        return len(self.shapes)
-
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
 
 
-class _WithoutPrefix(collections.abc.Mapping):
+class _WithoutPrefix(Source):
     """A source whose names all begin alike, without that beginning."""
 
     def __init__(self, source: Source, prefix: str):
         self._source, self._prefix = source, prefix
         self.shapes = {name.removeprefix(prefix): shape for name, shape in source.shapes.items()}
-
-    def __iter__(self):
-        return iter(self.shapes)
-
-    def __len__(self):
-        return len(self.shapes)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._source[self._prefix + name]

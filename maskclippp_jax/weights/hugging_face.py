@@ -25,12 +25,14 @@ def clip_rules() -> tuple[Rule, ...]:
         *_block(words, "text"),
         Rule(tuple(f"{name}.weight" for name in apart.values()),
              "text/blocks/{i}/attention/qkv/kernel", linear),
-        Rule(tuple(f"{name}.bias" for name in apart.values()), "text/blocks/{i}/attention/qkv/bias"),
+        Rule(tuple(f"{name}.bias" for name in apart.values()),
+             "text/blocks/{i}/attention/qkv/bias"),
         *norm_rules(f"{words}.final_layer_norm", "text/norm"),
         Rule("text_projection.weight", "text/projection", linear),
 
         Rule("logit_scale", "logit_scale"),
-        Rule(r"(vision|text)_model\.embeddings\.position_ids", None, why="the numbers 0, 1, 2, ..."),
+        Rule(r"(vision|text)_model\.embeddings\.position_ids", None,
+             why="the numbers 0, 1, 2, ..."),
     )
 
 

@@ -210,7 +210,8 @@ def _group(names: typing.Iterable[str], rules: typing.Sequence[Rule], *, by_sour
         found = [(match, rule, part) for pattern, rule, part in patterns
                  if (match := pattern.fullmatch(name))]
         if len(found) != 1:
-            problems.append(f"{name}: unknown here" if not found else f"{name}: several rules match")
+            what = "several rules match" if found else "unknown here"
+            problems.append(f"{name}: {what}")
         elif found[0][1].path is not None:
             match, rule, part = found[0]
             groups[rule, tuple(match.groupdict().items())][part] = name

@@ -90,6 +90,9 @@ class TorchFile(collections.abc.Mapping):
     def __len__(self):
         return len(self._entries)
 
+    def __contains__(self, name):  # without reading it
+        return name in self._entries
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors; nothing is read."""

@@ -77,6 +77,8 @@ def test_an_image_is_the_same_alone_and_on_a_larger_canvas_beside_another(config
     assert np.asarray(both.patch_valid[0]).reshape(4, 4)[:3, :2].all()
     assert both.patch_valid[0].sum() == 6
     for path, want in parameters.flatten(alone_gradients).items():
+        if path.endswith("key/bias"):
+            continue  # softmax does not see it: rounding alone
         near(parameters.flatten(gradients)[path], want, 1e-4)
 
 
@@ -105,7 +107,8 @@ def test_a_canvas_or_masks_that_do_not_fit_are_refused(config):
     run = lambda image, masks: jax.eval_shape(
         lambda p, *a: build(p)(*a), shapes, jax.ShapeDtypeStruct((1, *image, 3), jnp.uint8), size,
         jax.ShapeDtypeStruct((1, 2, masks), jnp.float32))
-    with pytest.raises(ValueError, match=f"65x64 pixels; pad it to multiples of {config.patch_size}"):
+    wanted = f"65x64 pixels; pad it to multiples of {config.patch_size}"
+    with pytest.raises(ValueError, match=wanted):
         run((65, 64), 4)
     with pytest.raises(ValueError, match="masks lie on a grid of 5 cells"):
         run((64, 64), 5)
@@ -141,7 +144,7 @@ def test_stochastic_depth_acts_in_training_only_and_never_in_the_first_block(rng
                     for p, x in parameters.flatten(params).items()}
     evaluated = embed(params, None)
     assert np.abs(evaluated - embed(parameters.unflatten(without_last), None)).max() > 1e-3
-    assert clip_convnext.ConvNeXt(config, rngs=parameters.Keys(0)).stages[0].blocks[0].drop_path == 0
+    assert build(params).stages[0].blocks[0].drop_path == 0
     assert np.abs(evaluated - embed(params, jax.random.key(1))).max() > 1e-3
 
 

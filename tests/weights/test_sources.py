@@ -101,6 +101,9 @@ def test_an_openai_archive_is_read_without_running_its_code():
         assert str(source[name].dtype) == dtype
         assert source.shapes[name] == tuple(int(n) for n in shape.split(",") if n.strip())
     model = openai_model()
+    other = dataclasses.replace(model, text=dataclasses.replace(model.text, quick_gelu=False))
+    with pytest.raises(ValueError, match="OpenAI, whose weights want QuickGELU"):
+        weights.load_weights(OPENAI, other, shapes_of(other))
     params, missing = weights.load_weights(OPENAI, model, shapes_of(model))
     assert missing == {"image/mask_logit_scale"}
     named = weights.export(params, model, "open_clip")
@@ -150,7 +153,8 @@ def test_other_precisions_become_float32(dtype, tmp_path):
     model = maskclippp.MaskCLIPppConfig(VIT, TEXT, None)
     params = jax.tree.map(lambda x: x.astype(dtype), random_params(model))
     file = str(tmp_path / "x.safetensors")
-    save_file({f"module.{k}": v for k, v in weights.export(params, model, "open_clip").items()}, file)
+    named = weights.export(params, model, "open_clip")
+    save_file({f"module.{k}": v for k, v in named.items()}, file)
     back, missing = weights.load_weights(file, model, shapes_of(model))
     for path, leaf in parameters.flatten(back).items():
         assert leaf.dtype == np.float32
@@ -199,8 +203,8 @@ def test_a_file_of_another_model_is_recognised(name, training, layout, kind, mon
 
     monkeypatch.setattr(weights, "read", lambda path: File(source))
     wanted = published.find(kind, "openai").model
-    with pytest.raises(ValueError, match=f"x.pt looks like {name}, but the configuration's model is "
-                                         f"{kind}.*give the weights of that model"):
+    with pytest.raises(ValueError, match=f"x.pt looks like {name}, but the configuration's model "
+                                         f"is {kind}.*give the weights of that model"):
         weights.load_weights("x.pt", wanted, shapes_of(wanted))
 
 
