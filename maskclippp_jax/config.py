@@ -10,7 +10,8 @@ import typing
 import jax
 import ml_collections
 
-from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, similarity, text)
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -19,7 +20,8 @@ FAMILIES = ("semantic", "panoptic")
 
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
-    maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
+    maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, clip_vit.ClipViTConfig,
+    clip_convnext.ConvNeXtConfig, clip_resnet.ResNetConfig, text.TextConfig,
     similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 

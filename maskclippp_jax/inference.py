@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
 
 from maskclippp_jax import config as configuration
 from maskclippp_jax import loading, postprocess, sharding
@@ -88,7 +87,7 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     used); `canvas` is static, see `canvas_of`. With `semantic` false the label maps are empty.
     """
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=nnx.Rngs(0)))
+        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
     @functools.partial(jax.jit, static_argnames="canvas")

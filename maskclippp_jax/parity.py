@@ -25,9 +25,9 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"],
 
 # What a case's `kind` runs. A case of another kind is "not built".
 RUN = {
-    "vit": encoders.image_tower, "text": encoders.text_tower, "tokenizer": encoders.tokenizer,
-    "preprocess": encoders.preprocess, "ckpt": encoders.checkpoint_layouts,
-    "finetune": encoders.finetune_types,
+    "vit": encoders.image_tower, "conv": encoders.image_tower, "text": encoders.text_tower,
+    "tokenizer": encoders.tokenizer, "preprocess": encoders.preprocess,
+    "ckpt": encoders.checkpoint_layouts, "finetune": encoders.finetune_types,
     "psm": training.head, "loss": training.loss, "step": training.step,
     "trajectory": training.trajectory, "schedule": training.schedule,
     "optimizer_groups": training.optimizer_groups, "augment": training.augment,

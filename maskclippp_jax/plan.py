@@ -158,10 +158,9 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
     make_model = loading.model_maker(config, platform=mesh.devices.flat[0].platform,
                                      constrain=sharding.constrain_batch)
     build, shapes = parameters.abstract(make_model)
-    is_trainable = optim.trainable_predicate(
-        config.tune.image, config.tune.text, config.model.image.depth)
+    is_trainable = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
     trainable, frozen = parameters.partition(shapes, is_trainable)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable, config.model)
     state = train_step.abstract_state(config, trainable, frozen, optimizer)
     shardings = sharding.state_shardings(state, mesh)
     size, like = config.train.size, jax.ShapeDtypeStruct

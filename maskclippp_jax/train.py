@@ -43,13 +43,14 @@ def main(argv):
                          f"{mesh.size} devices; choose a multiple")
     make_model = loading.model_maker(config, constrain=sharding.constrain_batch)
     build, shapes = parameters.abstract(make_model)
-    is_trainable = optim.trainable_predicate(
-        config.tune.image, config.tune.text, config.model.image.depth)
+    is_trainable = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
     trainable_shapes, _ = parameters.partition(shapes, is_trainable)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable_shapes)
-    params = loading.load_params(config.weights, make_model, shapes)
+    optimizer = optim.make_optimizer(
+        config.optimizer, config.train.steps, trainable_shapes, config.model)
+    params = loading.load_params(config.weights, config.model, make_model, shapes)
     checkpoint.open_run(workdir, config, vocabulary.to_text())
-    report.print_parameters(optim.parameter_table(shapes, is_trainable, config.optimizer))
+    report.print_parameters(optim.parameter_table(
+        shapes, is_trainable, config.optimizer, config.model))
 
     with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
         trainable, frozen = parameters.partition(params, is_trainable)

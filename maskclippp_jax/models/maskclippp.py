@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax.models import eva_vit, similarity, text
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, similarity, text)
+
+ImageConfig = (eva_vit.EvaViTConfig | clip_vit.ClipViTConfig | clip_convnext.ConvNeXtConfig
+               | clip_resnet.ResNetConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskCLIPppConfig:
-    image: eva_vit.EvaViTConfig
+    image: ImageConfig
     text: text.TextConfig
     # None: mean over templates
     similarity: (similarity.LinearSimilarityConfig | similarity.PseudoTextSimilarityConfig | None)
@@ -30,6 +34,11 @@ class MaskCLIPppConfig:
                    similarity.LinearSimilarityConfig(num_templates))
 
     @classmethod
+    def eva01_g14_plus(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls(eva_vit.EvaViTConfig.eva01_g14_plus(), text.TextConfig.clip(1024, 24),
+                   similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
     def quickstart(cls, num_templates: int) -> "MaskCLIPppConfig":
         """The small model that ships with the project (launch/pretrain_quickstart.py)."""
         return cls(eva_vit.EvaViTConfig.quickstart(), text.TextConfig.quickstart(),
@@ -40,24 +49,24 @@ class MaskCLIPpp(nnx.Module):
     """Encoders and similarity head.
 
     `dtype` is the arithmetic of the towers; parameters, logits and softmax are float32. `by_head`,
-    `remat` and `constrain` are about speed and memory only (`layers.attend`, `eva_vit.EvaViT`,
-    `sharding.constrain_batch`).
+    `remat` and `constrain` are about speed and memory only (`layers.attend`,
+    `layers.rematerialize`, `sharding.constrain_batch`).
     """
 
     def __init__(self, config: MaskCLIPppConfig, *, dtype=jnp.float32, by_head: bool = True,
                  remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
         self.config = config
-        self.image = eva_vit.EvaViT(config.image, dtype=dtype, by_head=by_head, remat=remat,
-                                    constrain=constrain, rngs=rngs)
+        self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
+                                       constrain=constrain, rngs=rngs)
         self.text = text.TextTower(config.text, dtype=dtype, by_head=by_head, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.similarity is not None:
             self.similarity = config.similarity.make(rngs=rngs)
 
     def encode_image(self, image, image_size, grid_masks=None, *, dense=False, key=None):
-        """See the image tower; `dense` is also what the similarity head asks for.
+        """See `eva_vit.EvaViT.__call__`; all image towers are called alike.
 
-        `key` is the source of randomness in training; None: evaluation.
+        `dense` is also what the similarity head asks for.
         """
         head = self.config.similarity
         dense = dense or (head is not None and head.needs_patches)
@@ -67,7 +76,7 @@ class MaskCLIPpp(nnx.Module):
         """[n, X] int32 -> [n, E], not normalised."""
         return self.text(token_ids)
 
-    def classify(self, features: eva_vit.ImageFeatures, text_embeddings: jax.Array, *,
+    def classify(self, features: layers.ImageFeatures, text_embeddings: jax.Array, *,
                  key: jax.Array | None = None) -> jax.Array:
         """Logits of every mask for every name.
 

@@ -13,6 +13,9 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from maskclippp_jax.models import layers
 
 
 class Taps(typing.NamedTuple):
@@ -53,6 +56,19 @@ def bilinear_taps(num_rows: int, *stages: Stage) -> Taps:
         weight = (jnp.stack([1 - part, part], -1) * (weight * exists)[..., None])
         weight = weight.reshape(num_rows, -1)
     return Taps(index, weight)
+
+
+def scaled_taps(num_rows: int, num_in: int, scale: float) -> Taps:
+    """Bilinear taps that step exactly `1 / scale` source rows, whatever `num_rows` is.
+
+    The reference resizes pictures so by a relative size: rows are cut to whole pixels, but the step
+    is not stretched to fit (masks are resized to the size, by `bilinear_taps`).
+    """
+    source = np.maximum((np.arange(num_rows) + 0.5) / scale - 0.5, 0)
+    first = np.minimum(np.floor(source).astype(np.int32), num_in - 1)
+    part = (source - first).astype(np.float32)
+    return Taps(jnp.asarray(np.stack([first, np.minimum(first + 1, num_in - 1)], -1)),
+                jnp.asarray(np.stack([1 - part, part], -1)))
 
 
 def taps_matrix(taps: Taps, num_in: int) -> jax.Array:
@@ -134,10 +150,13 @@ def segments_to_grid(segments: jax.Array, patch: int, num_masks: int) -> jax.Arr
     return masks.reshape(*masks.shape[:2], -1)
 
 
-def masks_to_grid(masks: jax.Array, patch: int) -> jax.Array:
-    """The same for soft masks [B, N, H, W] in [0, 1], H and W multiples of `patch`: [B, N, L]."""
-    rows, columns = (grid_taps(side // patch, patch) for side in masks.shape[2:])
-    grid = jax.vmap(lambda m: resize_masks(m, rows, columns))(masks)
+def masks_to_grid(masks: jax.Array, patch: int, method: str = "bilinear") -> jax.Array:
+    """The same for soft masks [B, N, H, W] in [0, 1], H and W multiples of `patch`: [B, N, L].
+
+    All published models take the bilinear method; the others are those of `masks_to_size`.
+    """
+    size = tuple(side // patch for side in masks.shape[2:])
+    grid = jax.vmap(lambda m: masks_to_size(m, size, method))(masks)
     return grid.reshape(*grid.shape[:2], -1)
 
 
@@ -238,3 +257,51 @@ class _Axis(typing.NamedTuple):
         start = jnp.minimum(index.min((2, 3)), self.num_in - window)  # [blocks, V]
         hot = jax.nn.one_hot(index - start[:, :, None, None], window, dtype=jnp.float32)
         return start, jnp.einsum("bvnk,bvnki->bvni", weight, hot, precision="highest")
+
+
+def masks_to_size(masks: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
+    """Brings soft masks [N, H, W] to `size`: [N, *size] float32.
+
+    Args:
+      masks: in [0, 1].
+      size: (h, w).
+      method: "bilinear" (2x2 pixels a cell), "bicubic" (4x4; may leave [0, 1]), "nearest" (one
+        pixel), "avg" and "max" (all pixels a cell touches), as torch's resizes and adaptive pools.
+    """
+    if method == "max":
+        rows, columns = (_windows(n_in, n) for n_in, n in zip(masks.shape[1:], size))
+        return masks.astype(jnp.float32)[:, rows].max(2)[:, :, columns].max(3)
+    taps = {"bilinear": lambda n_in, n: bilinear_taps(n, Stage(n_in, n)), "bicubic": _bicubic_taps,
+            "nearest": _nearest_taps, "avg": _mean_taps}
+    if method not in taps:
+        raise ValueError(f"got the method {method!r} for masks, wanted {', '.join(taps)} or max")
+    return resize_masks(masks, *(taps[method](n_in, n) for n_in, n in zip(masks.shape[1:], size)))
+
+
+def _bicubic_taps(num_in: int, num_out: int) -> Taps:
+    source = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
+    first = np.floor(source).astype(np.int32)
+    near = np.arange(-1, 3)  # the four rows around
+    part = jnp.asarray((source - first).astype(np.float32))
+    weight = layers.cubic(jnp.asarray(near, jnp.float32)[None] - part[:, None])
+    return Taps(jnp.asarray(np.clip(first[:, None] + near, 0, num_in - 1)), weight)
+
+
+def _nearest_taps(num_in: int, num_out: int) -> Taps:
+    return Taps(jnp.asarray(np.arange(num_out) * num_in // num_out)[:, None],
+                jnp.ones((num_out, 1), jnp.float32))
+
+
+def _mean_taps(num_in: int, num_out: int) -> Taps:
+    window = _windows(num_in, num_out)  # [n, k]
+    first = np.arange(num_out) * num_in // num_out
+    exists = first[:, None] + np.arange(window.shape[1]) == window
+    weight = exists / exists.sum(1, keepdims=True)
+    return Taps(jnp.asarray(window), jnp.asarray(weight, jnp.float32))
+
+
+def _windows(num_in: int, num_out: int) -> np.ndarray:
+    """Rows that each output row covers, whole or in part, [num_out, k]; the last is repeated."""
+    first = np.arange(num_out) * num_in // num_out
+    last = -(-np.arange(1, num_out + 1) * num_in // num_out) - 1
+    return np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None])

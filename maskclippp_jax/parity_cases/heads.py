@@ -10,7 +10,7 @@ from maskclippp_jax import inference, mask_chain, postprocess
 from maskclippp_jax.data import transforms
 from maskclippp_jax.ensembles import MaskScores
 from maskclippp_jax.mask_chain import MaskSizes
-from maskclippp_jax.models import eva_vit, resample
+from maskclippp_jax.models import layers, resample
 from maskclippp_jax.parity_cases import class_scores
 from maskclippp_jax.parity_cases.case import Case, Check, close, equal
 from maskclippp_jax.postprocess import Heads, Proposals
@@ -31,7 +31,7 @@ def test_resize(case: Case) -> list[Check]:
         network = inference.shorter_side_to(np.array([size], np.int32), step["encoder_short_side"])
         canvas = case.arrays[f"out/{name}/encoder_input"].shape[1:]
         got = inference.to_network_size(jnp.asarray(want), np.array(size), network[0], canvas)
-        got = eva_vit.normalize(got[None], jnp.asarray(network))
+        got = layers.normalize(got[None], jnp.asarray(network))
         multiple = step["size_divisibility"]
         checks += [
             equal(f"{name}/encoder_size", network[0], case.spec["expected"][name]["encoder_size"]),

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from maskclippp_jax import losses, optim, train_step
+from maskclippp_jax import losses, optim, train_step, weights
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
-from maskclippp_jax.models import maskclippp, resample, similarity
+from maskclippp_jax.models import clip_convnext, layers, maskclippp, resample, similarity
 from maskclippp_jax.parity_cases.case import (
-    Absent, Case, Check, NotBuilt, channels_last, close, close_to_largest, equal, model_config)
+    Case, Check, NotBuilt, channels_last, close, close_to_largest, equal, model_config,
+    head_config, model_of)
 from maskclippp_jax.vocabulary import Vocabulary, split_names
 from maskclippp_jax.weights import maskclippp as layout
 from maskclippp_jax.weights import rules
@@ -41,7 +42,7 @@ def head(case: Case) -> list[Check]:
         config = similarity.LinearSimilarityConfig(num_templates, psm["CORR_WIDTH"])
         build, shapes = parameters.abstract(
             lambda: similarity.LinearSimilarity(config, rngs=nnx.Rngs(0)))
-        loaded, _ = rules.load(case.weights, layout.RULES, {"similarity": shapes})
+        loaded, _ = rules.load(case.weights, layout.LINEAR_HEAD, {"similarity": shapes})
         params = loaded["similarity"]
         apply = lambda params, s: build(params)(masks, as_text(s), 1.0)[0]
     else:
@@ -53,7 +54,7 @@ def head(case: Case) -> list[Check]:
     checks = [close("logits", apply(params, given), arrays["out/logits"], atol=1e-5 * largest),
               close_to_largest("grad/in/similarity", given_gradient,
                                case.gradients["grad/in/similarity"], 1e-5)]
-    named = rules.export({"similarity": gradients}, layout.RULES) if params else {}
+    named = rules.export({"similarity": gradients}, layout.LINEAR_HEAD) if params else {}
     return checks + [close_to_largest(f"grad/{k}", x, case.gradients[f"grad/{k}"], 1e-5)
                      for k, x in named.items()]
 
@@ -67,11 +68,7 @@ def _pseudo_text(case: Case) -> list[Check]:
     psm, arrays = case.spec["psm_cfg"], case.arrays
     given = {k: jnp.asarray(arrays[f"in/{k}"]) for k in ("similarity", "m_embs", "t_embs", "p_embs")}
     num_masks, _, num_templates = given["similarity"].shape
-    config = similarity.PseudoTextSimilarityConfig(
-        num_templates, given["m_embs"].shape[-1], psm["NUM_HEADS"],
-        normalize_condition=psm["NORM_VISUAL_COND"], detach_condition=psm["DETACH_VISUAL_COND"],
-        residual_width=psm["CORR_WIDTH"] if psm["CORR_RESIDUAL"] else None,
-        own_scale=psm["USE_LOGIT_SCALE"])
+    config = head_config(psm, num_templates, given["m_embs"].shape[-1])
     build, shapes = parameters.abstract(lambda: config.make(rngs=nnx.Rngs(0)))
     params = rules.load(case.weights, layout.PSEUDO_TEXT, {"similarity": shapes})[0]["similarity"]
     slots = _slots(arrays["in/mask2batch"])  # [B, M] number of the mask in each slot, -1 empty
@@ -168,11 +165,11 @@ class _Tuning:
         config = model_config(case, num_templates=num_templates)
         self.build, self.shapes = parameters.abstract(
             lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0)))
-        self.params, _ = rules.load(case.weights, layout.RULES, self.shapes)
+        self.table = weights.rules_for("maskclippp", config)
+        self.params, _ = rules.load(case.weights, self.table, self.shapes)
         self.text_tuned = spec["text_encoder_cfg"]["FINETUNE_TYPE"] != "none"
         self.is_trainable = optim.trainable_predicate(
-            spec["encoder_cfg"]["FINETUNE_TYPE"], spec["text_encoder_cfg"]["FINETUNE_TYPE"],
-            config.image.depth)
+            spec["encoder_cfg"]["FINETUNE_TYPE"], spec["text_encoder_cfg"]["FINETUNE_TYPE"], config)
         ids = jnp.asarray(token_ids.reshape(vocabulary.num_synonyms, num_templates, -1))
         self.text = ids if self.text_tuned else train_step.encode_prompts(
             self.build(self.params), ids)
@@ -180,7 +177,7 @@ class _Tuning:
         self.loss = types.SimpleNamespace(
             balance_classes=criterion["BALANCE_CLS"], ignore_empty=criterion["IGNORE_EMPTY"],
             temperature=criterion["TEMPERATURE"])
-        self.patch = config.image.patch_size
+        self.config = config
         self.value_and_grad = jax.jit(jax.value_and_grad(self._loss))
 
     def _loss(self, trainable, frozen, batch, grid_masks, rows):
@@ -192,12 +189,19 @@ class _Tuning:
                                           self.loss)[0]
 
     def batch(self, arrays, prefix: str):
-        image = channels_last(arrays[f"{prefix}images"])
+        image, sizes = channels_last(arrays[f"{prefix}images"]), arrays[f"{prefix}image_sizes"]
+        if isinstance(self.config.image, clip_convnext.ConvNeXtConfig):
+            # The reference's batches of these models see their padding, as the mean colour.
+            rows, columns = (np.arange(side) < sizes[:, i, None]
+                             for i, side in enumerate(image.shape[1:3]))
+            inside = rows[:, :, None, None] & columns[:, None, :, None]
+            image = jnp.where(inside, image, jnp.asarray(layers.PIXEL_MEAN).reshape(1, 1, 1, 3))
+            sizes = np.broadcast_to(image.shape[1:3], sizes.shape)
         labels = np.where(np.arange(arrays[f"{prefix}labels"].shape[1])
                           < arrays[f"{prefix}num_masks"][:, None], arrays[f"{prefix}labels"], -1)
-        batch = dict(image=image, image_size=jnp.asarray(arrays[f"{prefix}image_sizes"]),
-                     labels=jnp.asarray(labels))
-        return batch, resample.masks_to_grid(jnp.asarray(arrays[f"{prefix}masks"]), self.patch)
+        batch = dict(image=image, image_size=jnp.asarray(sizes), labels=jnp.asarray(labels))
+        masks = jnp.asarray(arrays[f"{prefix}masks"])
+        return batch, resample.masks_to_grid(masks, self.config.image.patch_size)
 
 
 def step(case: Case) -> list[Check]:
@@ -221,7 +225,7 @@ def step(case: Case) -> list[Check]:
     checks.append(close("t_embs", text, arrays["out/t_embs"], atol=1e-4, rtol=1e-4))
     checks.append(close("logits", logits, arrays["out/logits"],
                         atol=1e-5 * np.abs(arrays["out/logits"]).max(), rtol=1e-4))
-    named = rules.export(gradients, layout.RULES)
+    named = rules.export(gradients, tuning.table)
     checks.append(equal("trainable", sorted(named), sorted(case.spec["trainable"])))
     for name in sorted(set(named) & set(case.spec["trainable"])):  # others are a miss already
         if name not in case.spec["gradient_is_zero_but_for_rounding"]:
@@ -245,7 +249,7 @@ def trajectory(case: Case) -> list[Check]:
     tuning, arrays, solver = _Tuning(case), case.arrays, case.spec["solver"]
     settings, steps = _settings(solver), solver["MAX_ITER"]
     trainable, frozen = parameters.partition(tuning.params, tuning.is_trainable)
-    optimizer = optim.make_optimizer(settings, steps, trainable)
+    optimizer = optim.make_optimizer(settings, steps, trainable, tuning.config)
     opt, update = optimizer.init(trainable), jax.jit(optimizer.update)
     batches = [tuning.batch(arrays, f"in/batch{i}/") for i in range(3)]
     rows = jnp.asarray(arrays["in/synonym_rows"])
@@ -257,29 +261,35 @@ def trajectory(case: Case) -> list[Check]:
         trainable = optax.apply_updates(trainable, updates)
         found["loss"].append(value)
         found["grad_norm"].append(optax.tree.norm(gradients))
-        first = first or rules.export(trainable, layout.RULES)
+        first = first or rules.export(trainable, tuning.table)
     after, _ = tuning.value_and_grad(trainable, frozen, *batches[0], rows[0])
 
     hot = case.name in ("trajectory_eva02_hot", "trajectory_eva02_decay")
-    text = tuning.text_tuned
+    strong = case.name in ("trajectory_eva02_wtext", "trajectory_convnext")  # larger moves
     rates = [optim.schedule(settings, steps)(t) for t in range(steps)]
-    checks = [close("loss", found["loss"], arrays["out/loss"], atol=2e-4 if text else 3e-4),
+    checks = [close("loss", found["loss"], arrays["out/loss"], atol=2e-4 if strong else 3e-4),
               close("grad_norm", found["grad_norm"], arrays["out/grad_norm"], atol=0, rtol=1e-4),
               close("lr", rates, arrays["out/lr"], atol=0, rtol=1e-9),
-              close("loss_after", after, arrays["out/loss_after"], atol=2e-4 if text else 3e-4)]
-    final = rules.export(trainable, layout.RULES)
-    stored = [k.removeprefix("out/final/") for k in arrays if k.startswith("out/final/")]
-    checks.append(equal("trainable", sorted(final), sorted(stored)))
+              close("loss_after", after, arrays["out/loss_after"],
+                    atol=2e-4 if strong else 3e-4)]
+    final = rules.export(trainable, tuning.table)
+    stored = {k.removeprefix("out/final/") for k in arrays if k.startswith("out/final/")}
+    noise = set(case.spec["gradient_is_zero_but_for_rounding"])  # may be stored or not
+    checks.append(equal("trainable", sorted(set(final) - noise), sorted(stored - noise)))
     for when, named in (("first", first), ("final", final)):
         for name, x in named.items():
             if (name in case.spec["gradient_is_zero_but_for_rounding"]
                     or f"out/{when}/{name}" not in arrays):
                 continue
-            tolerance = 1e-5 if text else 1.5e-6
+            want, keep = arrays[f"out/{when}/{name}"], np.ones(np.size(x), bool)
+            for start, end in case.spec.get("flat_ranges_without_gradient", {}).get(name, ()):
+                keep[start:end] = False
+            tolerance = 1e-5 if strong else 1.5e-6
             if hot:
                 tolerance = 1e-5 if name.startswith("psm.") else 4e-5
                 tolerance = 1e-4 if name.endswith("mask_logit_scale") else tolerance
-            checks.append(close(f"{when}/{name}", x, arrays[f"out/{when}/{name}"], atol=tolerance))
+            checks.append(close(f"{when}/{name}", np.ravel(x)[keep], np.ravel(want)[keep],
+                                atol=tolerance))
     return checks
 
 
@@ -296,27 +306,25 @@ def schedule(case: Case) -> list[Check]:
 
 
 def optimizer_groups(case: Case) -> list[Check]:
-    """What learns, at which rate and decay, for every parameter of the EVA02 models."""
+    """What learns, at which rate and decay, for every parameter."""
     checks, decay = [], case.spec["solver"]["WEIGHT_DECAY"]
-    for model, spec in case.spec["models"].items():
-        names = {k: v for k, v in spec["table"].items() if not k.startswith("_")}
-        eva02 = any(k.endswith("attn.q_proj.weight") for k in names)
-        if not eva02 or spec["text_finetune"] not in optim.TEXT_TUNING:
-            checks.append(Absent(model))
-            continue
-        paths = {k: rules.path_for(k, layout.RULES) for k in names}
-        unknown = [k for k, p in paths.items() if p is None]
-        depth = 1 + max(int(p.split("/")[2]) for p in paths.values()
-                        if p and p.startswith("image/blocks/"))
+    for name, spec in case.spec["models"].items():
+        # The reference has the logit scale under an alias at the top level of its model.
+        names = {{"_logit_scale": "text_encoder.logit_scale"}.get(k, k): v
+                 for k, v in spec["table"].items()}
+        model = model_of(names)
+        table = weights.rules_for("maskclippp", model)
         is_trainable = optim.trainable_predicate(
-            spec["encoder_finetune"], spec["text_finetune"], depth)
-        got = {k: [is_trainable(p), optim.learning_rate_multiplier(
-            p, spec["visual_encoder_multiplier"], spec["text_encoder_multiplier"]),
-            optim.weight_decay(p, decay)] for k, p in paths.items() if p}
-        wrong = unknown + [
-            k for k, (_, trainable, multiplier, its_decay) in names.items() if k in got
-            and got[k] != ([True, multiplier, its_decay] if trainable else [False, *got[k][1:]])]
-        checks.append(equal(f"{model} ({', '.join(wrong[:3])})" if wrong else model, wrong, []))
+            spec["encoder_finetune"], spec["text_finetune"], model)
+        wrong = []
+        for key, (_, trainable, multiplier, its_decay) in names.items():
+            got = [(is_trainable(p), optim.learning_rate_multiplier(
+                p, spec["visual_encoder_multiplier"], spec["text_encoder_multiplier"]),
+                optim.weight_decay(p, decay, model)) for p in rules.paths_for(key, table)]
+            want = (True, multiplier, its_decay)
+            if not got or any(g != want if trainable else g[0] for g in got):
+                wrong.append(key)
+        checks.append(equal(f"{name} ({', '.join(wrong[:3])})" if wrong else name, wrong, []))
     return checks
 
 
