@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskclippp_jax import ensembles, postprocess
-from maskclippp_jax.ensembles import GeneratorLogits, MaskScores
+from maskclippp_jax.ensembles import MaskScores
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.parity_cases.case import Absent, Case, Check, close, equal
 from maskclippp_jax.vocabulary import Vocabulary, split_names
