@@ -19,7 +19,8 @@ from maskclippp_jax import cli
 from maskclippp_jax.parity_cases import class_scores, encoders, heads, scoring, training
 from maskclippp_jax.parity_cases.case import Absent, Case, NotBuilt
 
-REQUIRE_ALL = flags.DEFINE_bool("require_all", False, "cases, and parts, that are not built count as misses")
+REQUIRE_ALL = flags.DEFINE_bool("require_all", False,
+                                "cases, and parts, that are not built count as misses")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"],
                           "arithmetic of the towers; bfloat16 compares directions of embeddings")
 

@@ -183,8 +183,8 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
     Bodies of loops count once.
     """
     counts, moved = {}, 0
-    sizes = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1,
-             "pred": 1, "f64": 8, "s64": 8, "u64": 8}
+    sizes = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1,
+             "u8": 1, "pred": 1, "f64": 8, "s64": 8, "u64": 8}
     for kind in _COLLECTIVES:
         found = re.findall(rf"= (.*?) {kind}(?:-start)?\(", program)
         if found:
@@ -200,8 +200,8 @@ def show(plans: typing.Sequence[Plan]) -> None:
     """The table for people."""
     table = Table(title=f"training on {plans[0].topology} ({plans[0].chips} devices of "
                   f"{plans[0].available_gib} GiB)")
-    for column in ("mesh", "remat", "images a chip", "GiB a chip", "TFLOP", "GB moved", "collectives",
-                   "seconds", "images/s", "of peak"):
+    for column in ("mesh", "remat", "images a chip", "GiB a chip", "TFLOP", "GB moved",
+                   "collectives", "seconds", "images/s", "of peak"):
         table.add_column(column, justify="right")
     number = lambda x, form: "–" if x is None else format(x, form)
     for p in plans:
@@ -214,8 +214,8 @@ def show(plans: typing.Sequence[Plan]) -> None:
             "–" if p.mfu is None else f"{100 * p.mfu:.0f} %")
     console = Console()
     console.print(table)
-    console.print("seconds, images/s and share of peak are what the compiler can price: compare, do "
-                  "not expect", highlight=False)
+    console.print("seconds, images/s and share of peak are what the compiler can price: compare, "
+                  "do not expect", highlight=False)
 
 
 if __name__ == "__main__":

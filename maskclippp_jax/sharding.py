@@ -94,8 +94,8 @@ def split_batch(batch: dict, parts: int) -> dict:
 
     def split(x):
         if len(x) % (devices * parts):
-            raise ValueError(f"train.batch_size is {len(x)}, which {devices} devices cannot take in "
-                             f"{parts} parts (train.accumulate); choose a multiple of "
+            raise ValueError(f"train.batch_size is {len(x)}, which {devices} devices cannot take "
+                             f"in {parts} parts (train.accumulate); choose a multiple of "
                              f"{devices * parts}")
         x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
         x = x.reshape(parts, -1, *x.shape[3:])

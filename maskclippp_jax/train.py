@@ -94,8 +94,8 @@ def main(argv):
                 broken += int(batch.pop("broken").sum())
                 if broken > config.train.skip_broken:
                     raise ValueError(f"{broken} records could not be decoded (named above), "
-                                     f"train.skip_broken allows {config.train.skip_broken}; prepare "
-                                     "the data set again")
+                                     f"train.skip_broken allows {config.train.skip_broken}; "
+                                     "prepare the data set again")
                 batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
                 rows = jax.device_put(draw_synonyms(
                     vocabulary, np.random.default_rng((config.seed, step))), whole)

@@ -25,7 +25,7 @@ TEMPLATES_14 = (
     "There is a large {} in the scene.")
 
 
-# The 80 templates published with CLIP for ImageNet, in OpenCLIP's order (OPENAI_IMAGENET_TEMPLATES).
+# The 80 templates published with CLIP for ImageNet, in the order of OpenCLIP.
 TEMPLATES_80 = (
     "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.",
     "a photo of the hard to see {}.", "a low resolution photo of the {}.", "a rendering of a {}.",

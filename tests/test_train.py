@@ -157,8 +157,8 @@ def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
     assert done.returncode == 0, done.stderr
     logged = metrics(place, "average")
     assert [m["loss"] for m in logged] == [m["loss"] for m in whole]  # it changes nothing
-    done = command(place, "evaluate", f"--checkpoint={place}/average", f"--checkpoint={place}/whole",
-                   f"--workdir={place}/averaged")
+    done = command(place, "evaluate", f"--checkpoint={place}/average",
+                   f"--checkpoint={place}/whole", f"--workdir={place}/averaged")
     assert done.returncode == 0, done.stderr
     models = json.loads((place / "averaged/results.json").read_text())["models"]
     assert models[0]["checkpoint"].endswith("after step 12, moving average")

@@ -78,7 +78,8 @@ def resize_segments(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         :, np.minimum(columns, segments.shape[1] - 1)]
 
 
-def fitting_size(height: int, width: int, scale: float, canvas: tuple[int, int]) -> tuple[int, int]:
+def fitting_size(height: int, width: int, scale: float,
+                 canvas: tuple[int, int]) -> tuple[int, int]:
     """Size (height, width) that keeps the shape and just fits a canvas of `scale` times its sides.
 
     Rounded half to even, as detectron2's ResizeScale does.

@@ -41,7 +41,7 @@ class BoundaryIoU:
     def process(self, prediction: np.ndarray | None, truth: np.ndarray) -> None:
         """Adds a picture: maps [H, W] of any integer dtype of predicted and true classes.
 
-        Without a prediction (None) every boundary is missed. Pixels whose truth is ignored belong to
+        Without a prediction (None) every boundary is missed. Pixels of ignored truth belong to
         no class in either map, so what touches them is boundary in both; so is what touches the
         edge of the picture.
 

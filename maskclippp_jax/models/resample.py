@@ -216,8 +216,9 @@ def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Ta
         results = jax.lax.map(one, jnp.arange(counts[0] * counts[1]))
         return jax.tree.map(lambda x: x.reshape(*counts, *x.shape[1:]), results)
 
-    # True sizes are known at run time only. Should a tile not fit the usual window, every tile reads
-    # whole maps: as right, and slow; so canvases should be little larger than what they hold.
+    # True sizes are known at run time only. Should a tile not fit the usual window, every tile
+    # reads whole maps: as right, and slow; so canvases should be little larger than what they
+    # hold.
     small = [axis.usual_window for axis in axes]
     if small == list(map_size):
         return run(map_size)

@@ -104,7 +104,7 @@ class PseudoTextSimilarity(nnx.Module):
         c, e = config, config.embed_dim
         self.config = c
         self.image_projection = _torch_linear(e, e, rngs, use_bias=False)
-        # Xavier's uniform distribution of one [E, 3E] matrix, biases 0, as torch's attention has it.
+        # Xavier's uniform distribution of one [E, 3E] matrix, biases 0, as in torch's attention.
         self.qkv = nnx.Linear(e, 3 * e, rngs=rngs, kernel_init=nnx.initializers.xavier_uniform())
         self.out = _torch_linear(e, e, rngs, zero_bias=True)
         self.norm = layers.layer_norm(e, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
@@ -188,7 +188,7 @@ def folded(corr_in: nnx.Linear, corr_out: nnx.Linear, mask_embeddings: jax.Array
 
 def _torch_linear(num_in: int, num_out: int, rngs: nnx.Rngs, *, use_bias: bool = True,
                   zero_bias: bool = False) -> nnx.Linear:
-    """Uniform in +-1/sqrt(fan in), for weight and bias: the initialisation of the published runs."""
+    """Uniform in +-1/sqrt(fan in), for weight and bias: how the published runs start."""
     bound = num_in**-0.5
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     return nnx.Linear(num_in, num_out, kernel_init=uniform, use_bias=use_bias, rngs=rngs,

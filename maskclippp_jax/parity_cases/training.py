@@ -66,7 +66,8 @@ def _pseudo_text(case: Case) -> list[Check]:
     they pass through the branch alone, as in `head`; the sum of both is the stored logits.
     """
     psm, arrays = case.spec["psm_cfg"], case.arrays
-    given = {k: jnp.asarray(arrays[f"in/{k}"]) for k in ("similarity", "m_embs", "t_embs", "p_embs")}
+    given = {k: jnp.asarray(arrays[f"in/{k}"])
+             for k in ("similarity", "m_embs", "t_embs", "p_embs")}
     num_masks, _, num_templates = given["similarity"].shape
     config = head_config(psm, num_templates, given["m_embs"].shape[-1])
     build, shapes = parameters.abstract(lambda: config.make(rngs=nnx.Rngs(0)))
@@ -375,7 +376,8 @@ def augment(case: Case) -> list[Check]:
         labels = labels[labels >= 0]
         masks = slots == np.arange(1, len(labels) + 1)[:, None, None]
         for key, got in dict(resized_size=size, image=image, labels=labels, masks=masks).items():
-            checks.append(equal(f"panoptic {name}/{key}", got, arrays[f"out/panoptic/{name}/{key}"]))
+            checks.append(equal(f"panoptic {name}/{key}", got,
+                                arrays[f"out/panoptic/{name}/{key}"]))
     fitted = [transforms.fitting_size(*asked[:3], asked[3:])
               for asked in case.spec["sizes_asked"]["resize_scale"]]
     return [*checks, equal("sizes", sizes, arrays["out/sizes/shortest_edge"]),

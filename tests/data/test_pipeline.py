@@ -142,7 +142,8 @@ def test_sources_are_mixed_by_weight_and_none_is_lost(rng):
     by_size = take(pipeline.train_batches([first, second[:2]], **SETTINGS), 40)
     labels = np.concatenate([b["labels"][:, 0] for b in by_size])
     assert 0.2 < (labels >= 10).mean() < 0.3
-    rest = take(pipeline.train_batches([first, second], weights=(3, 1), start_step=25, **SETTINGS), 3)
+    rest = take(pipeline.train_batches([first, second], weights=(3, 1), start_step=25,
+                                       **SETTINGS), 3)
     assert all(same(a, b) for a, b in zip(batches[25:], rest))
 
 
