@@ -22,7 +22,7 @@ def get_config():
     config.templates = TEMPLATES_1  # one: the text tower encodes every class in every step
     config.tune.text = "attention"
 
-    common.semantic_448(config)
+    common.semantic_family(config, 448)
     config.train.dataset = "coco_stuff_171"
     config.train.split = "train"
     config.train.num_masks = 64  # semantic masks of one picture: at most one a class

@@ -21,24 +21,43 @@ def base() -> ml_collections.ConfigDict:
 
     config.train = dict(
         masks="ground_truth",   # "degraded": as a poor generator would give them
+        dataset="",             # or several with the same classes, separated by commas
+        dataset_weights=(),     # how often each is drawn from; (): by its size
+        drop_smallest=False,    # of a picture with more than num_masks masks; False: stop
+        skip_broken=0,          # records that may be left out because they cannot be decoded
         batch_size=4,           # pictures a step, over all chips
         steps=20000,
+        accumulate=1,           # parts a batch is cut into, to save memory; the numbers stay
         workers=0,              # processes that read and augment; 0 = threads of this one
     )
-    config.tune = dict(image="attention", text="none")  # optim.IMAGE_TUNING, optim.TEXT_TUNING
+    config.tune = dict(image="attention", text="none")  # optim.image_tuning, text_tuning
     config.optimizer = dict(
         learning_rate=2e-4, end_learning_rate=1e-5, warmup_steps=0, warmup_factor=1.0,
         image_multiplier=0.01, text_multiplier=0.01, weight_decay=0.05, clip_norm=0.01)
+    config.loss = dict(
+        balance_classes=True,   # each class of an image weighs the same, else each mask
+        ignore_empty=True,      # masks that down-sampling loses do not count
+        temperature=1.0)
+    config.ema_decay = 0.0      # of a moving average of what is tuned, kept beside it; 0: none
     config.eval = dict(batch_size=1)
     return config
 
 
-def semantic_448(config: ml_collections.ConfigDict) -> None:
-    """The published augmentation of COCO-Stuff at 448 pixels."""
-    config.train.size = 448
-    # Shorter sides drawn uniformly: int(x * 44.8) for x = 3 ... 19.
-    config.train.short_sides = tuple(x * 448 // 10 for x in range(3, 20))
+def semantic_family(config: ml_collections.ConfigDict, size: int) -> None:
+    """The published augmentation of COCO-Stuff at `size` pixels."""
+    config.train.family = "semantic"
+    config.train.size = size
+    # Shorter sides drawn uniformly: int(x * size / 10) for x = 3 ... 19.
+    config.train.short_sides = tuple(x * size // 10 for x in range(3, 20))
     config.train.color_jitter = True
+
+
+def panoptic_family(config: ml_collections.ConfigDict, size: int) -> None:
+    """The published augmentation of COCO panoptic at `size` pixels: flip and large-scale jitter."""
+    config.train.family = "panoptic"
+    config.train.size = size
+    config.train.short_sides = ()
+    config.train.color_jitter = False
 
 
 def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:

@@ -28,6 +28,7 @@ def get_config(arg: str = ""):
     config.train.dataset = "scenes_seen"
     config.train.split = "train"
     config.train.masks = arg.masks
+    config.train.family = "semantic"
     config.train.size = 64
     config.train.short_sides = (64, 72, 80)  # scenes are 64 pixels; smaller ones lose their digits
     config.train.color_jitter = False        # colours are names here

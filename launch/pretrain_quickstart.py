@@ -31,11 +31,11 @@ from safetensors.numpy import save_file
 
 from maskclippp_jax import loading
 from maskclippp_jax import params as parameters
+from maskclippp_jax import weights
 from maskclippp_jax.data import scenes
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models import maskclippp, similarity
 from maskclippp_jax.models.text import truncate_prompts
-from maskclippp_jax.weights import eva_clip, rules
 
 OUTPUT = flags.DEFINE_string("output", None, "file for the weights, .safetensors", required=True)
 STAGE = flags.DEFINE_enum("stage", None, ["digits", "scenes"], "see above", required=True)
@@ -151,7 +151,7 @@ def main(_):
                     "step %d/%d (%d pixels)  loss %.3f  caption found %.1f %%  single test digits "
                     "named %.1f %%  %.0f pairs/s", done, total, phase.size, loss, 100 * found,
                     100 * reading, done * BATCH.value / seconds)
-    write(params, curve, total, time.monotonic() - start)
+    write(params, config, curve, total, time.monotonic() - start)
 
 
 def draw_pool(tokenizer: Tokenizer, kinds, count: int, size: int, seed: tuple[int, ...],
@@ -181,12 +181,11 @@ def draw_some(job) -> tuple[np.ndarray, list[str]]:
     return np.stack([s.image for s in found]), [s.caption for s in found]
 
 
-def write(params: parameters.Tree, curve: list, steps: int, seconds: float) -> None:
+def write(params: parameters.Tree, config: maskclippp.MaskCLIPppConfig, curve: list, steps: int,
+          seconds: float) -> None:
     output = pathlib.Path(OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    leaves = {path: leaf for path, leaf in parameters.flatten(jax.device_get(params)).items()
-              if not path.startswith(eva_clip.ABSENT)}  # masks and their head are not trained here
-    named = rules.export(parameters.unflatten(leaves), eva_clip.RULES)
+    named = weights.export(jax.device_get(params), config, "eva_clip")  # without head and masks
     save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
     record = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=steps,
                   pairs=steps * BATCH.value, seconds=round(seconds), jax=jax.__version__,

@@ -105,12 +105,17 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     return configuration.from_json(json.loads(file.read_text()))
 
 
-def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, int]:
-    """The parameters of the newest checkpoint of a run, as numpy arrays on the host, and its step.
+def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, str]:
+    """The parameters of the newest checkpoint of a run, as numpy arrays on the host.
+
+    Of a run that keeps a moving average of what it tunes (`ema_decay`) it is the average.
 
     Args:
       workdir: the run's folder.
       shapes: nested dict of all parameters (`params.abstract`).
+
+    Returns:
+      Nested dict of arrays, and words that say after which step.
 
     Raises:
       FileNotFoundError: no checkpoint in it yet.
@@ -125,9 +130,10 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
         step = checkpoints.latest.step
         folder = workdir / "checkpoints" / str(step)
         metadata = ocp.checkpointables_metadata(folder).metadata["state"]
-        found = {k: parameters.flatten(metadata[k]) for k in ("trainable", "frozen")}
+        tuned = "ema" if "ema" in metadata else "trainable"
+        found = {k: parameters.flatten(metadata[k]) for k in (tuned, "frozen")}
         wanted = parameters.flatten(shapes)
-        stored = found["trainable"] | found["frozen"]
+        stored = found[tuned] | found["frozen"]
         problems = [f"{p}: not in the checkpoint" for p in wanted if p not in stored]
         problems += [f"{p}: not in the model" for p in stored if p not in wanted]
         problems += [
@@ -142,4 +148,5 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
         skip = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in metadata.items()
                 if k not in like}
         state = checkpoints.load_checkpointables(step, dict(state=like | skip))["state"]
-    return jax.device_get(parameters.combine(state["trainable"], state["frozen"])), step
+    when = f"after step {step}" + (", moving average" if tuned == "ema" else "")
+    return jax.device_get(parameters.combine(state[tuned], state["frozen"])), when

@@ -1,6 +1,7 @@
 """What all commands share: bad input ends in one sentence and exit code 2."""
 
 import pathlib
+import re
 import sys
 import typing
 
@@ -50,6 +51,9 @@ flags.DEFINE_bool("debug", False, "show the traceback of an error in the input")
 
 
 def _parse(argv):
+    """Reads the flags; `--require-all` is `--require_all`."""
+    argv = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), argument)
+            for argument in argv]
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, KeyError, AttributeError, FileNotFoundError) as error:

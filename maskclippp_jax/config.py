@@ -10,16 +10,19 @@ import typing
 import jax
 import ml_collections
 
-from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, similarity, text)
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
 MASKS = ("ground_truth", "degraded")
+FAMILIES = ("semantic", "panoptic")
 
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
-    maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, text.TextConfig,
-    similarity.LinearSimilarityConfig)}
+    maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, clip_vit.ClipViTConfig,
+    clip_convnext.ConvNeXtConfig, clip_resnet.ResNetConfig, text.TextConfig,
+    similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 
 def check(config: ml_collections.ConfigDict | None, *,
@@ -42,6 +45,15 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(config.weights != "", "weights is empty; give the file of a pre-trained CLIP, or 'random'")
     for key, known in (("dtype", DTYPES), ("remat", REMAT)):
         need(config[key] in known, f"{key} is {config[key]!r}; it can be {', '.join(known)}")
+    need(config.train.family in FAMILIES,
+         f"train.family is {config.train.family!r}; it can be {', '.join(FAMILIES)}")
+    need(config.train.family != "semantic" or len(config.train.short_sides) > 0,
+         "train.short_sides is empty; the semantic family draws from it")
+    weights, datasets = config.train.dataset_weights, config.train.dataset.split(",")
+    need(not weights or (len(weights) == len(datasets) and min(weights) > 0),
+         f"train.dataset_weights is {weights}; it must have a positive number for each of the "
+         f"{len(datasets)} data sets")
+    need(config.train.skip_broken >= 0, f"train.skip_broken is {config.train.skip_broken}")
     need(config.train.masks in MASKS,
          f"train.masks is {config.train.masks!r}; it can be {', '.join(MASKS)}")
     for key in ("batch_size", "steps", "num_masks", "size"):
@@ -68,9 +80,13 @@ def dtype(config: ml_collections.ConfigDict) -> typing.Any:
     return jax.numpy.dtype(config.dtype)
 
 
-def heads_apart() -> bool:
-    """Whether attention takes its heads one after the other, see `layers.attend`."""
-    return jax.default_backend() == "cpu"
+def heads_apart(platform: str | None = None) -> bool:
+    """Whether attention takes its heads one after the other, see `layers.attend`.
+
+    Args:
+      platform: what is compiled for; None: the device at hand.
+    """
+    return (platform or jax.default_backend()) == "cpu"
 
 
 def to_json(config: typing.Any) -> typing.Any:

@@ -1,30 +1,38 @@
-"""Writes a model under other people's names.
+"""Writes a model under other people's names, and lists the published models that can be read.
 
     python -m maskclippp_jax.convert --source=P --output=tuned.safetensors --layout=maskclippp
+    python -m maskclippp_jax.convert --list
 
 `--source` is the folder of a training run, or a checkpoint file together with its --config. The
-result loads in the public PyTorch reference (layout maskclippp), or as a plain CLIP (layout
-eva_clip).
+result loads in the public PyTorch reference (layout maskclippp), as a plain CLIP (layout eva_clip
+or open_clip, whichever the model came from), or here under our own names (layout ours).
 """
 
 import pathlib
 
 from absl import flags, logging
 from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
 from safetensors.numpy import save_file
 
 from maskclippp_jax import cli, loading, weights
+from maskclippp_jax.weights import published
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment a file belongs to; a run knows its own", lock_config=True)
 SOURCE = flags.DEFINE_string("source", None, "run folder or checkpoint file")
 OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors")
-LAYOUT = flags.DEFINE_enum("layout", "maskclippp", sorted(weights.LAYOUTS), "whose names")
+LAYOUT = flags.DEFINE_enum("layout", "maskclippp", weights.LAYOUTS, "whose names")
+LIST = flags.DEFINE_bool("list", False, "print the published models that can be read")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file that exists")
 
 
 def main(argv):
     del argv
+    if LIST.value:
+        print_published()
+        return
     for flag in ("source", "output"):
         if not flags.FLAGS[flag].value:
             raise ValueError(f"got no --{flag}; see --help")
@@ -34,14 +42,27 @@ def main(argv):
     if output.exists() and not OVERWRITE.value:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite")
     config = loading.experiment_of(SOURCE.value, CONFIG.value)
-    _, params, what = loading.load_checkpoint(SOURCE.value, config)
-    named = weights.export(params, LAYOUT.value)
+    model, params, what = loading.load_checkpoint(SOURCE.value, config)
+    named = weights.export(params, model, LAYOUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     save_file(named, temporary)
     temporary.replace(output)
     logging.info("wrote %s: %d tensors, %.1f MB, from %s", output, len(named),
                  output.stat().st_size / 1e6, what)
+
+
+def print_published() -> None:
+    """One row a file: what `config.weights` can name, or where to get it."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "training", "image", "mean", "deviation", "licence", "file"):
+        table.add_column(column, no_wrap=True)
+    for entry in published.MODELS:
+        statistics = (" ".join(f"{x / 255:.3f}" for x in row) for row in entry.pixels)
+        table.add_row(entry.name, entry.training, str(entry.image.image_size), *statistics,
+                      entry.licence, entry.source)
+    # As wide as it needs to be: an address cut in two is of no use.
+    Console(width=300).print(table)
 
 
 if __name__ == "__main__":

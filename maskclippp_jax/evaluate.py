@@ -8,6 +8,7 @@ map that the named masks make. `--checkpoint` is the folder of a training run, a
 """
 
 import hashlib
+import io
 import time
 
 import jax
@@ -18,7 +19,8 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 from rich.progress import Progress
 
-from maskclippp_jax import cli, config as configuration, inference, loading, report, sharding
+from maskclippp_jax import (cli, config as configuration, inference, loading, metrics, report,
+                            sharding)
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
@@ -42,8 +44,8 @@ def main(argv):
     workdir = epath.Path(WORKDIR.value).absolute()
     settings = config.eval
     source = records.open_source(config.data_dir, settings.dataset, settings.split)
-    vocabulary = Vocabulary.shipped(source.vocabulary)
-    seen = vocabulary.seen_in(Vocabulary.shipped(settings.seen_vocabulary))
+    vocabulary = source.vocabulary
+    seen = vocabulary.seen_in(Vocabulary.load(settings.seen_vocabulary))
 
     protocol = dict(
         dataset=settings.dataset, split=settings.split, pictures=len(source.records),
@@ -93,7 +95,7 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
     settings = config.eval
     mesh = sharding.make_mesh(1)
     batch_size = -(-settings.batch_size // mesh.size) * mesh.size
-    accuracy = MaskAccuracy(vocabulary.num_classes, seen)
+    accuracy = MaskAccuracy(vocabulary.num_classes, seen, vocabulary.is_thing)
     semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
     names = inference.embed_vocabulary(config, model_config, params, vocabulary)
     name_masks = inference.make_namer(model_config, semantic=True)
@@ -130,13 +132,24 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
             done += int(batch["valid"].sum())
             bar.update(task, completed=done)
         seconds = time.monotonic() - start
-    for metric in (accuracy, semantic):
-        if jax.process_count() > 1:
-            # As pairs of 32 bits: JAX would cut 64-bit integers.
-            halves = multihost_utils.process_allgather(metric.counts.view(np.uint32))
-            metric.counts = np.asarray(halves).view(np.int64).sum(0)
+    if jax.process_count() > 1:
+        for metric in (accuracy, semantic):
+            sum_over_hosts(metric)
     return dict(mask_accuracy=accuracy.evaluate(), semantic=semantic.evaluate(),
                 images_per_second=round(done / seconds, 2)), pictures
+
+
+def sum_over_hosts(metric: metrics.Metric) -> None:
+    """Gives a metric what all hosts have counted together; the same on every host."""
+    data = io.BytesIO()
+    np.savez(data, **metric.state())
+    mine = np.frombuffer(data.getvalue(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine))))
+    padded = np.pad(mine, (0, lengths.max() - len(mine)))
+    metric.reset()
+    for row, length in zip(np.asarray(multihost_utils.process_allgather(padded)), lengths):
+        with np.load(io.BytesIO(row[:length].tobytes())) as state:
+            metric.add_state(dict(state))
 
 
 def compare(shown: list[list], titles: list[str]):

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import loading, postprocess
+from maskclippp_jax import loading, postprocess, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.models.resample import Stage
@@ -88,7 +87,7 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     used); `canvas` is static, see `canvas_of`. With `semantic` false the label maps are empty.
     """
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=nnx.Rngs(0)))
+        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
     @functools.partial(jax.jit, static_argnames="canvas")
@@ -103,13 +102,13 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
                 s, stored, masks, network, patch, canvas, num_masks))(
                     batch["segments"], sizes.segments, sizes.masks, sizes.network)
         features = model.encode_image(image, sizes.network, grid_masks)
-        name_logits = model.classify(features.mask_embeddings, names.embeddings)
+        name_logits = model.classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         scores = jax.nn.softmax(logits)
         labels = jnp.zeros((len(image), 0, 0), jnp.int16)
         if semantic:
-            labels = jax.lax.map(
-                lambda x: postprocess.semantic_labels(*x),
+            labels = sharding.each_picture(
+                lambda x, _: postprocess.segment_labels(*x),
                 (batch["segments"], sizes.segments, sizes.masks, scores))
         return Result(scores, postprocess.mask_classes(logits), labels)
 

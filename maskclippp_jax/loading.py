@@ -18,6 +18,7 @@ from maskclippp_jax import weights
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models import maskclippp, similarity, text
 from maskclippp_jax.vocabulary import Vocabulary
+from maskclippp_jax.weights import hub
 
 # The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
 QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_clip.safetensors")
@@ -26,25 +27,35 @@ QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_
 _CHUNK = 256
 
 
-def model_maker(config: ml_collections.ConfigDict, *, dtype=None,
+def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
                 constrain: typing.Callable = lambda x: x) -> typing.Callable[[], nnx.Module]:
-    """A function that makes the model of an experiment, with random weights."""
+    """A function that makes the model of an experiment, with random weights.
+
+    Args:
+      config: the experiment.
+      dtype: arithmetic of the towers; None: the experiment's.
+      platform: "cpu", "gpu" or "tpu", what the model is compiled for; None: the device at hand.
+      constrain: see `sharding.constrain_batch`.
+    """
     return functools.partial(
         _make_model, config.model, dtype or configuration.dtype(config), config.remat, constrain,
-        config.seed)
+        config.seed, platform)
 
 
-def _make_model(model_config, dtype, remat, constrain, seed):
-    return maskclippp.MaskCLIPpp(model_config, dtype=dtype, remat=remat, constrain=constrain,
-                                 by_head=configuration.heads_apart(), rngs=nnx.Rngs(seed))
+def _make_model(model_config, dtype, remat, constrain, seed, platform=None):
+    return maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, remat=remat, constrain=constrain,
+        by_head=configuration.heads_apart(platform), rngs=parameters.Keys(seed))
 
 
-def load_params(file: str, make_model: typing.Callable, shapes: parameters.Tree, *,
-                base: str | None = None) -> parameters.Tree:
+def load_params(file: str, model: maskclippp.MaskCLIPppConfig, make_model: typing.Callable,
+                shapes: parameters.Tree, *, base: str | None = None) -> parameters.Tree:
     """Parameters from a file; what it cannot hold is initialised.
 
     Args:
-      file: a checkpoint of EVA-CLIP or MaskCLIP++ (.pt, .pth, .safetensors), or "random".
+      file: a checkpoint of a CLIP or a MaskCLIP++, here or on the hub (`weights.files.read`), or
+        "random".
+      model: sizes of the model.
       make_model: makes the model (only leaves that the file's layout lacks are really drawn).
       shapes: nested dict of all parameters.
       base: pre-trained CLIP for a MaskCLIP++ file without a text tower.
@@ -54,7 +65,7 @@ def load_params(file: str, make_model: typing.Callable, shapes: parameters.Tree,
     """
     if file == "random":
         return jax.jit(lambda: parameters.initialize(make_model))()
-    params, missing = weights.load_weights(file, shapes, base=base)
+    params, missing = weights.load_weights(file, model, shapes, base=base)
     if missing:
         # Jitted, so that only these leaves are computed.
         draw = jax.jit(lambda: {path: leaf for path, leaf in parameters.flatten(
@@ -71,7 +82,7 @@ def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_col
     """
     if config is not None:
         return config
-    if epath.Path(path).is_dir():
+    if _is_folder(path):
         return checkpoint.read_config(epath.Path(path).absolute())
     raise ValueError(f"only the folder of a run says which model it is of; got {path!r}, so give "
                      "--config as well, e.g. --config=configs/quickstart.py")
@@ -93,7 +104,7 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     Raises:
       FileNotFoundError, ValueError: nothing there, or it does not fit.
     """
-    is_run = epath.Path(path).is_dir()
+    is_run = _is_folder(path)
     model_config = (checkpoint.read_config(epath.Path(path).absolute()) if is_run else config).model
     if path == "untuned":
         model_config = dataclasses.replace(model_config, similarity=None, use_logit_scale=True)
@@ -105,11 +116,16 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
         _make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
     _, shapes = parameters.abstract(make)
     if path == "untuned":
-        return model_config, load_params(config.weights, make, shapes), f"untuned {config.weights}"
+        params = load_params(config.weights, model_config, make, shapes)
+        return model_config, params, f"untuned {config.weights}"
     if is_run:
-        params, step = checkpoint.load_run(epath.Path(path).absolute(), shapes)
-        return model_config, params, f"{path} after step {step}"
-    return model_config, load_params(path, make, shapes, base=config.weights), path
+        params, when = checkpoint.load_run(epath.Path(path).absolute(), shapes)
+        return model_config, params, f"{path} {when}"
+    return model_config, load_params(path, model_config, make, shapes, base=config.weights), path
+
+
+def _is_folder(path: str) -> bool:
+    return not hub.is_on_hub(path) and epath.Path(path).is_dir()
 
 
 def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
@@ -137,5 +153,5 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
 @functools.lru_cache
 def _text_encoder(config: text.TextConfig):
     build, _ = parameters.abstract(lambda: text.TextTower(
-        config, by_head=configuration.heads_apart(), rngs=nnx.Rngs(0)))
+        config, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
     return jax.jit(lambda params, ids: similarity.unit(build(params)(ids)))

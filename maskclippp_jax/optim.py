@@ -13,57 +13,79 @@ import numpy as np
 import optax
 
 from maskclippp_jax import params as parameters
+from maskclippp_jax.models import clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp
 
-# What each type of tuning trains, per tower; the names and sets are the published ones.
-IMAGE_TUNING = {
-    "none": (),
-    "all": (r"",),
-    # Not the keys, not the biases of queries and values, not the output projection.
-    "attention": (r"blocks/\d+/attention/(query|value)/kernel", r"position_table"),
-    # All but the final norm and map, and what no mask token's last attention needs.
-    "before_proj": (r"(patch_embed|class_token|position_table).*",
-                    r"blocks/\d+/norm1/.*", r"blocks/\d+/attention/(query|key|value)/.*",
-                    r"blocks/(?!{last}/)\d+/.*"),
-}
-TEXT_TUNING = {
-    "none": (),
-    # The released EVA models trained norms and MLPs of the text tower under this name as well.
-    "attention": (r"blocks/\d+/(norm1|norm2|mlp)/.*", r"blocks/\d+/attention/qkv/kernel",
-                  r"position_table"),
-}
+# Parameters without weight decay in every model; everything else decays, biases included.
+NO_DECAY = (r"/\w*norm\d?/(scale|bias)$", r"^text/token_embedding$")
+# In EVA-CLIP also tables and class token; OpenCLIP's decay.
+EVA_NO_DECAY = (r"/position_table$", r"^image/class_token$")
 
-# Parameters without weight decay. Everything else decays, biases included.
-NO_DECAY = (r"(^|/)(norm|norm1|norm2|inner_norm)/(scale|bias)$", r"/token_embedding$",
-            r"/position_table$", r"/class_token$")
+# Stored statistics of batch norms: in every file and state, but nothing to learn.
+_STATISTICS = ("/running_mean", "/running_var")
 
 
-def trainable_predicate(image: str, text: str, depth: int) -> typing.Callable[[str], bool]:
-    """Which parameter paths learn.
+def image_tuning(config: maskclippp.ImageConfig) -> dict[str, tuple[str, ...]]:
+    """What each type of tuning trains of an image tower: names and sets are the published ones.
 
-    The similarity head always learns; the scale of the mask bias learns unless the image tower's
-    type is "none". CLIP's logit scale never does.
+    The scale of the mask bias is trained by every type but "none".
+    """
+    kinds = {"none": (), "all": (r".*",)}
+    match config:
+        case eva_vit.EvaViTConfig():
+            # Not the keys (unless one matrix holds all three), no biases, not the output matrix.
+            matrices = "query|key|value" if config.fused_qkv else "query|value"
+            kinds["attention"] = (rf"blocks/\d+/attention/({matrices})/kernel", r"position_table")
+            # Not what no mask token's last attention needs.
+            kinds["before_proj"] = (r"(patch_embed|class_token|position_table).*",
+                                    rf"blocks/(?!{config.depth - 1}/).*",
+                                    r"blocks/\d+/norm1/.*",
+                                    r"blocks/\d+/attention/(query|key|value)/.*")
+        case clip_vit.ClipViTConfig():
+            kinds["attention"] = (r"blocks/\d+/attention/(query|key|value)/.*", r"position_table")
+            kinds["before_proj"] = (r"(patch_embed|class_token|position_table|pre_norm).*",
+                                    rf"blocks/(?!{config.depth - 1}/).*",
+                                    r"blocks/\d+/(norm1|attention)/.*")
+        case clip_convnext.ConvNeXtConfig():
+            kinds["before_proj"] = (r"(stem|stages)/.*",)
+            kinds["before_s4"] = (r"(stem|stages/[012])/.*",)
+            kinds["after_s4"] = (r"(stages/3|norm|head)/.*",)
+        case clip_resnet.ResNetConfig():
+            # The norms of shortcuts do learn: the reference knows batch norms by their names.
+            kinds["all_but_bn"] = (r"(?!.*/norm\d/).*",)
+    return {kind: (*patterns, r"mask_logit_scale") if patterns else ()
+            for kind, patterns in kinds.items()}
+
+
+def text_tuning(model: maskclippp.MaskCLIPppConfig) -> dict[str, tuple[str, ...]]:
+    """The same of a text tower; whole paths, as CLIP's logit scale may be among them."""
+    attention = (r"text/blocks/\d+/attention/qkv/kernel", r"text/position_table")
+    if isinstance(model.image, eva_vit.EvaViTConfig):
+        # The released EVA models trained norms and MLPs of the text tower under this name as well.
+        attention += (r"text/blocks/\d+/(norm1|norm2|mlp)/.*",)
+    return {"none": (), "all": (r"text/.*", r"logit_scale"), "attention": attention,
+            "proj": (r"text/(norm/.*|projection)", r"logit_scale")}
+
+
+def trainable_predicate(image: str, text: str, model: maskclippp.MaskCLIPppConfig
+                        ) -> typing.Callable[[str], bool]:
+    """Which parameter paths learn; the similarity head always does.
 
     Args:
-      image: a key of IMAGE_TUNING.
-      text: a key of TEXT_TUNING.
-      depth: blocks of the image tower.
+      image: a key of `image_tuning`.
+      text: a key of `text_tuning`.
+      model: sizes of the model.
     """
-    for what, kind, known in (("image", image, IMAGE_TUNING), ("text", text, TEXT_TUNING)):
+    of_image, of_text = image_tuning(model.image), text_tuning(model)
+    for what, kind, known in (("image", image, of_image), ("text", text, of_text)):
         if kind not in known:
             raise ValueError(f"tune.{what} is {kind!r}; it can be {', '.join(sorted(known))}")
-    patterns = [r"similarity/.*"]
-    patterns += [f"text/{p}" for p in TEXT_TUNING[text]]
-    patterns += [f"image/{p.replace('{last}', str(depth - 1))}" for p in IMAGE_TUNING[image]]
-    if image == "all":
-        patterns[-1] = r"image/.*"
-    if image != "none":
-        patterns.append(r"image/mask_logit_scale")
+    patterns = [r"similarity/.*", *of_text[text], *(f"image/{p}" for p in of_image[image])]
     whole = re.compile("|".join(f"(?:{p})" for p in patterns))
-    return lambda path: whole.fullmatch(path) is not None
+    return lambda path: whole.fullmatch(path) is not None and not path.endswith(_STATISTICS)
 
 
 def learning_rate_multiplier(path: str, image_multiplier: float, text_multiplier: float) -> float:
-    """The towers learn slowly; the head and the scale of the mask bias at the base rate."""
+    """The towers learn slowly; head, scale of the mask bias and CLIP's logit scale do not."""
     if path == "image/mask_logit_scale":
         return 1.0
     if path.startswith("image/"):
@@ -71,8 +93,11 @@ def learning_rate_multiplier(path: str, image_multiplier: float, text_multiplier
     return text_multiplier if path.startswith("text/") else 1.0
 
 
-def weight_decay(path: str, decay: float) -> float:
-    return 0.0 if any(re.search(p, path) for p in NO_DECAY) else decay
+def weight_decay(path: str, decay: float, model: maskclippp.MaskCLIPppConfig) -> float:
+    patterns = NO_DECAY
+    if isinstance(model.image, eva_vit.EvaViTConfig):
+        patterns += EVA_NO_DECAY
+    return 0.0 if any(re.search(p, path) for p in patterns) else decay
 
 
 def schedule(settings, steps: int) -> optax.Schedule:
@@ -103,8 +128,8 @@ def schedule(settings, steps: int) -> optax.Schedule:
     return rate
 
 
-def make_optimizer(settings, steps: int,
-                   trainable: parameters.Tree) -> optax.GradientTransformation:
+def make_optimizer(settings, steps: int, trainable: parameters.Tree,
+                   model: maskclippp.MaskCLIPppConfig) -> optax.GradientTransformation:
     """AdamW with the whole gradient clipped to one norm, rates and decay by path.
 
     The clip always acts (gradient norms are 1 to 700, the limit is 0.01). AdamW does not see a
@@ -114,12 +139,13 @@ def make_optimizer(settings, steps: int,
       settings: config.optimizer.
       steps: steps of the whole run.
       trainable: the trainable part of the parameters (arrays or shapes).
+      model: sizes of the model.
     """
     by_path = lambda f: jax.tree_util.tree_map_with_path(
         lambda p, _: f(parameters.path_of(p)), trainable)
     rates = by_path(lambda path: learning_rate_multiplier(
         path, settings.image_multiplier, settings.text_multiplier))
-    decays = by_path(lambda path: weight_decay(path, settings.weight_decay))
+    decays = by_path(lambda path: weight_decay(path, settings.weight_decay, model))
 
     def decay_and_scale(updates, params):
         return jax.tree.map(lambda u, p, rate, decay: -rate * (u + decay * p),
@@ -138,7 +164,8 @@ def clip_by_norm(updates: parameters.Tree, limit: float) -> parameters.Tree:
     return jax.tree.map(lambda u: u * factor, updates)
 
 
-def parameter_table(shapes: parameters.Tree, is_trainable, settings) -> list[tuple]:
+def parameter_table(shapes: parameters.Tree, is_trainable, settings,
+                    model: maskclippp.MaskCLIPppConfig) -> list[tuple]:
     """Rows (group, trainable arrays, trainable numbers, all numbers, rate, decay) for people.
 
     Parameters that differ only in the number of their block make one row.
@@ -146,7 +173,7 @@ def parameter_table(shapes: parameters.Tree, is_trainable, settings) -> list[tup
     rows: dict = {}
     for path, leaf in parameters.flatten(shapes).items():
         size = parameters.count(leaf)
-        group = re.sub(r"blocks/\d+", "blocks/*", path)
+        group = re.sub(r"(blocks|stages/\d+)/\d+", r"\1/*", path)
         row = rows.setdefault(group, [0, 0, 0, "-", "-"])
         row[2] += size
         if is_trainable(path):
@@ -155,5 +182,5 @@ def parameter_table(shapes: parameters.Tree, is_trainable, settings) -> list[tup
             multiplier = learning_rate_multiplier(
                 path, settings.image_multiplier, settings.text_multiplier)
             row[3] = f"{settings.learning_rate * multiplier:g}"
-            row[4] = f"{weight_decay(path, settings.weight_decay):g}"
+            row[4] = f"{weight_decay(path, settings.weight_decay, model):g}"
     return [(group, *row) for group, row in rows.items()]

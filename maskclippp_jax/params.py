@@ -32,6 +32,21 @@ def abstract(make_model: typing.Callable[[], nnx.Module]) -> tuple[typing.Callab
     return build, shapes
 
 
+class Keys:
+    """Keys for initialisers, one after the other: the same as those of `nnx.Rngs(seed)`.
+
+    nnx.Rngs counts with an array, which `abstract` traces, in time quadratic in the layers (seconds
+    for a large tower).
+    """
+
+    def __init__(self, seed: int):
+        self._seed, self._count = seed, 0
+
+    def params(self) -> jax.Array:
+        self._count += 1
+        return jax.random.fold_in(jax.random.key(self._seed), self._count - 1)
+
+
 def initialize(make_model: typing.Callable[[], nnx.Module]) -> Tree:
     """Random parameters, as the model's own initialisers draw them."""
     return nnx.to_pure_dict(nnx.state(make_model(), nnx.Param))

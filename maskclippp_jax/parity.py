@@ -16,25 +16,31 @@ from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax import cli
-from maskclippp_jax.parity_cases import encoders, evaluation, training
+from maskclippp_jax.parity_cases import class_scores, encoders, heads, scoring, training
 from maskclippp_jax.parity_cases.case import Absent, Case, NotBuilt
 
-REQUIRE_ALL = flags.DEFINE_bool("require_all", False, "cases, and parts, that are not built count as misses")
+REQUIRE_ALL = flags.DEFINE_bool("require_all", False,
+                                "cases, and parts, that are not built count as misses")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"],
                           "arithmetic of the towers; bfloat16 compares directions of embeddings")
 
 # What a case's `kind` runs. A case of another kind is "not built".
 RUN = {
-    "vit": encoders.image_tower, "text": encoders.text_tower, "tokenizer": encoders.tokenizer,
-    "preprocess": encoders.preprocess, "ckpt": encoders.checkpoint_layouts,
-    "finetune": encoders.finetune_types,
+    "vit": encoders.image_tower, "conv": encoders.image_tower, "text": encoders.text_tower,
+    "tokenizer": encoders.tokenizer, "preprocess": encoders.preprocess,
+    "ckpt": encoders.checkpoint_layouts, "finetune": encoders.finetune_types,
     "psm": training.head, "loss": training.loss, "step": training.step,
     "trajectory": training.trajectory, "schedule": training.schedule,
     "optimizer_groups": training.optimizer_groups, "augment": training.augment,
-    "synonym_max": evaluation.synonym_max, "category_overlap": evaluation.category_overlap,
-    "test_resize": evaluation.test_resize, "mask_accuracy_head": evaluation.mask_accuracy_head,
-    "metric_mask_accuracy": evaluation.metric_mask_accuracy,
-    "metric_semantic": evaluation.metric_semantic,
+    "synonym_max": class_scores.synonym_max, "category_overlap": class_scores.category_overlap,
+    "ensemble_open": class_scores.ensemble, "ensemble_closed": class_scores.ensemble,
+    "void": class_scores.void, "mask_accuracy_head": class_scores.mask_accuracy_head,
+    "test_resize": heads.test_resize, "postprocess": heads.masks_to_output,
+    "semantic": heads.semantic, "panoptic": heads.panoptic, "instance": heads.instance,
+    "tta": heads.augmentation, "pipeline": heads.pipeline,
+    "metric_mask_accuracy": scoring.metric_mask_accuracy,
+    "metric_semantic": scoring.metric_semantic, "metric_panoptic": scoring.metric_panoptic,
+    "metric_instance": scoring.metric_instance, "metric_gt_assign": scoring.oracle_assignment,
 }
 
 

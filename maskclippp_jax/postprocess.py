@@ -1,9 +1,116 @@
-"""From class logits of masks to results: mask classes and semantic label maps."""
+"""From scores of masks to results: mask classes, label maps, panoptic segments, instances.
+
+What touches pixels runs on the device, in tiles (`resample.map_tiles`): neither the map of all
+classes nor all masks at full size ever exist. What is sequential, or must be exact beyond float32,
+is a few lines of numpy on what comes back.
+
+The rules are those of MaskCLIP++'s reference (arXiv 2412.11464), which are Mask2Former's but for
+one: masks arrive as probabilities, so there is no sigmoid between the resize and the sum.
+"""
+
+import dataclasses
+import functools
+import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from maskclippp_jax import sharding
+from maskclippp_jax.ensembles import MaskScores
+from maskclippp_jax.mask_chain import MaskSizes, mask_taps, mirrored
 from maskclippp_jax.models import resample
+from maskclippp_jax.models.resample import Taps
+
+# Output pixels worked on at once, and classes. On a CPU small tiles stay in its caches (measured
+# with benchmarks/heads.py); accelerators want larger ones.
+_TILE = {"cpu": (64, 128)}
+_LARGE_TILE = (256, 512)
+_CLASSES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Which results are wanted of generated masks."""
+
+    semantic: bool = True
+    panoptic: bool = False
+    num_instances: int = 0  # most of a picture, stuff among them; 0: none are wanted
+
+
+class Classes(typing.NamedTuple):
+    """What the heads need to know of a vocabulary, and the threshold used with it."""
+
+    num_classes: np.ndarray       # int32 scalar: columns of scores that are classes
+    is_thing: np.ndarray          # [C] bool
+    object_threshold: np.ndarray  # float32 scalar: masks must score more to become segments
+
+    @classmethod
+    def of(cls, is_thing: typing.Sequence[bool], num_columns: int,
+           object_threshold: float = 0.0) -> "Classes":
+        """Pads to C columns."""
+        return cls(np.int32(len(is_thing)), np.pad(np.asarray(is_thing, bool), (
+            0, num_columns - len(is_thing))), np.float32(object_threshold))
+
+
+class Proposals(typing.NamedTuple):
+    """A batch of pictures with masks and their scores; `mask_chain` tells the sizes."""
+
+    masks: jax.Array        # [B, N, h, w], see `resample.soft`; zero beyond their stored sizes
+    mask_valid: jax.Array   # [B, N] bool; false for empty slots
+    mask_sizes: MaskSizes   # [B, 2] int32 each
+    output_size: jax.Array  # [B, 2] int32, true size of the results
+    scores: MaskScores      # [B, N, C] and [B, N]
+
+
+class Results(typing.NamedTuple):
+    """What the device returns of a batch; parts that are not wanted are empty.
+
+    `panoptic_segments` and `instances` make of one picture's part what people want.
+    """
+
+    labels: jax.Array            # [B, H, W] int16 semantic classes
+    categories: jax.Array        # [B, N] int32 best class of each mask, void left aside
+    facts: "MaskFacts"           # of each picture
+    instance_scores: jax.Array   # [B, D] float32
+    instance_classes: jax.Array  # [B, D] int32; -1: no instance (stuff, or none left)
+    instance_masks: jax.Array    # [B, D] int32, number of the mask
+
+
+def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Callable[..., Results]:
+    """The jitted program `(Proposals, Classes, canvas) -> Results`.
+
+    It is compiled once for all pictures within a canvas and all vocabularies within C columns.
+    `canvas` (H, W), static, is at least any output size.
+
+    Args:
+      wanted: which results.
+      tile: output pixels worked on at once, its width a multiple of 8; None: what suits the device.
+    """
+    tile = tile or _TILE.get(jax.default_backend(), _LARGE_TILE)
+
+    def one_picture(picture, classes, canvas):
+        masks, mask_valid, mask_sizes, output_size, scores = picture
+        rows, columns = mask_taps(mask_sizes, output_size, canvas)
+        one = lambda x: jax.tree.map(lambda array: array[None], x)
+        labels = jnp.zeros((0, 0), jnp.int16)
+        if wanted.semantic:
+            labels, _ = semantic_labels(masks[None], one(rows), one(columns), scores.classes[None],
+                                        classes.num_classes, tile=tile)
+        facts = MaskFacts(*(jnp.zeros((0,) * n) for n in (2, 1, 1, 1, 3)))
+        if wanted.panoptic or wanted.num_instances:
+            weights = panoptic_weights(scores, mask_valid, classes.object_threshold)
+            facts = mask_facts(masks, rows, columns, output_size, weights, tile=tile,
+                               with_bits=wanted.num_instances > 0)
+        best = top_pairs(scores.classes, mask_valid, classes, facts, wanted.num_instances)
+        return Results(labels, mask_classes(scores.classes), facts, *best)
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def heads(proposals, classes, canvas):
+        return sharding.each_picture(functools.partial(one_picture, canvas=canvas), proposals,
+                                     classes)
+
+    return heads
 
 
 def mask_classes(class_logits: jax.Array) -> jax.Array:
@@ -11,8 +118,8 @@ def mask_classes(class_logits: jax.Array) -> jax.Array:
     return class_logits.argmax(-1).astype(jnp.int32)
 
 
-def semantic_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax.Array,
-                    probabilities: jax.Array) -> jax.Array:
+def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax.Array,
+                   probabilities: jax.Array) -> jax.Array:
     """The semantic label map of one image whose masks are segments of a label map.
 
     The score of class c at a pixel is the sum over masks of p[n, c] * mask n there, after the masks
@@ -42,3 +149,263 @@ def semantic_labels(segments: jax.Array, segments_size: jax.Array, mask_size: ja
         return scores.argmax(-1).astype(jnp.int16)
 
     return jax.lax.map(one_row, tuple(rows))
+
+
+def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Array,
+                    num_classes: jax.Array | int, *, tile: tuple[int, int]
+                    ) -> tuple[jax.Array, jax.Array]:
+    """The semantic label map of one image with soft masks.
+
+    The score of class c at a pixel is the sum over masks of p[n, c] * mask n there, and the mean of
+    that over versions of the picture (test-time augmentation), each with masks of its own. Masks
+    are classified as they are stored and then enlarged, which gives the same and costs least.
+
+    Args:
+      masks: [V, N, h, w], see `resample.soft`.
+      rows: [V, H, k], taps from each version's masks to the output rows.
+      columns: [V, W, k].
+      scores: [V, N, C] float32, at least 0; 0 in columns without a class and in empty slots.
+      num_classes: how many of the columns are classes; the others take little time.
+      tile: output pixels worked on at once.
+
+    Returns:
+      [H, W] int16 labels, the first class on ties and class 0 where no mask is, and [H, W] float32,
+      the scores of these classes.
+    """
+    shape = rows.index.shape[1], columns.index.shape[1]
+    num_versions, num_masks, num_columns = scores.shape
+    if num_columns > 2**15:
+        raise ValueError(f"got {num_columns} classes; labels are int16, wanted at most {2**15}")
+    chunk = min(num_columns, _CLASSES)
+    chunks = jnp.pad(scores, [(0, 0), (0, 0), (0, -num_columns % chunk)])
+    chunks = jnp.moveaxis(chunks.reshape(num_versions, num_masks, -1, chunk), 2, 0)
+
+    def one_tile(tile_taps, _):
+        windows = resample.soft(tile_taps.cut(masks))  # [V, N, h', w']
+
+        def one_chunk(i, best):
+            small = jnp.einsum("vnij,vnc->vcij", windows, chunks[i], precision="highest")
+            return jax.lax.scan(_better, best, tile_taps.enlarge(small))[0]
+
+        start = jnp.int16(0), jnp.zeros(tile, jnp.int16), jnp.full(tile, -1.0)
+        return jax.lax.fori_loop(0, -(-num_classes // chunk), one_chunk, start)[1:]
+
+    labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile)
+    return _join(labels, shape), _join(best, shape) / num_versions
+
+
+def _better(best, score):
+    """One more class for the running argmax; on ties the first stays."""
+    number, label, highest = best
+    wins = score > highest
+    return (number + jnp.int16(1), jnp.where(wins, number, label),
+            jnp.where(wins, score, highest)), None
+
+
+def _join(tiles: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Puts tiles [n, m, ..., T, U] together and cuts them to [..., H, W]."""
+    tiles = jnp.moveaxis(tiles, (0, 1), (-4, -2))  # [..., n, T, m, U]
+    *leading, n, rows, m, columns = tiles.shape
+    return tiles.reshape(*leading, n * rows, m * columns)[..., :shape[0], :shape[1]]
+
+
+class MaskFacts(typing.NamedTuple):
+    """What panoptic and instance results need to know of one image's masks at full size."""
+
+    winner: jax.Array   # [H, W] int16: n + 1 if mask n wins and is >= 0.5 there, -(n + 1) if it
+                        # wins with less, 0 if no mask competes, or outside the picture
+    covered: jax.Array  # [N] int32, pixels with the mask >= 0.5
+    above: jax.Array    # [N] int32, pixels with the mask > 0.5
+    total: jax.Array    # [N] float32, sum of the mask over these
+    bits: jax.Array     # [N, H, ceil(W / 8)] uint8, the mask > 0.5 (`np.unpackbits`)
+
+
+def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, weights: jax.Array, *,
+               tile: tuple[int, int], with_bits: bool) -> MaskFacts:
+    """Looks at one image's masks at full size, tile by tile.
+
+    Args:
+      masks: [N, h, w], see `resample.soft`.
+      rows: [H, k], taps from the masks to the output rows.
+      columns: [W, k].
+      size: [2] int32, true size of the output.
+      weights: [N] float32; at each pixel the mask with the largest weight * mask wins, the first
+        one on ties. -inf: does not compete.
+      tile: output pixels worked on at once; its width is a multiple of 8.
+      with_bits: whether `bits` are wanted; they are empty otherwise.
+    """
+    shape = len(rows.index), len(columns.index)
+    competes = weights > -jnp.inf
+
+    def one_tile(tile_taps, corner):
+        full = tile_taps.enlarge(resample.soft(tile_taps.cut(masks[None])))  # [N, T, U]
+        inside = (((corner[0] + jnp.arange(tile[0])) < size[0])[:, None]
+                  & ((corner[1] + jnp.arange(tile[1])) < size[1])[None])  # [T, U]
+
+        def one_mask(best, mask):
+            number, winner, highest = best
+            values, weight, allowed = mask
+            score = jnp.where(allowed, weight * values, -jnp.inf)
+            signed = jnp.where(values >= 0.5, number, -number)
+            wins = score > highest
+            return (number + jnp.int16(1), jnp.where(wins, signed, winner),
+                    jnp.where(wins, score, highest)), None
+
+        start = jnp.int16(1), jnp.zeros(tile, jnp.int16), jnp.full(tile, -jnp.inf)
+        winner = jax.lax.scan(one_mask, start, (full, weights, competes))[0][1]
+        above = (full > 0.5) & inside[None]
+        return dict(
+            winner=jnp.where(inside, winner, 0),
+            covered=((full >= 0.5) & inside[None]).sum((1, 2)),
+            above=above.sum((1, 2)), total=jnp.where(above, full, 0.0).sum((1, 2)),
+            bits=(jnp.packbits(above, axis=-1) if with_bits
+                  else jnp.zeros((0, tile[0], 0), jnp.uint8)))
+
+    rows, columns = (Taps(*(x[None] for x in axis)) for axis in (rows, columns))
+    tiles = resample.map_tiles(one_tile, rows, columns, masks.shape[1:], tile)
+    return MaskFacts(
+        _join(tiles["winner"], shape),
+        *(tiles[k].sum((0, 1)) for k in ("covered", "above", "total")),
+        _join(tiles["bits"], (shape[0], -(-shape[1] // 8))))
+
+
+def panoptic_weights(scores: MaskScores, mask_valid: jax.Array,
+                     object_threshold: jax.Array) -> jax.Array:
+    """[N] float32: the score of each mask that competes for pixels, -inf for the others."""
+    best = scores.classes.max(-1)
+    keep = mask_valid & (best >= scores.void) & (best > object_threshold)
+    return jnp.where(keep, best, -jnp.inf)
+
+
+def top_pairs(scores: jax.Array, mask_valid: jax.Array, classes: Classes, facts: MaskFacts,
+              count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The likeliest pairs of mask and class, as instances.
+
+    Stuff takes places among them and is marked only then; so in the reference.
+
+    Args:
+      scores: [N, C] float32 class probabilities.
+      mask_valid: [N] bool.
+      classes: which columns are classes, and which are things.
+      facts: of the masks; a score is multiplied by the mean of the mask over its pixels.
+      count: D.
+
+    Returns:
+      scores [D] float32, classes [D] int32 (-1: no instance), masks [D] int32.
+    """
+    if not count:
+        return jnp.zeros(0), jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
+    counts = mask_valid[:, None] & (jnp.arange(scores.shape[1]) < classes.num_classes)[None]
+    found, place = jax.lax.top_k(jnp.where(counts, scores, -1.0).ravel(), min(count, scores.size))
+    mask, number = place // scores.shape[1], place % scores.shape[1]
+    mean = facts.total / (facts.above + 1e-6)
+    number = jnp.where((found >= 0) & classes.is_thing[number], number, -1)
+    return found * mean[mask], number.astype(jnp.int32), mask.astype(jnp.int32)
+
+
+def panoptic_segments(winner: np.ndarray, covered: np.ndarray, categories: np.ndarray,
+                      is_thing: typing.Sequence[bool], overlap_threshold: float
+                      ) -> tuple[np.ndarray, list[dict]]:
+    """Turns one picture's competition into segments.
+
+    A mask becomes a segment where it wins with at least 0.5, if it wins somewhere, and if the
+    pixels it wins (with any value) are `overlap_threshold` of those it covers (with at least 0.5).
+    Masks of one stuff class join one segment.
+
+    Args:
+      winner: [H, W] int16 of `MaskFacts`, cut to the picture.
+      covered: [N] of `MaskFacts`.
+      categories: [N] class of each mask.
+      is_thing: for each class.
+      overlap_threshold: see above.
+
+    Returns:
+      [H, W] int32 segment ids, 0 = nothing, and for each segment dict(id, category_id, isthing),
+      ids counted from 1 in the order of masks.
+    """
+    slots = len(covered) + 1
+    won = np.bincount(np.abs(winner).ravel(), minlength=slots)
+    kept = np.bincount(np.maximum(winner, 0).ravel(), minlength=slots)
+    table = np.zeros(slots, np.int32)  # segment of each mask, from 1
+    segments, stuff = [], {}
+    for n in range(1, slots):
+        area, category = int(covered[n - 1]), int(categories[n - 1])
+        if not (won[n] and area and kept[n]) or won[n] / area < overlap_threshold:
+            continue
+        if category in stuff:
+            table[n] = stuff[category]
+            continue
+        table[n] = len(segments) + 1
+        if not is_thing[category]:
+            stuff[category] = len(segments) + 1
+        segments.append(dict(id=len(segments) + 1, category_id=category,
+                             isthing=bool(is_thing[category])))
+    return table[np.maximum(winner, 0)], segments
+
+
+class Instances(typing.NamedTuple):
+    """One picture's instances, likeliest pair of mask and class first."""
+
+    scores: np.ndarray   # [n] float32
+    classes: np.ndarray  # [n] int32
+    masks: np.ndarray    # [n, H, W] bool
+
+
+def instances(scores: np.ndarray, classes: np.ndarray, masks: np.ndarray, bits: np.ndarray,
+              size: tuple[int, int]) -> Instances:
+    """One picture's instances.
+
+    Args:
+      scores: [D] of `Results`.
+      classes: [D] of `Results`.
+      masks: [D] of `Results`.
+      bits: [N, H', W' / 8] of `MaskFacts`.
+      size: true (height, width) of the output.
+    """
+    keep = classes >= 0
+    height, width = size
+    found = np.unpackbits(bits[masks[keep], :height], axis=-1)[..., :width].astype(bool)
+    return Instances(scores[keep], classes[keep], found)
+
+
+def boxes(masks: np.ndarray) -> np.ndarray:
+    """Boxes (left, top, right, bottom) around masks: [n, H, W] bool -> [n, 4] float32.
+
+    Right and bottom lie one behind the last pixel; a mask without a pixel has a box of zeros.
+    """
+    result = np.zeros((len(masks), 4), np.float32)
+    for mask, box in zip(masks, result):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if len(rows):
+            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return result
+
+
+def augmented_labels(masks: jax.Array, mask_sizes: MaskSizes, flipped: jax.Array,
+                     scores: jax.Array, num_classes: jax.Array | int, output_size: jax.Array,
+                     canvas: tuple[int, int], *, tile: tuple[int, int] | None = None
+                     ) -> tuple[jax.Array, jax.Array]:
+    """The semantic label map of the mean of several versions of a picture (scales, flips).
+
+    Versions bring their small masks; no version's map of classes ever exists.
+
+    Args:
+      masks: [V, N, h, w] of each version, zero beyond their stored sizes and in empty slots.
+      mask_sizes: [V, 2] each.
+      flipped: [V] bool, whether a version was mirrored left to right.
+      scores: [V, N, C] float32 class probabilities.
+      num_classes: how many of the columns are classes.
+      output_size: [2] int32.
+      canvas: (H, W), at least the output size.
+      tile: as in `make_heads`.
+
+    Returns:
+      See `semantic_labels`.
+    """
+    def taps(sizes, flip):
+        rows, columns = mask_taps(sizes, output_size, canvas)
+        return rows, mirrored(columns, output_size[1], flip)
+
+    rows, columns = jax.vmap(taps)(mask_sizes, flipped)
+    return semantic_labels(masks, rows, columns, scores, num_classes,
+                           tile=tile or _TILE.get(jax.default_backend(), _LARGE_TILE))

@@ -30,8 +30,9 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
     """Metrics as rows, models as columns, and the protocol they were measured under.
 
     Args:
-      models: dicts of `name` and the results of the metrics under `mask_accuracy` and `semantic`; a
-        metric that was not run may be missing.
+      models: dicts of `name` and the results of the metrics under `mask_accuracy`, `semantic`,
+        `boundary`, `panoptic` and `instances`; a metric that was not run may be missing. Ranges
+        under `intervals` of a metric are shown beside its values.
       protocol: names and values, printed as they are.
     """
     table = Table(title="evaluation (percent)")
@@ -41,13 +42,22 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
 
     def row(title, metric, *keys):
         """A row of the sum of these keys; "–" where it is undefined."""
-        values = [[(m.get(metric) or {}).get(key) for key in keys] for m in models]
-        table.add_row(title, *("–" if None in v else _number(sum(v)) for v in values))
+        cells = []
+        for m in models:
+            results = m.get(metric) or {}
+            values = [results.get(key) for key in keys]
+            cell = "–" if None in values else _number(sum(values))
+            around = results.get("intervals", {}).get(keys[0])
+            cells.append(f"{cell} ({around[0]:.1f} ... {around[1]:.1f})" if around else cell)
+        table.add_row(title, *cells)
 
     if any(m.get("mask_accuracy") for m in models):
         row("mask accuracy, mean over classes", "mask_accuracy", "mMaskAcc")
         row("  seen classes", "mask_accuracy", "seen")
         row("  unseen classes", "mask_accuracy", "unseen")
+        if any((m.get("mask_accuracy") or {}).get("things") is not None for m in models):
+            row("  things", "mask_accuracy", "things")
+            row("  stuff", "mask_accuracy", "stuff")
         row("  share of all masks (micro)", "mask_accuracy", "micro")
         row("  number of masks", "mask_accuracy", "masks")
         row("  classes that occur", "mask_accuracy", "classes")
@@ -64,6 +74,23 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
         row("mIoU weighted by frequency", "semantic", "fwIoU")
         row("pixel accuracy", "semantic", "pACC")
         row("  mean over classes", "semantic", "mACC")
+        table.add_section()
+    if any(m.get("boundary") for m in models):
+        row("mean boundary IoU", "boundary", "mBIoU")
+        table.add_section()
+    if any(m.get("panoptic") for m in models):
+        models = [dict(m, panoptic=_flat(m.get("panoptic"))) for m in models]
+        for key in ("PQ", "SQ", "RQ"):
+            row(key, "panoptic", key)
+        row("  number of categories", "panoptic", "categories")
+        row("PQ of things", "panoptic", "PQ_things")
+        row("PQ of stuff", "panoptic", "PQ_stuff")
+        table.add_section()
+    if any(m.get("instances") for m in models):
+        for key in ("AP", "AP50", "AP75"):
+            row(key, "instances", key)
+        for key, what in (("APs", "small"), ("APm", "medium"), ("APl", "large")):
+            row(f"AP of {what} masks", "instances", key)
     _CONSOLE.print(table)
     for key, value in protocol.items():
         _CONSOLE.print(f"  {key}: {value}", soft_wrap=True, markup=False, highlight=False)
@@ -121,6 +148,14 @@ def _plain(x, where: str):
         raise ValueError(f"{where.lstrip('/') or 'the result'} is {x}, wanted a finite number or "
                          "None")
     return x
+
+
+def _flat(panoptic: dict | None) -> dict:
+    """Panoptic quality with its parts side by side."""
+    if not panoptic:
+        return {}
+    parts = {f"PQ_{part}": panoptic[part]["PQ"] for part in ("things", "stuff")}
+    return panoptic["all"] | parts | dict(intervals=panoptic.get("intervals", {}))
 
 
 def _number(x: float) -> str:

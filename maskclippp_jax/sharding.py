@@ -4,7 +4,10 @@ The mesh has two axes: the batch is split over both, large parameters over `fsdp
 1x1 mesh; there is no second code path.
 """
 
+import typing
+
 import jax
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from maskclippp_jax import params as parameters
@@ -14,12 +17,31 @@ _BATCH = ("data", "fsdp")
 _SHARD_FROM = 2**16  # numbers
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """A mesh over all devices, `fsdp` of which share one copy of the parameters."""
-    devices = jax.device_count()
+def make_mesh(fsdp: int = 1, topology: str | None = None) -> Mesh:
+    """A mesh over all devices, `fsdp` of which share one copy of the parameters.
+
+    Args:
+      fsdp: divides the number of devices.
+      topology: name of a TPU slice nobody needs to hold, such as "v5e:4x4": its devices can be
+        compiled for (`plan`). None: the devices at hand.
+
+    Raises:
+      ValueError: not a divisor, or no such topology.
+    """
+    devices = jax.device_count() if topology is None else None
+    if topology is not None:
+        try:
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        except Exception as error:  # libtpu raises what it likes
+            raise ValueError(f"no TPU topology {topology!r} ({error}); try v5e:4x4, v6e:4x4, "
+                             "v5p:2x2x1 or v4:2x2x1, with jax[tpu] installed") from None
+        devices = len(described.devices)
     if fsdp < 1 or devices % fsdp:
         raise ValueError(f"mesh.fsdp is {fsdp}, but there are {devices} devices; choose a divisor")
-    return jax.make_mesh((devices // fsdp, fsdp), _BATCH, axis_types=(AxisType.Auto,) * 2)
+    shape, auto = (devices // fsdp, fsdp), (AxisType.Auto,) * 2
+    if topology is None:
+        return jax.make_mesh(shape, _BATCH, axis_types=auto)
+    return Mesh(topologies.make_mesh(described, shape, _BATCH).devices, _BATCH, axis_types=auto)
 
 
 def state_shardings(tree: parameters.Tree, mesh: Mesh) -> parameters.Tree:
@@ -59,6 +81,31 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(_BATCH, *[None] * (x.ndim - 1)))
 
 
+def split_batch(batch: dict, parts: int) -> dict:
+    """A batch [B, ...] as `parts` smaller ones [parts, B / parts, ...], without moving rows.
+
+    Every device cuts its own rows into parts; which images meet in a part does not matter.
+
+    Raises:
+      ValueError: the rows of a device cannot be shared out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+
+    def split(x):
+        if len(x) % (devices * parts):
+            raise ValueError(f"train.batch_size is {len(x)}, which {devices} devices cannot take "
+                             f"in {parts} parts (train.accumulate); choose a multiple of "
+                             f"{devices * parts}")
+        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(parts, -1, *x.shape[3:])
+        if mesh.empty:
+            return x
+        return jax.lax.with_sharding_constraint(x, P(None, _BATCH, *[None] * (x.ndim - 2)))
+
+    return jax.tree.map(split, batch)
+
+
 def spread(function, x: jax.Array) -> jax.Array:
     """`function(x)` with the rows of x spread over all devices and the result gathered on each.
 
@@ -80,3 +127,21 @@ def spread(function, x: jax.Array) -> jax.Array:
     result = function(constrain_batch(padded))
     result = jax.lax.with_sharding_constraint(result, P(*[None] * result.ndim))
     return result[:len(x)]
+
+
+def each_picture(function, batch: typing.Any, shared: typing.Any = ()) -> typing.Any:
+    """`function(picture, shared)` for every picture, on the device that holds it, one at a time.
+
+    Args:
+      function: maps pytrees of arrays to a pytree of arrays.
+      batch: pytree of arrays [B, ...]; B a multiple of the devices of the active mesh.
+      shared: pytree of arrays that all pictures need.
+
+    Returns:
+      The results, stacked: [B, ...].
+    """
+    run = lambda batch, shared: jax.lax.map(lambda picture: function(picture, shared), batch)
+    if jax.sharding.get_abstract_mesh().empty:
+        return run(batch, shared)
+    return jax.shard_map(run, in_specs=(P(_BATCH), P()), out_specs=P(_BATCH),
+                         check_vma=False)(batch, shared)

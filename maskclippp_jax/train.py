@@ -6,18 +6,16 @@ and gives the numbers an unbroken run gives.
 
 import jax
 import numpy as np
-import optax
 from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from maskclippp_jax import checkpoint, cli, config as configuration, loading, losses, optim, report
+from maskclippp_jax import checkpoint, cli, config as configuration, loading, optim, report
 from maskclippp_jax import params as parameters
-from maskclippp_jax import sharding
+from maskclippp_jax import sharding, train_step
 from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.models import maskclippp, resample, similarity
 from maskclippp_jax.run_log import RunLog
-from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
+from maskclippp_jax.vocabulary import draw_synonyms
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made, or resumed")
@@ -29,8 +27,13 @@ def main(argv):
     workdir = epath.Path(WORKDIR.value).absolute()
 
     # Data, and the names it speaks of.
-    source = records.open_source(config.data_dir, config.train.dataset, config.train.split)
-    vocabulary = Vocabulary.shipped(source.vocabulary)
+    sources = [records.open_source(config.data_dir, name, config.train.split)
+               for name in config.train.dataset.split(",")]
+    vocabulary = sources[0].vocabulary
+    for name, source in zip(config.train.dataset.split(","), sources):
+        if source.vocabulary.classes != vocabulary.classes:
+            raise ValueError(f"the data set {name} has other classes ({source.vocabulary.name}) "
+                             f"than the first one ({vocabulary.name}); mix data sets of the same")
     prompts = loading.tokenize(config.model, vocabulary, config.templates)  # [S, T, X]
 
     # Model, and the part of it that learns.
@@ -40,23 +43,25 @@ def main(argv):
                          f"{mesh.size} devices; choose a multiple")
     make_model = loading.model_maker(config, constrain=sharding.constrain_batch)
     build, shapes = parameters.abstract(make_model)
-    is_trainable = optim.trainable_predicate(
-        config.tune.image, config.tune.text, config.model.image.depth)
+    is_trainable = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
     trainable_shapes, _ = parameters.partition(shapes, is_trainable)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable_shapes)
-    base_rate = optim.schedule(config.optimizer, config.train.steps)
-    params = loading.load_params(config.weights, make_model, shapes)
+    optimizer = optim.make_optimizer(
+        config.optimizer, config.train.steps, trainable_shapes, config.model)
+    params = loading.load_params(config.weights, config.model, make_model, shapes)
     checkpoint.open_run(workdir, config, vocabulary.to_text())
-    report.print_parameters(optim.parameter_table(shapes, is_trainable, config.optimizer))
+    report.print_parameters(optim.parameter_table(
+        shapes, is_trainable, config.optimizer, config.model))
 
     with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
         trainable, frozen = parameters.partition(params, is_trainable)
-        state = dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen,
-                     opt=jax.eval_shape(optimizer.init, trainable))
-        shardings = sharding.state_shardings(state, mesh)
-        state |= jax.device_put({k: state[k] for k in ("step", "trainable", "frozen")},
-                                {k: shardings[k] for k in ("step", "trainable", "frozen")})
+        shardings = sharding.state_shardings(
+            train_step.abstract_state(config, trainable, frozen, optimizer), mesh)
+        state = jax.device_put(
+            dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen),
+            {k: shardings[k] for k in ("step", "trainable", "frozen")})
         state["opt"] = jax.jit(optimizer.init, out_shardings=shardings["opt"])(state["trainable"])
+        if config.ema_decay:
+            state["ema"] = jax.tree.map(jax.numpy.copy, state["trainable"])
 
         # A frozen text tower embeds all names once; a tuned one the chosen ones in every step.
         whole = sharding.replicated(mesh)
@@ -72,20 +77,26 @@ def main(argv):
         if restored is not None:
             logging.info("resuming after step %d", first_step)
 
-        step_function = make_step(
-            build, optimizer, base_rate, config.tune.text != "none", shardings, mesh)
+        step_function = train_step.make_step(config, build, optimizer, shardings, mesh)
         batches = pipeline.train_batches(
-            source.records, start_step=first_step, host=jax.process_index(),
-            hosts=jax.process_count(),
-            batch_size=config.train.batch_size, seed=config.seed, size=config.train.size,
-            short_sides=config.train.short_sides, color_jitter=config.train.color_jitter,
-            num_masks=config.train.num_masks, masks=config.train.masks,
+            [s.records for s in sources], weights=config.train.dataset_weights,
+            family=pipeline.family_of(config.train), num_masks=config.train.num_masks,
+            batch_size=config.train.batch_size, seed=config.seed, start_step=first_step,
+            host=jax.process_index(), hosts=jax.process_count(), masks=config.train.masks,
+            drop_smallest=config.train.drop_smallest, skip_broken=config.train.skip_broken > 0,
             workers=config.train.workers)
+        broken = 0  # records of this host that could not be decoded
 
         log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size)
         with jax.transfer_guard("disallow"):
             for step in range(first_step, config.train.steps):
-                batch = pipeline.to_device(next(batches), sharding.batch_sharding(mesh))
+                batch = next(batches)
+                broken += int(batch.pop("broken").sum())
+                if broken > config.train.skip_broken:
+                    raise ValueError(f"{broken} records could not be decoded (named above), "
+                                     f"train.skip_broken allows {config.train.skip_broken}; "
+                                     "prepare the data set again")
+                batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
                 rows = jax.device_put(draw_synonyms(
                     vocabulary, np.random.default_rng((config.seed, step))), whole)
                 state, metrics = step_function(state, batch, rows, text)
@@ -99,71 +110,6 @@ def main(argv):
         log.close()
     logging.info("tuned for %d steps; next: python -m maskclippp_jax.evaluate --config=... "
                  "--checkpoint=%s --workdir=...", config.train.steps, workdir)
-
-
-def make_step(build, optimizer, base_rate, text_tuned: bool, shardings, mesh):
-    """The jitted step: (state, batch, synonym rows [C], text) -> (state, metrics).
-
-    `text` is the token ids [S, T, X] of all names if the text tower is tuned, else their unit
-    embeddings [S, T, E].
-    """
-
-    def loss_of(trainable, frozen, batch, rows, text):
-        model = build(parameters.combine(trainable, frozen))
-        text_embeddings = text[rows]  # [C, T, E], or [C, T, X] ids
-        if text_tuned:
-            text_embeddings = encode_prompts(model, text_embeddings)
-        return masks_loss(model, batch, text_embeddings)
-
-    def step(state, batch, rows, text):
-        (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state["trainable"], state["frozen"], batch, rows, text)
-        updates, opt = optimizer.update(gradients, state["opt"], state["trainable"])
-        new = dict(step=state["step"] + 1, opt=opt, frozen=state["frozen"],
-                   trainable=optax.apply_updates(state["trainable"], updates))
-        return new, metrics | dict(grad_norm=optax.tree.norm(gradients),
-                                   learning_rate=base_rate(state["step"]))
-
-    whole = sharding.replicated(mesh)
-    return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh), whole, whole),
-                   out_shardings=(shardings, whole), donate_argnums=0)
-
-
-def encode_prompts(model: maskclippp.MaskCLIPpp, token_ids: jax.Array) -> jax.Array:
-    """Unit embeddings [C, T, E] float32 of prompts [C, T, X], encoded by all devices together."""
-    flat = token_ids.reshape(-1, token_ids.shape[-1])
-    embeddings = sharding.spread(lambda ids: similarity.unit(model.encode_text(ids)), flat)
-    return embeddings.reshape(*token_ids.shape[:2], -1)
-
-
-def masks_loss(model: maskclippp.MaskCLIPpp, batch: dict, text_embeddings: jax.Array):
-    """Loss of a batch of label maps, and its metrics: `grid_masks_loss` of the segments' masks.
-
-    Args:
-      model: the model with all its parameters.
-      batch: image [B, H, W, 3], image_size [B, 2], segments [B, H, W], labels [B, N].
-      text_embeddings: [C, T, E] unit vectors, one name a class.
-    """
-    grid_masks = resample.segments_to_grid(
-        batch["segments"], model.config.image.patch_size, batch["labels"].shape[1])
-    return grid_masks_loss(model, batch, grid_masks, text_embeddings)
-
-
-def grid_masks_loss(model: maskclippp.MaskCLIPpp, batch: dict, grid_masks: jax.Array,
-                    text_embeddings: jax.Array):
-    """Loss of a batch of masks on the token grid [B, N, L].
-
-    Returns:
-      (loss, dict(loss, mask_accuracy in 0..1, masks: how many counted)).
-    """
-    labels = batch["labels"]
-    features = model.encode_image(batch["image"], batch["image_size"], grid_masks)
-    logits = model.classify(features.mask_embeddings, text_embeddings)  # [B, N, C]
-    # Masks that down-sampling lost are not counted: no patch tells them apart.
-    counted = (labels >= 0) & (grid_masks.sum(-1) > 0)
-    loss = losses.balanced_cross_entropy(logits, labels, counted)
-    return loss, dict(loss=loss, mask_accuracy=losses.accuracy(logits, labels, counted),
-                      masks=counted.sum())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ _LARGEST, _SMALLEST = 1024, 384  # pixels of the longer side; others are scaled 
 _ENTRIES = 40                    # of a legend
 _LINE = 24                       # pixels a line of it is high
 _COLORS = 256                    # distinct ones; then they repeat
+_NAMED = 20                      # masks of a contact sheet's picture that get a name
 _INK, _FAINT, _PAPER, _WRONG = (30, 30, 30), (130, 130, 130), (255, 255, 255), (255, 95, 85)
 
 
@@ -149,7 +150,8 @@ class Panel(typing.NamedTuple):
 
     image: np.ndarray     # [H, W, 3] uint8
     segments: np.ndarray  # of any size with the same sides' ratio, 0 = none
-    names: list[tuple[str, bool | None]]  # of segments 1, 2, ...: text, and whether it is right
+    # Of segments 1, 2, ...: text (None: not written), and whether it is right.
+    names: list[tuple[str | None, bool | None]]
 
 
 def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typing.Sequence[str],
@@ -184,11 +186,65 @@ def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typin
     return canvas
 
 
-def _draw_panel(panel: Panel, side: int) -> Image.Image:
+class Example(typing.NamedTuple):
+    """One cell of a contact sheet."""
+
+    image: np.ndarray      # [H, W, 3] uint8
+    segments: np.ndarray   # [H, W] integers, 0 = none
+    names: list[str]       # of segments 1, 2, ...
+    colors: list[tuple[int, int, int]]
+    caption: str
+
+
+def draw_contact_sheet(examples: typing.Sequence[Example], title: str, *, columns: int = 2,
+                       side: int = 320) -> Image.Image:
+    """Examples of a data set: each picture as it is, and with its coloured and named masks.
+
+    Args:
+      examples: at least one.
+      title: above all.
+      columns: how many examples stand side by side.
+      side: the longer side of a picture, pixels.
+    """
+    margin, head, line = 12, 44, 22
+    wide = 2 * side + 4
+    cells = []
+    for example in examples:
+        most = sorted(range(len(example.names)), reverse=True,
+                      key=lambda n: (example.segments == n + 1).sum())[:_NAMED]
+        names = [(name if n in most else None, None) for n, name in enumerate(example.names)]
+        plain = _draw_panel(Panel(example.image, np.zeros_like(example.segments), []), side)
+        masked = _draw_panel(Panel(example.image, example.segments, names), side, example.colors)
+        cell = Image.new("RGB", (wide, line + plain.height), _PAPER)
+        cell.paste(plain, (0, line))
+        cell.paste(masked, (plain.width + 4, line))
+        ImageDraw.Draw(cell).text((0, line - 6), _fit(example.caption, _font(13), wide),
+                                  fill=_INK, font=_font(13), anchor="ls")
+        cells.append(cell)
+    rows = [cells[i:i + columns] for i in range(0, len(cells), columns)]
+    columns = min(columns, len(cells))
+    tops = np.cumsum([head] + [max(c.height for c in row) + margin for row in rows])
+    sheet = Image.new("RGB", (margin + columns * (wide + margin), int(tops[-1])), _PAPER)
+    ImageDraw.Draw(sheet).text((margin, head / 2), _fit(title, _font(18), sheet.width - 2 * margin),
+                               fill=_INK, font=_font(18), anchor="lm")
+    for row, top in zip(rows, tops):
+        for k, cell in enumerate(row):
+            sheet.paste(cell, (margin + k * (wide + margin), int(top)))
+    return sheet
+
+
+def _draw_panel(panel: Panel, side: int,
+                colors: typing.Sequence[tuple[int, int, int]] = ()) -> Image.Image:
+    """The picture with borders and names of its segments, tinted if they have colours."""
     factor = side / max(panel.image.shape[:2])
     height, width = (max(1, round(n * factor)) for n in panel.image.shape[:2])
     segments = _enlarge(panel.segments, height, width)
     pixels = np.array(_resize(panel.image, height, width))
+    if len(colors):
+        grey = 0.4 * pixels + 0.6 * pixels.mean(-1, keepdims=True)
+        tints = np.array([(0, 0, 0), *colors], np.float32)[segments]
+        pixels = np.where((segments > 0)[..., None], 0.5 * grey + 0.5 * tints, pixels)
+        pixels = pixels.astype(np.uint8)
     pixels[_borders(segments, 1)] = _PAPER
     view = Image.fromarray(pixels)
     draw = ImageDraw.Draw(view)
@@ -196,7 +252,7 @@ def _draw_panel(panel: Panel, side: int) -> Image.Image:
     taken: list[tuple[float, float, float, float]] = []
     for n, (name, right) in enumerate(panel.names, start=1):
         mask = segments == n
-        if not mask.any():
+        if name is None or not mask.any():
             continue
         extra = cross if right is False else 0
         text = _fit(name, font, width - extra - 6)

@@ -1,14 +1,15 @@
 """Class names: synonyms, prompts, and which classes are seen.
 
-A names file holds one class a line, its synonyms separated by commas. Two optional columns follow
-after tabs: `thing` or `stuff`, and the data set's own id. Lines that start with "# " are comments.
-Published names are kept to the letter, misspellings and blanks included: they are part of the
-prompts that published numbers rest on.
+A names file holds one class a line, its synonyms separated by commas. Optional columns follow after
+tabs: `thing` or `stuff`, the data set's own id, and the colour it is officially drawn in
+(`#rrggbb`). Lines that start with "# " are comments. Published names are kept to the letter,
+misspellings and blanks included: they are part of the prompts that published numbers rest on.
 """
 
 import dataclasses
 import importlib.resources
 import pathlib
+import re
 import typing
 
 import numpy as np
@@ -24,37 +25,74 @@ TEMPLATES_14 = (
     "There is a large {} in the scene.")
 
 
+# The 80 templates published with CLIP for ImageNet, in the order of OpenCLIP.
+TEMPLATES_80 = (
+    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.",
+    "a photo of the hard to see {}.", "a low resolution photo of the {}.", "a rendering of a {}.",
+    "graffiti of a {}.", "a bad photo of the {}.", "a cropped photo of the {}.",
+    "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.",
+    "a bright photo of a {}.", "a photo of a clean {}.", "a photo of a dirty {}.",
+    "a dark photo of the {}.", "a drawing of a {}.", "a photo of my {}.", "the plastic {}.",
+    "a photo of the cool {}.", "a close-up photo of a {}.", "a black and white photo of the {}.",
+    "a painting of the {}.", "a painting of a {}.", "a pixelated photo of the {}.",
+    "a sculpture of the {}.", "a bright photo of the {}.", "a cropped photo of a {}.",
+    "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.", "a photo of the {}.", "a good photo of the {}.",
+    "a rendering of the {}.", "a {} in a video game.", "a photo of one {}.", "a doodle of a {}.",
+    "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.", "the {} in a video game.",
+    "a sketch of a {}.", "a doodle of the {}.", "a origami {}.", "a low resolution photo of a {}.",
+    "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.", "a photo of a large {}.",
+    "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
+    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.",
+    "a embroidered {}.", "a pixelated photo of a {}.", "itap of the {}.",
+    "a jpeg corrupted photo of the {}.", "a good photo of a {}.", "a plushie {}.",
+    "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.",
+    "the cartoon {}.", "art of the {}.", "a drawing of the {}.", "a photo of the large {}.",
+    "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
+    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.",
+    "a photo of a small {}.", "a tattoo of the {}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     name: str
     classes: tuple[tuple[str, ...], ...]  # names of each class, the first one is shown to people
     is_thing: tuple[bool, ...]
     dataset_ids: tuple[int, ...]
+    colors: tuple[tuple[int, int, int] | None, ...] = ()  # red, green, blue; () if none is known
 
     @classmethod
     def from_text(cls, text: str, name: str) -> "Vocabulary":
         """Reads the content of a names file.
 
         Raises:
-          ValueError: no class, or a line with other columns.
+          ValueError: no class, a line with other columns, or an id that two classes have.
         """
-        classes, is_thing, ids = [], [], []
+        classes, is_thing, ids, colors = [], [], [], []
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.startswith("# "):
                 continue
             names, *columns = line.split("\t")
-            kind, dataset_id = [*columns, *["thing", str(len(classes))][len(columns):]][:2]
-            if len(columns) > 2 or kind not in ("thing", "stuff") or not dataset_id.isdigit():
+            defaults = ["thing", str(len(classes)), ""]
+            kind, dataset_id, color = [*columns, *defaults[len(columns):]][:3]
+            if (len(columns) > 3 or kind not in ("thing", "stuff") or not dataset_id.isdigit()
+                    or not re.fullmatch("(#[0-9a-f]{6})?", color)):
                 raise ValueError(f"{name}, line {number}: got {line!r}, wanted names separated by "
-                                 "commas, then optionally a tab, thing or stuff, a tab, and a "
-                                 "number")
+                                 "commas, then optionally, after tabs, thing or stuff, a number, "
+                                 "and a colour like #00ff7f")
+            if int(dataset_id) in ids:
+                raise ValueError(f"{name}, line {number}: the id {dataset_id} belongs to "
+                                 f"{classes[ids.index(int(dataset_id))][0]!r} already; give every "
+                                 "class one of its own")
             classes.append(split_names(names))
             is_thing.append(kind == "thing")
             ids.append(int(dataset_id))
+            colors.append(tuple(bytes.fromhex(color[1:])) if color else None)
         if not classes:
             raise ValueError(f"{name} holds no class; write one a line, synonyms separated by "
                              "commas")
-        return cls(name, tuple(classes), tuple(is_thing), tuple(ids))
+        return cls(name, tuple(classes), tuple(is_thing), tuple(ids),
+                   tuple(colors) if any(colors) else ())
 
     @classmethod
     def from_file(cls, path: str) -> "Vocabulary":
@@ -71,9 +109,13 @@ class Vocabulary:
         folder = importlib.resources.files("maskclippp_jax.data") / "names"
         file = folder / f"{name}.txt"
         if not file.is_file():
-            known = sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".txt"))
-            raise ValueError(f"no vocabulary {name!r}; there are {', '.join(known)}")
+            raise ValueError(f"no vocabulary {name!r}; there are {', '.join(shipped_names())}")
         return cls.from_text(file.read_text("utf-8"), name)
+
+    @classmethod
+    def load(cls, name: str) -> "Vocabulary":
+        """A shipped vocabulary by its name, or a names file by its path (ends in .txt)."""
+        return cls.from_file(name) if name.endswith(".txt") else cls.shipped(name)
 
     @classmethod
     def from_string(cls, text: str) -> "Vocabulary":
@@ -118,11 +160,36 @@ class Vocabulary:
         known = {name for names in training.classes for name in names}
         return np.array([any(n in known for n in names) for names in self.classes])
 
+    def lookup_from(self, training: "Vocabulary") -> np.ndarray:
+        """[J + 1] int32: for each training class the first of our classes that shares a name.
+
+        C where none does, and for the last entry, void. A training class goes to one class only,
+        so some of our seen classes get none.
+        """
+        first = {}
+        for number, names in enumerate(self.classes):
+            for name in names:
+                first.setdefault(name, number)
+        none = self.num_classes
+        return np.array([*(min(first.get(n, none) for n in names) for names in training.classes),
+                         none], np.int32)
+
     def to_text(self) -> str:
         """The content of a names file; `from_text` reads it back."""
-        rows = (f"{','.join(names)}\t{'thing' if thing else 'stuff'}\t{i}\n"
-                for names, thing, i in zip(self.classes, self.is_thing, self.dataset_ids))
+        rows = []
+        for c, names in enumerate(self.classes):
+            columns = [",".join(names), "thing" if self.is_thing[c] else "stuff",
+                       str(self.dataset_ids[c])]
+            if self.colors and self.colors[c]:
+                columns.append("#" + bytes(self.colors[c]).hex())
+            rows.append("\t".join(columns) + "\n")
         return f"# {self.name}\n{''.join(rows)}"
+
+
+def shipped_names() -> list[str]:
+    """The vocabularies that ship with the project."""
+    folder = importlib.resources.files("maskclippp_jax.data") / "names"
+    return sorted(f.name[:-4] for f in folder.iterdir() if f.name.endswith(".txt"))
 
 
 def split_names(names: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax import loading, optim, params as parameters, sharding, train
+from maskclippp_jax import loading, optim, params as parameters, sharding, train_step
 from maskclippp_jax.data import pipeline
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
@@ -27,9 +27,9 @@ def test_one_step_of_the_published_best_model_runs():
     prompts = loading.tokenize(config.model, vocabulary, config.templates)
     make_model = loading.model_maker(config)
     build, shapes = parameters.abstract(make_model)
-    is_trainable = optim.trainable_predicate("attention", "attention", config.model.image.depth)
+    is_trainable = optim.trainable_predicate("attention", "attention", config.model)
     part, _ = parameters.partition(shapes, is_trainable)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, part)
+    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, part, config.model)
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1],
                          axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rng = np.random.default_rng(0)
@@ -42,16 +42,14 @@ def test_one_step_of_the_published_best_model_runs():
         labels=np.tile(np.r_[np.arange(count) * 20, np.full(config.train.num_masks - count, -1)],
                        (config.train.batch_size, 1)).astype(np.int32))
     with jax.set_mesh(mesh):
-        params = loading.load_params("random", make_model, shapes)
+        params = loading.load_params("random", config.model, make_model, shapes)
         trainable, frozen = parameters.partition(params, is_trainable)
         state = dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen,
                      opt=optimizer.init(trainable))
         del params
         shardings = sharding.state_shardings(state, mesh)
         state = jax.device_put(state, shardings)
-        step = train.make_step(build, optimizer,
-                               optim.schedule(config.optimizer, config.train.steps), True,
-                               shardings, mesh)
+        step = train_step.make_step(config, build, optimizer, shardings, mesh)
         batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
         rows = draw_synonyms(vocabulary, rng)
         seconds = []

@@ -52,7 +52,7 @@ def test_semantic_labels_equal_summing_resized_masks(rng):
     for n in range(3):
         mask = resize(resize(jnp.asarray(segments == n + 1, jnp.float32), (48, 40)), (30, 30))
         scores = scores + probabilities[n][:, None, None] * mask
-    got = postprocess.semantic_labels(jnp.asarray(segments), jnp.array([30, 30]),
+    got = postprocess.segment_labels(jnp.asarray(segments), jnp.array([30, 30]),
                                       jnp.array([48, 40]), jnp.asarray(probabilities))
     top2 = np.sort(np.asarray(scores), 0)[-2:]
     clear = top2[1] - top2[0] > 1e-5  # or nothing there at all: class 0

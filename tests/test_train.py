@@ -1,5 +1,6 @@
 """Whole runs of a tiny model: learning, resuming, meshes, and what must stop a run."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax.data import records, scenes
+from maskclippp_jax.data import build, images, records, scenes
+from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = '''
@@ -40,24 +42,30 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a config and a prepared data set of 24 small scenes."""
+    """A folder with a config and prepared data sets of 24 small scenes.
+
+    The one for training has a vocabulary of its own, as a user's data have.
+    """
     folder = tmp_path_factory.mktemp("a place")
     (folder / "tiny.py").write_text(CONFIG)
     for name, split in (("scenes_seen", "train"), ("scenes", "validation")):
-        records.build(str(folder / "data"), name, name, {split: list(range(24))}, draw[name],
-                      source="test", description="test")
+        vocabulary, own = Vocabulary.shipped(name), split == "train"
+        if own:
+            vocabulary = dataclasses.replace(vocabulary, name="own names")
+        build.build(str(folder / "data"), name, vocabulary, "semantic",
+                    build.Reading({split: list(range(24))}, draw[name]), description="test",
+                    own_names=own)
     return folder
 
 
 def draw_record(name, number):
-    from maskclippp_jax.vocabulary import Vocabulary
     vocabulary = Vocabulary.shipped(name)
     names = [c[0] for c in vocabulary.classes]
     scene = scenes.draw_scene(np.random.default_rng(number), num_things=(1, 2),
                               classes=names)
     ids = np.array([names.index(c) if c in names else 255 for c in scenes.CLASSES])
-    return records.semantic_record(records.encode_png(scene.image), f"s{number}", ids[scene.label],
-                                   vocabulary.is_thing)
+    return [records.semantic_record(images.encode_png(scene.image), f"s{number}", ids[scene.label],
+                                    vocabulary.is_thing)]
 
 
 def draw_seen(number):
@@ -107,7 +115,7 @@ def test_a_run_logs_every_step_and_keeps_whole_checkpoints(place, whole):
     assert whole[0]["learning_rate"] == pytest.approx(1e-3)
     assert {p.name for p in (place / "whole/checkpoints").iterdir()} == {"8", "12"}
     assert list((place / "whole/tensorboard").iterdir())
-    assert (place / "whole/vocabulary.txt").read_text().startswith("# scenes_seen")
+    assert (place / "whole/vocabulary.txt").read_text().startswith("# own names")
 
 
 def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
@@ -133,6 +141,27 @@ def test_one_and_eight_devices_give_the_same_numbers(place, whole):
     for a, b in zip(metrics(place, "mesh"), whole):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_a_batch_in_parts_gives_the_numbers_of_the_whole(place, whole):
+    done = train(place, "parts", "--config.train.accumulate=2", devices=4)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(metrics(place, "parts"), whole):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert (a["masks"], a["mask_accuracy"]) == pytest.approx((b["masks"], b["mask_accuracy"]))
+
+
+def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
+    done = train(place, "average", "--config.ema_decay=0.5")
+    assert done.returncode == 0, done.stderr
+    logged = metrics(place, "average")
+    assert [m["loss"] for m in logged] == [m["loss"] for m in whole]  # it changes nothing
+    done = command(place, "evaluate", f"--checkpoint={place}/average",
+                   f"--checkpoint={place}/whole", f"--workdir={place}/averaged")
+    assert done.returncode == 0, done.stderr
+    models = json.loads((place / "averaged/results.json").read_text())["models"]
+    assert models[0]["checkpoint"].endswith("after step 12, moving average")
 
 
 def test_remat_and_a_tuned_text_tower_run(place):
@@ -185,8 +214,10 @@ def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags,
 
 
 def test_evaluate_compares_runs_and_writes_the_protocol(place, whole):
+    names = place / "data/scenes_seen" / records.VERSION / records.NAMES_FILE
     done = command(place, "evaluate", f"--checkpoint={place}/whole", "--checkpoint=untuned",
-                   f"--workdir={place}/results", "--pictures=2")
+                   f"--workdir={place}/results", "--pictures=2",
+                   f"--config.eval.seen_vocabulary={names}")
     assert done.returncode == 0, done.stderr
     results = json.loads((place / "results/results.json").read_text())
     assert [m["name"] for m in results["models"]] == ["whole", "untuned"]

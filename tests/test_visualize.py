@@ -109,3 +109,20 @@ def test_long_and_foreign_names_fit_into_their_panel():
 def test_a_row_with_another_number_of_panels_is_refused():
     with pytest.raises(ValueError, match="a row has 1 panels, wanted 2"):
         visualize.draw_comparison([[panel([])]], ["one", "two"])
+
+
+def test_a_contact_sheet_shows_pictures_plain_and_masked():
+    image = np.full((40, 60, 3), 90, np.uint8)
+    segments = np.zeros((40, 60), int)
+    segments[:20] = 1
+    segments[30:, :30] = 2
+    example = visualize.Example(image, segments, ["sky", "cat"], [(255, 0, 0), (0, 0, 255)], "one")
+    sheet = np.asarray(visualize.draw_contact_sheet([example] * 3, "title", side=120)).astype(int)
+    masked = lambda color: (np.abs(sheet - color).max(-1) < 12).sum()
+    # 3 pictures, twice enlarged: half the picture in red, an eighth in blue, the rest as it is.
+    red, blue, plain = (masked(c) for c in ((172, 45, 45), (45, 45, 172), (90, 90, 90)))
+    assert 0.75 < red / (3 * 4 * 1200) <= 1 and 0.5 < blue / (3 * 4 * 300) <= 1
+    assert 0.9 < plain / (3 * 4 * (2400 + 900)) <= 1
+    many = visualize.Example(image, np.arange(2400).reshape(40, 60) // 40 + 1, ["x"] * 60,
+                             [(9, 9, 9)] * 60, "many small masks")
+    visualize.draw_contact_sheet([many], "title")  # only the largest get a name

@@ -1,23 +1,72 @@
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models.text import TextConfig
-from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary, draw_synonyms
+from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary, draw_synonyms, shipped_names
 
 
-@pytest.mark.parametrize("name, classes, synonyms", [
-    ("coco_stuff_171", 171, 328), ("coco_panoptic_133", 133, 254), ("ade20k_150", 150, 403),
-    ("scenes", 78, 78), ("scenes_seen", 59, 59)])
-def test_shipped_vocabularies_have_the_published_sizes(name, classes, synonyms):
+FACTS = json.loads((pathlib.Path(__file__).parent / "fixtures/vocabulary.json").read_text())
+
+
+@pytest.mark.parametrize("name", FACTS["vocabularies"])
+def test_shipped_vocabularies_are_the_published_ones_to_the_letter(name):
     vocabulary = Vocabulary.shipped(name)
-    assert (vocabulary.num_classes, vocabulary.num_synonyms) == (classes, synonyms)
+    facts = FACTS["vocabularies"][name]
+    assert (vocabulary.num_classes, vocabulary.num_synonyms) == (facts["classes"], facts["names"])
+    colors = vocabulary.colors or [None] * vocabulary.num_classes
+    rows = list(zip(vocabulary.classes, vocabulary.is_thing, vocabulary.dataset_ids, colors))
+    assert hashlib.sha1(json.dumps(rows).encode()).hexdigest() == facts["sha1"]
     assert Vocabulary.from_text(vocabulary.to_text(), name) == vocabulary
 
 
-@pytest.mark.parametrize("training, seen", [("coco_stuff_171", 67), ("coco_panoptic_133", 64)])
-def test_seen_classes_of_ade20k_are_the_published_ones(training, seen):
-    assert Vocabulary.shipped("ade20k_150").seen_in(Vocabulary.shipped(training)).sum() == seen
+@pytest.mark.parametrize("training", FACTS["seen_ids_as_bits"])
+def test_seen_classes_are_the_published_ones(training):
+    known = Vocabulary.shipped(training)
+    for name, bits in FACTS["seen_ids_as_bits"][training].items():
+        seen = Vocabulary.shipped(name).seen_in(known)
+        assert sum(1 << int(i) for i in np.flatnonzero(seen)) == int(bits, 16), name
+
+
+def test_every_shipped_vocabulary_is_checked():
+    assert {*FACTS["vocabularies"], "scenes", "scenes_seen"} == set(shipped_names())
+
+
+def test_a_names_file_loads_like_a_shipped_vocabulary(tmp_path):
+    (tmp_path / "mine.txt").write_text("cat\tthing\t7\t#0102ff\nsky, clouds\tstuff\t3\n")
+    mine = Vocabulary.load(str(tmp_path / "mine.txt"))
+    assert mine.classes == (("cat",), ("sky", "clouds")) and mine.dataset_ids == (7, 3)
+    assert mine.is_thing == (True, False) and mine.colors == ((1, 2, 255), None)
+    assert Vocabulary.from_text(mine.to_text(), mine.name) == mine
+    assert Vocabulary.load("ade20k_150") == Vocabulary.shipped("ade20k_150")
+
+
+def run_names(*arguments):
+    return subprocess.run([sys.executable, "-m", "maskclippp_jax.names", *arguments],
+                          capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
+
+
+def test_the_names_command_shows_synonyms_and_overlap(tmp_path):
+    shown = run_names("cityscapes_19", "--overlap=coco_stuff_171")
+    assert "17 of 19 classes of cityscapes_19 are seen in coco_stuff_171, 2 are unseen" in (
+        " ".join(shown.stdout.split()))
+    rider = next(line for line in shown.stdout.splitlines() if "rider" in line)
+    assert "unseen" in rider and "25" in rider and "#ff0000" in rider
+    (tmp_path / "mine.txt").write_text("cat\nlynx\n")
+    assert "1 of 2 classes of mine.txt are seen" in run_names(
+        str(tmp_path / "mine.txt"), "--overlap=coco_stuff_171").stdout
+    assert "lvis_1203" in run_names().stdout
+    for wrong in (["nope"], ["scenes", "scenes_seen"], ["--overlap=scenes"]):
+        result = run_names(*wrong)
+        assert result.returncode == 2 and result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_prompts_go_class_by_class_name_by_name_template_by_template():
@@ -51,6 +100,10 @@ def test_bad_names_files_are_explained(tmp_path):
     (tmp_path / "x.txt").write_text("cat\tanimal\t3\n")
     with pytest.raises(ValueError, match="line 1.*wanted names"):
         Vocabulary.from_file(str(tmp_path / "x.txt"))
+    for line, words in (("cat\tthing\t3\tred", "a colour like"),
+                        ("cat\ndog\tthing\t0", "id 0 belongs to 'cat' already")):
+        with pytest.raises(ValueError, match=words):
+            Vocabulary.from_text(line, "x.txt")
     with pytest.raises(ValueError, match="no vocabulary 'ade'; there are ade20k_150"):
         Vocabulary.shipped("ade")
 

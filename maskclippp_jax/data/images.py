@@ -1,10 +1,12 @@
 """Pictures and label maps from a user's disk, whatever form they have."""
 
+import io
 import pathlib
 import struct
 import typing
 import zlib
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -24,7 +26,7 @@ def read_image(path: str) -> np.ndarray:
       FileNotFoundError: no such file.
       ValueError: no picture, cut short, or with numbers that are no brightness.
     """
-    return _read(path, _as_rgb)
+    return decode_image(_content(path), path)
 
 
 def read_label_map(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -38,27 +40,83 @@ def read_label_map(path: str, size: tuple[int, int] | None = None) -> np.ndarray
       FileNotFoundError: no such file.
       ValueError: a colour picture, a format that changes numbers, or another size.
     """
-    label = _read(path, _as_labels)
+    label = decode_label_map(_content(path), path)
     if size is not None and label.shape != tuple(size):
         raise ValueError(f"the label map {path} has {label.shape[1]}x{label.shape[0]} pixels, its "
                          f"picture {size[1]}x{size[0]}; give one of the same size")
     return label
 
 
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """`read_image` of the content of a file; `name` is for messages."""
+    return _decode(data, name, _as_rgb)
+
+
+def decode_label_map(data: bytes, name: str) -> np.ndarray:
+    """`read_label_map` of the content of a file; `name` is for messages."""
+    return _decode(data, name, _as_labels)
+
+
+def decode_colors(data: bytes, name: str) -> np.ndarray:
+    """A label map that speaks in colours, as int32 [H, W]: red + 256 green + 65536 blue.
+
+    Raises:
+      ValueError: no picture in colour, or in a format that changes them.
+    """
+    return _decode(data, name, _as_color_codes)
+
+
+def upright_rgb(data: bytes, name: str) -> bytes:
+    """A picture that any decoder reads as upright RGB: as it is, or encoded anew without loss.
+
+    Raises:
+      ValueError: it cannot be decoded.
+    """
+    def convert(picture: Image.Image) -> bytes:
+        picture.load()
+        upright = picture.getexif().get(0x0112, 1) == 1
+        if picture.format in ("JPEG", "PNG") and picture.mode in ("RGB", "L") and upright and (
+                "transparency" not in picture.info):
+            return data
+        return encode_png(_as_rgb(picture))
+
+    return _decode(data, name, convert)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of an encoded picture, from its header."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.size[::-1]
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """PNG bytes of a [H, W] uint8/uint16 map or a [H, W, 3] uint8 RGB picture."""
+    if array.ndim == 3:
+        array = array[..., ::-1]
+    ok, data = cv2.imencode(".png", array)
+    assert ok
+    return data.tobytes()
+
+
 class _Refused(Exception):
     """Pillow can read the picture, we cannot use it."""
 
 
-def _read(path: str, convert: typing.Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _content(path: str) -> bytes:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
+    return pathlib.Path(path).read_bytes()
+
+
+def _decode(data: bytes, name: str, convert: typing.Callable[[Image.Image], typing.Any]):
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             return convert(picture)
     except _Refused as error:
-        raise ValueError(f"{path} {error}") from None
+        raise ValueError(f"{name} {error}") from None
     except _UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+        error = str(error).split(" <_io.")[0]  # Pillow names the buffer
+        raise ValueError(f"{name} cannot be read as a picture ({error})") from None
 
 
 def _as_rgb(picture: Image.Image) -> np.ndarray:
@@ -91,3 +149,11 @@ def _as_labels(picture: Image.Image) -> np.ndarray:
         raise _Refused("stores its numbers inverted (0 is white); save label maps as PNG")
     spread = {"L;2": 85, "L;4": 17}.get(form, 1)
     return np.array(picture).astype(np.int32) // spread
+
+
+def _as_color_codes(picture: Image.Image) -> np.ndarray:
+    if picture.format == "JPEG" or picture.mode not in ("RGB", "RGBA"):
+        raise _Refused(f"is a {picture.format} file of mode {picture.mode}, wanted a label map in "
+                       "colours (RGB, PNG)")
+    red, green, blue = np.moveaxis(np.asarray(picture).astype(np.int32)[..., :3], -1, 0)
+    return red + 256 * green + 65536 * blue

@@ -5,6 +5,8 @@ threads, and not on the number of hosts (hosts share the batches out last). So t
 data is the step, and a run resumes by starting there.
 """
 
+import collections
+import dataclasses
 import os
 import typing
 
@@ -12,9 +14,12 @@ import cv2
 import grain
 import jax
 import numpy as np
+from absl import flags, logging
 
 from maskclippp_jax.data import transforms
 from maskclippp_jax.data.records import decode_segments
+
+CANVAS = 64  # pixels; sides of evaluation canvases are multiples of it
 
 cv2.setNumThreads(1)  # the parallelism is over pictures
 
@@ -40,15 +45,19 @@ def decode(record: dict) -> tuple[np.ndarray, np.ndarray, str]:
     return image, segments, name
 
 
-class _Augment(grain.transforms.RandomMap):
-    """The COCO-Stuff recipe: resize, crop, colour, flip; then slots and padding."""
+@dataclasses.dataclass(frozen=True)
+class SemanticFamily:
+    """The COCO-Stuff recipe: resize, crop, colour, flip."""
 
-    def __init__(self, size, short_sides, color_jitter, num_masks, masks):
-        self.size, self.short_sides, self.color_jitter = size, short_sides, color_jitter
-        self.num_masks, self.masks = num_masks, masks
+    size: int                         # side of the canvas, pixels
+    short_sides: tuple[int, ...] = ()  # to draw from, pixels
+    color_jitter: bool = True
 
-    def random_map(self, record, rng: np.random.Generator) -> dict:
-        image, segments, name = decode(record)
+    keep_vanished = False  # one mask for each class that is left in the picture
+
+    def __call__(self, rng: np.random.Generator, image: np.ndarray, segments: np.ndarray
+                 ) -> tuple[np.ndarray, np.ndarray]:
+        """A picture [h, w, 3] uint8 and its segments [h, w], at most the canvas."""
         short = self.short_sides[rng.integers(len(self.short_sides))]
         size = transforms.shortest_edge(*segments.shape, short, transforms.MAX_SIDE)
         image = transforms.resize_image(image, size)
@@ -58,57 +67,141 @@ class _Augment(grain.transforms.RandomMap):
             image = transforms.apply_color_jitter(image, transforms.draw_color_jitter(rng))
         if rng.random() < 0.5:
             image, segments = image[:, ::-1], segments[:, ::-1]
+        return image, segments
+
+
+@dataclasses.dataclass(frozen=True)
+class PanopticFamily:
+    """The COCO panoptic recipe: flip, large-scale jitter; the canvas is always full."""
+
+    size: int                               # side of the canvas, pixels
+    scales: tuple[float, float] = (0.1, 2.0)  # of the canvas, to draw from
+
+    keep_vanished = True  # one mask for each annotated segment, also if nothing of it is left
+
+    def __call__(self, rng: np.random.Generator, image: np.ndarray, segments: np.ndarray
+                 ) -> tuple[np.ndarray, np.ndarray]:
+        """As `SemanticFamily`; the canvas is filled with grey 128, which the network sees."""
+        if rng.random() < 0.5:
+            image, segments = image[:, ::-1], segments[:, ::-1]
+        canvas = (self.size, self.size)
+        size = transforms.fitting_size(*segments.shape, rng.uniform(*self.scales), canvas)
+        image = transforms.resize_image(np.ascontiguousarray(image), size)
+        segments = transforms.resize_panoptic(segments, size)
+        return transforms.large_scale_crop(image, segments, rng.random(), canvas)
+
+
+def family_of(settings) -> SemanticFamily | PanopticFamily:
+    """The augmentation that `config.train` describes."""
+    if settings.family == "panoptic":
+        return PanopticFamily(settings.size)
+    return SemanticFamily(settings.size, tuple(settings.short_sides), settings.color_jitter)
+
+
+class _Augment(grain.transforms.RandomMap):
+    """Decodes a record, augments it, numbers its masks and pads it to the canvas."""
+
+    def __init__(self, family, num_masks: int, masks: str, drop_smallest: bool, skip_broken: bool):
+        self.family, self.num_masks, self.masks = family, num_masks, masks
+        self.drop_smallest, self.skip_broken = drop_smallest, skip_broken
+
+    def random_map(self, record, rng: np.random.Generator) -> dict:
+        canvas = (self.family.size, self.family.size)
+        try:
+            image, segments, name = decode(record)
+        except ValueError as error:
+            if not self.skip_broken:
+                raise
+            logging.warning("left out: %s", error)
+            return dict(
+                image=np.zeros((*canvas, 3), np.uint8), image_size=np.array(canvas, np.int32),
+                segments=np.zeros(canvas, np.uint16),
+                labels=np.full(self.num_masks, -1, np.int32), broken=np.int32(1))
+        image, segments = self.family(rng, image, segments)
         if self.masks == "degraded":
             segments = transforms.degrade_segments(rng, segments)
-        segments, labels = transforms.to_slots(segments, record["table"], self.num_masks, name)
-        canvas = (self.size, self.size)
+        segments, labels = transforms.to_slots(
+            segments, record["table"], self.num_masks, name,
+            keep_vanished=self.family.keep_vanished, drop_smallest=self.drop_smallest)
         return dict(
             image=transforms.pad_to_canvas(image, canvas),
             image_size=np.array(image.shape[:2], np.int32),
-            segments=transforms.pad_to_canvas(segments, canvas), labels=labels)
+            segments=transforms.pad_to_canvas(segments, canvas), labels=labels,
+            broken=np.int32(0))
 
 
-def train_batches(records: typing.Sequence[dict], *, size: int, short_sides: typing.Sequence[int],
-                  color_jitter: bool, num_masks: int, batch_size: int, seed: int,
-                  start_step: int = 0, host: int = 0, hosts: int = 1, masks: str = "ground_truth",
+def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
+                  family: SemanticFamily | PanopticFamily, num_masks: int, batch_size: int,
+                  seed: int, weights: typing.Sequence[float] = (), start_step: int = 0,
+                  host: int = 0, hosts: int = 1, masks: str = "ground_truth",
+                  drop_smallest: bool = False, skip_broken: bool = False,
                   workers: int = 0) -> typing.Iterator[dict[str, np.ndarray]]:
-    """Endless training batches of this host, shuffled anew in every pass.
+    """Endless training batches of this host, every source shuffled anew in every pass.
 
     Args:
-      records: raw records, random access.
-      size: side of the square canvas in pixels.
-      short_sides: shorter sides to draw from, pixels.
-      color_jitter: whether colours are jittered.
+      sources: raw records of one data set or several, random access.
+      family: the augmentation.
       num_masks: N, slots of a picture.
       batch_size: pictures a step over all hosts.
       seed: of order and augmentation.
+      weights: how often each source is drawn from; (): by its size.
       start_step: first step wanted.
       host: number of this host.
       hosts: how many there are; must divide `batch_size`.
       masks: "ground_truth", or "degraded" (`transforms.degrade_segments`).
+      drop_smallest: what happens to pictures with more masks, see `transforms.to_slots`.
+      skip_broken: a record that cannot be decoded becomes a picture without masks; False stops.
       workers: processes; 0 reads in threads of this one.
 
     Yields:
       image uint8 [B, H, W, 3], image_size int32 [B, 2], segments uint16 [B, H, W], labels int32
-      [B, N].
+      [B, N]; broken int32 [B], 1 for a record that could not be decoded.
     """
     if batch_size % hosts:
         raise ValueError(f"train.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
                          "multiple")
-    dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(_Augment(size, tuple(short_sides), color_jitter, num_masks, masks))
+    parts = [grain.MapDataset.source(records).seed(seed + i).shuffle().repeat()
+             for i, records in enumerate(sources)]
+    weights = list(weights) or [float(len(records)) for records in sources]
+    dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights).seed(seed)
+    dataset = dataset.random_map(
+        _Augment(family, num_masks, masks, drop_smallest, skip_broken))
     # Hosts are told apart last: before the random map they would all draw the same numbers.
     dataset = dataset[host::hosts].batch(batch_size // hosts, drop_remainder=True)[start_step:]
     threads = max(2, os.cpu_count() or 2)
     batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads,
                                                         prefetch_buffer_size=2 * threads))
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags, also in a notebook
+            flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(batches)
 
 
+class Padding(typing.NamedTuple):
+    """What evaluation canvases cost beside the pictures."""
+
+    canvases: int   # different ones, so programs
+    pixels: float   # share of all pixels that lie outside of pictures, filling left aside
+    filling: float  # share of pictures that only fill up batches
+
+
+def padding_of(sizes: typing.Sequence[tuple[int, int]], *, batch_size: int,
+               canvas_multiple: int = CANVAS) -> Padding:
+    """The padding of pictures of these sizes (height, width) when they are evaluated."""
+    groups = collections.Counter(_up(size, canvas_multiple) for size in sizes)
+    whole = sum(h * w * count for (h, w), count in groups.items())
+    filling = sum(-count % batch_size for count in groups.values())
+    return Padding(len(groups), 1 - sum(h * w for h, w in sizes) / whole,
+                   filling / (len(sizes) + filling))
+
+
+def _up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
+    return tuple(-(-side // multiple) * multiple for side in size)
+
+
 def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min: int | None,
-                 loader_max: int | None, canvas_multiple: int = 64, host: int = 0,
+                 loader_max: int | None, canvas_multiple: int = CANVAS, host: int = 0,
                  hosts: int = 1) -> typing.Iterator[dict]:
     """All pictures once, those of like size together; every host sees as many batches.
 
@@ -133,12 +226,12 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
     facts = [(_png_size(r["segments"]), len(r["table"]["id"])) for r in map(records.__getitem__,
                                                                           range(len(records)))]
     num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
-    up = lambda side: -(-side // canvas_multiple) * canvas_multiple
     groups: dict[tuple, list[int]] = {}
     for i, (stored, _) in enumerate(facts):
         loaded = (stored if loader_min is None
                   else transforms.shortest_edge(*stored, loader_min, loader_max))
-        groups.setdefault((*map(up, loaded), *map(up, stored)), []).append(i)
+        canvases = _up(loaded, canvas_multiple) + _up(stored, canvas_multiple)
+        groups.setdefault(canvases, []).append(i)
     share = batch_size // hosts
     jobs = []
     for canvases, members in sorted(groups.items()):

@@ -1,7 +1,9 @@
-"""Augmentation of MaskCLIP++'s COCO-Stuff recipe, and the resize of the test loader.
+"""The augmentations of MaskCLIP++ and the resize of the test loader, as operations on arrays.
 
-Drawing random parameters and applying them are apart, so that the second can be compared with the
-published operations bit by bit (detectron2's resize, crop, SSD colour jitter and flip).
+There are two published families: the semantic one (COCO-Stuff: shortest edge, crop, colour, flip)
+and the panoptic one (COCO panoptic: flip, large-scale jitter). Drawing random parameters and
+applying them are apart, so that the second can be compared with the published operations bit by bit
+(detectron2's resizes, crops, SSD colour jitter and flip).
 """
 
 import dataclasses
@@ -45,6 +47,25 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
+class Version(typing.NamedTuple):
+    """A picture for test-time augmentation."""
+
+    image: np.ndarray  # [h, w, 3] uint8
+    flipped: bool      # mirrored left to right
+
+
+def versions_of(image: np.ndarray, short_sides: typing.Sequence[int], longest: int, *,
+                flip: bool) -> list[Version]:
+    """A loaded picture at several sizes, each also mirrored if `flip`, as detectron2 makes them."""
+    versions = []
+    for short in short_sides:
+        resized = resize_image(image, shortest_edge(*image.shape[:2], short, longest))
+        versions.append(Version(resized, False))
+        if flip:
+            versions.append(Version(np.ascontiguousarray(resized[:, ::-1]), True))
+    return versions
+
+
 def resize_segments(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest neighbour with source index floor(i * n / n'), as torch has it.
 
@@ -55,6 +76,39 @@ def resize_segments(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
                      .astype(int) for n, m in zip(segments.shape, size))
     return segments[np.minimum(rows, segments.shape[0] - 1)][
         :, np.minimum(columns, segments.shape[1] - 1)]
+
+
+def fitting_size(height: int, width: int, scale: float,
+                 canvas: tuple[int, int]) -> tuple[int, int]:
+    """Size (height, width) that keeps the shape and just fits a canvas of `scale` times its sides.
+
+    Rounded half to even, as detectron2's ResizeScale does.
+    """
+    factor = min(scale * canvas[0] / height, scale * canvas[1] / width)
+    return int(np.round(height * factor)), int(np.round(width * factor))
+
+
+def resize_panoptic(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pillow's nearest neighbour, source index floor((i + 0.5) * n / n'): [H, W] uint16 -> [h, w]."""
+    picture = Image.fromarray(segments.astype(np.int32))
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.NEAREST)).astype(np.uint16)
+
+
+def large_scale_crop(image: np.ndarray, segments: np.ndarray, share: float,
+                     canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A window of at most the canvas, padded to it: grey 128 in the picture, 0 in the segments.
+
+    Args:
+      image: [H, W, 3] uint8.
+      segments: [H, W] uint16.
+      share: in 0 ... 1; where the window lies, the same number for both axes (published so).
+      canvas: height, width in pixels.
+    """
+    offset = [int(np.round(max(n - c, 0) * share)) for n, c in zip(segments.shape, canvas)]
+    window = tuple(slice(o, o + c) for o, c in zip(offset, canvas))
+    image, segments = image[window], segments[window]
+    missing = [(0, c - n) for n, c in zip(segments.shape, canvas)]
+    return (np.pad(image, [*missing, (0, 0)], constant_values=128), np.pad(segments, missing))
 
 
 def draw_color_jitter(rng: np.random.Generator) -> ColorJitter:
@@ -108,29 +162,36 @@ def pad_to_canvas(array: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
 
 
 def to_slots(segments: np.ndarray, table: typing.Mapping[str, np.ndarray], num_masks: int,
-             image_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the segments that are in the picture 1 ... n, in the order of the table.
+             image_id: str, *, keep_vanished: bool = False,
+             drop_smallest: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the segments of a picture 1 ... n, in the order of the table.
 
     Args:
       segments: [H, W] uint16 segment ids, 0 = nothing.
       table: `id`, `class_id`, `is_crowd` of each segment.
       num_masks: N, slots.
       image_id: for the message.
+      keep_vanished: whether segments without a pixel get a slot (an empty mask with its label).
+      drop_smallest: of more segments than slots, leave out those with the fewest pixels (of equal
+        ones the later); False refuses such a picture.
 
     Returns:
-      [H, W] uint16 with slot + 1, and labels [N] int32, -1 for empty slots. Crowds, and segments
-      without a pixel, get no slot.
+      [H, W] uint16 with slot + 1, and labels [N] int32, -1 for empty slots. Crowds get no slot.
 
     Raises:
       ValueError: more segments than slots.
     """
-    present = np.flatnonzero(np.bincount(segments.ravel(), minlength=1))
+    most = int(max(segments.max(initial=0), *table["id"], 0))
+    pixels = np.bincount(segments.ravel(), minlength=most + 1)
     kept = [k for k, (i, crowd) in enumerate(zip(table["id"], table["is_crowd"]))
-            if not crowd and i in present]
+            if not crowd and (keep_vanished or pixels[i])]
     if len(kept) > num_masks:
-        raise ValueError(f"image {image_id} has {len(kept)} masks, but num_masks is {num_masks}; "
-                         "raise train.num_masks (or eval.num_masks)")
-    slot_of = np.zeros(int(max(segments.max(initial=0), *table["id"], 0)) + 1, np.uint16)
+        if not drop_smallest:
+            raise ValueError(f"image {image_id} has {len(kept)} masks, but num_masks is "
+                             f"{num_masks}; raise train.num_masks, or set train.drop_smallest=True")
+        largest = sorted(kept, key=lambda k: -int(pixels[table["id"][k]]))  # stable
+        kept = sorted(largest[:num_masks])
+    slot_of = np.zeros(most + 1, np.uint16)
     labels = np.full(num_masks, -1, np.int32)
     for slot, k in enumerate(kept):
         slot_of[table["id"][k]] = slot + 1

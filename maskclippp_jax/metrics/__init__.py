@@ -1,9 +1,86 @@
 """Metrics in numpy; they know no model. All have `reset`, `process` and `evaluate`.
 
-Here is what they share: checks of what they are given, and means that may be undefined (None).
+What they have counted is `state()`, a dict of arrays, and `add_state()` adds what another one has
+counted, on another host or before a stop. Here is what they share: checks of what they are given,
+means that may be undefined (None), and files of states.
 """
 
+import json
+import pathlib
+import typing
+
 import numpy as np
+
+
+class Metric(typing.Protocol):
+    def reset(self) -> None: ...
+
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    def add_state(self, state: typing.Mapping[str, np.ndarray]) -> None: ...
+
+
+def save(path: pathlib.Path, metrics: typing.Mapping[str, Metric],
+         done: typing.Sequence[str]) -> None:
+    """Writes what metrics have counted, whole or not at all (npz, read without pickle).
+
+    Args:
+      path: file ending in .npz.
+      metrics: by name.
+      done: ids of the pictures they have seen.
+    """
+    arrays = {f"{name}/{key}": np.asarray(value) for name, metric in metrics.items()
+              for key, value in metric.state().items()}
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, done=np.array(json.dumps(list(done))), **arrays)
+    temporary.replace(path)
+
+
+def load(paths: typing.Sequence[pathlib.Path], metrics: typing.Mapping[str, Metric]) -> list[str]:
+    """Adds what files of `save` hold to metrics that were just made or reset.
+
+    Args:
+      paths: of one evaluation that was stopped, or of the hosts that shared one.
+      metrics: those that were saved, by the same names.
+
+    Returns:
+      The ids of the pictures they have seen.
+
+    Raises:
+      ValueError: other metrics or classes than were saved, or a picture in two files. The metrics
+        may be half filled then.
+    """
+    done: list[str] = []
+    for path in paths:
+        with np.load(path) as file:
+            arrays = dict(file)
+        ids = json.loads(str(arrays.pop("done")))
+        names = sorted({key.split("/")[0] for key in arrays})
+        if names != sorted(metrics):
+            raise ValueError(f"{path} holds {', '.join(names)}, wanted "
+                             f"{', '.join(sorted(metrics))}; evaluate anew")
+        twice = sorted(set(done) & set(ids))
+        if twice:
+            raise ValueError(f"{path} holds the picture {twice[0]} ({len(twice)} in all), which "
+                             "was counted already; every picture counts once")
+        for name, metric in metrics.items():
+            metric.add_state({key.split("/", 1)[1]: value for key, value in arrays.items()
+                              if key.split("/")[0] == name})
+        done += ids
+    return done
+
+
+def same_shape(counts: np.ndarray, mine: np.ndarray) -> np.ndarray:
+    """Counts of another metric, to be added to mine.
+
+    Raises:
+      ValueError: they are of other classes.
+    """
+    if counts.shape != mine.shape:
+        raise ValueError(f"the saved counts have the shape {counts.shape}, wanted {mine.shape}; "
+                         "they are of another list of classes, evaluate anew")
+    return counts
 
 
 def check_classes(values: np.ndarray, num_classes: int, what: str) -> np.ndarray:
@@ -26,19 +103,19 @@ def check_classes(values: np.ndarray, num_classes: int, what: str) -> np.ndarray
     return values.astype(np.int64)
 
 
-def check_seen(seen: np.ndarray | None, num_classes: int) -> np.ndarray | None:
-    """The classes known from training as [K] bool.
+def check_flags(flags: np.ndarray | None, num_classes: int, name: str) -> np.ndarray | None:
+    """A flag of each class, such as `seen`, as [K] bool.
 
     Raises:
       ValueError: not one for each class.
     """
-    if seen is None:
+    if flags is None:
         return None
-    seen = np.asarray(seen, bool)
-    if seen.shape != (num_classes,):
-        raise ValueError(f"`seen` has the shape {seen.shape}, wanted one bool for each of the "
+    flags = np.asarray(flags, bool)
+    if flags.shape != (num_classes,):
+        raise ValueError(f"`{name}` has the shape {flags.shape}, wanted one bool for each of the "
                          f"{num_classes} classes")
-    return seen
+    return flags
 
 
 def mean(values: np.ndarray) -> float | None:
@@ -46,15 +123,15 @@ def mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def seen_and_unseen(values: np.ndarray, occurs: np.ndarray, seen: np.ndarray | None
-                    ) -> tuple[float | None, float | None]:
-    """Means of [K] values over the seen and the unseen classes that occur.
+def mean_of_two(values: np.ndarray, occurs: np.ndarray, flags: np.ndarray | None
+                ) -> tuple[float | None, float | None]:
+    """Means of [K] values over the classes that occur and have a flag (`seen`), and do not.
 
-    Both are None where all or none of the classes are seen: there is nothing to tell apart.
+    Both are None where all or none of the classes have it: there is nothing to tell apart.
     """
-    if seen is None or seen.all() or not seen.any():
+    if flags is None or flags.all() or not flags.any():
         return None, None
-    return mean(values[occurs & seen]), mean(values[occurs & ~seen])
+    return mean(values[occurs & flags]), mean(values[occurs & ~flags])
 
 
 def as_list(values: np.ndarray, defined: np.ndarray) -> list[float | None]:

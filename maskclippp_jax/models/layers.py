@@ -6,6 +6,7 @@ seen as keys. So an image gives the same numbers alone, padded, or in any batch.
 """
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,155 @@ _NO_KEY = -1e30
 # token attends to the whole image, as in the public reference.
 OUTSIDE_BIAS = -100.0
 
+# CLIP's image statistics: RGB on 0..255.
+PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
+PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
+
+
+# ---- Images and what towers return --------------------------------------------------------------
+
+
+class ImageFeatures(typing.NamedTuple):
+    """What an image tower returns; nothing is normalised."""
+
+    mask_embeddings: jax.Array | None   # [B, N, E]
+    image_embedding: jax.Array          # [B, E]
+    patch_embeddings: jax.Array | None  # [B, L, E]; cells outside an image's grid mean nothing
+    patch_valid: jax.Array              # [B, L] bool, the cells of each image's own grid
+
+
+class Grid(typing.NamedTuple):
+    """Where images and their masks lie on the cells of a padded canvas."""
+
+    canvas: tuple[int, int]   # (h, w) cells of the canvas
+    size: jax.Array           # [B, 2] int32, true (gh, gw) of each image
+    valid: jax.Array          # [B, L] bool, the cells of each image's own grid
+    masks: jax.Array | None   # [B, N, L] float32 in [0, 1], zero outside each image's own grid
+
+
+def lay_grid(image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None,
+             cell: int) -> Grid:
+    """Checks what a tower is given, and finds the cells of every image and its masks.
+
+    Args:
+      image: [B, H, W, 3].
+      image_size: [B, 2] true height and width in pixels.
+      grid_masks: [B, N, L] or None.
+      cell: side of a cell in pixels; an image's grid is its next multiple of it.
+
+    Raises:
+      ValueError: the canvas is no multiple of the cell, or the masks lie on another grid.
+    """
+    height, width = image.shape[1:3]
+    if height % cell or width % cell:
+        raise ValueError(f"the canvas is {height}x{width} pixels; pad it to multiples of {cell}")
+    canvas = (height // cell, width // cell)
+    if grid_masks is not None and grid_masks.shape[-1] != canvas[0] * canvas[1]:
+        raise ValueError(f"masks lie on a grid of {grid_masks.shape[-1]} cells, tokens on "
+                         f"{canvas[0] * canvas[1]}; bring the masks to the token grid first")
+    size = -(-image_size // cell)
+    valid = inside_canvas(size, canvas).reshape(len(image), -1)
+    if grid_masks is not None:
+        grid_masks = jnp.where(valid[:, None], grid_masks.astype(jnp.float32), 0.0)
+    return Grid(canvas, size, valid, grid_masks)
+
+
+def inside_canvas(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+    """[B, 2] true sizes -> [B, h, w] bool, True in the top left corner that they span."""
+    rows = jnp.arange(canvas[0])[None, :, None] < size[:, 0, None, None]
+    return rows & (jnp.arange(canvas[1])[None, None] < size[:, 1, None, None])
+
+
+def inside_map(x: jax.Array, grid: Grid) -> jax.Array:
+    """Where a map x [B, h', w', D] of the whole canvas lies on each image's own grid: [B, h', w'].
+
+    The map may be finer than the grid.
+    """
+    return inside_canvas(grid.size * (x.shape[1] // grid.canvas[0]), x.shape[1:3])
+
+
+def normalize(image: jax.Array, image_size: jax.Array, mean: tuple = PIXEL_MEAN,
+              std: tuple = PIXEL_STD) -> jax.Array:
+    """Subtracts the mean, divides by the deviation, and sets everything outside the image to 0.
+
+    Args:
+      image: [B, H, W, 3] RGB in 0..255.
+      image_size: [B, 2] true height and width.
+      mean, std: three numbers each, of RGB on 0..255.
+
+    Returns:
+      [B, H, W, 3] float32.
+    """
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (mean, std))
+    scaled = (image.astype(jnp.float32) - mean) / std
+    return jnp.where(inside_canvas(image_size, image.shape[1:3])[..., None], scaled, 0.0)
+
+
+# ---- Blocks of networks -------------------------------------------------------------------------
+
+
+def rematerialize(remat: str) -> typing.Callable:
+    """A function `run(block, *arguments)` that calls the block.
+
+    Args:
+      remat: what the backward pass recomputes, to save memory: "none", "full", or "dots" (which
+        keeps the results of matrix products without batch dimensions).
+    """
+    if remat == "none":
+        return lambda block, *arguments: block(*arguments)
+    policy = (jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None)
+    return jax.checkpoint(lambda block, *arguments: block(*arguments), policy=policy)
+
 
 def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm over the last axis; mean and variance are taken in float32."""
     return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The approximation that OpenAI's CLIP was trained with; its weights want it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, activation: typing.Callable, *, dtype,
+                 rngs: nnx.Rngs):
+        self.activation = activation
+        self.fc1 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class PatchConv(nnx.Module):
+    """A convolution whose stride is its size: one matrix product, blind to its neighbours."""
+
+    def __init__(self, size: int, channels: int, width: int, *, use_bias: bool, dtype,
+                 rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal(in_axis=(0, 1, 2))(
+            rngs.params(), (size, size, channels, width)))  # HWIO
+        self.bias = nnx.Param(jnp.zeros(width)) if use_bias else None
+
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, H / size, W / size, D]."""
+        p, _, channels, width = self.kernel.shape
+        batch, height, columns, _ = x.shape
+        patches = x.reshape(batch, height // p, p, columns // p, p, channels).swapaxes(2, 3)
+        patches = patches.reshape(batch, height // p, columns // p, -1).astype(self.dtype)
+        result = patches @ self.kernel[...].reshape(-1, width).astype(self.dtype)
+        if self.bias is not None:
+            result = result + self.bias[None, None, None].astype(self.dtype)
+        return result
+
+
+# ---- Attention ----------------------------------------------------------------------------------
 
 
 def inside_masks(grid_masks: jax.Array, threshold: float | None) -> jax.Array:
@@ -29,7 +175,7 @@ def inside_masks(grid_masks: jax.Array, threshold: float | None) -> jax.Array:
     Args:
       grid_masks: [..., L] float in [0, 1], masks on the token grid.
       threshold: a patch is inside if its value is strictly greater; None takes half of the largest
-        value of that mask (all released EVA models).
+        value of that mask (all released models with mask tokens).
 
     Returns:
       [..., L] bool; all False for an empty mask.
@@ -39,7 +185,7 @@ def inside_masks(grid_masks: jax.Array, threshold: float | None) -> jax.Array:
 
 
 def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask_scale=None,
-           by_head: bool) -> jax.Array:
+           dropout: float = 0.0, dropout_key: jax.Array | None = None, by_head: bool) -> jax.Array:
     """Softmax attention, with the soft-mask bias of masked attention pooling on request.
 
     The bias of query n for patch l in head a is `masks[n, l] * mask_scale[a]` inside the mask and
@@ -54,6 +200,8 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
       masks: [B, T, S] float32 or None, the mask of every query.
       inside: [B, T, S] bool, see `inside_masks`; given with `masks`.
       mask_scale: [A] float32, factor of the values inside; given with `masks`.
+      dropout: share of the attention weights that are dropped, if a key is given.
+      dropout_key: source of randomness; None: nothing is dropped.
       by_head: heads one after the other. Three times faster on a CPU, where the logits of one head
         stay in cache; on accelerators False lets the compiler batch them.
 
@@ -63,7 +211,7 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
     scale = queries.shape[-1] ** -0.5
 
     def one_head(head):
-        q, k, v, factor = head
+        q, k, v, factor, key = head
         logits = jnp.einsum("btk,bsk->bts", q * scale, k, preferred_element_type=jnp.float32)
         if masks is not None:
             logits = logits + jnp.where(inside, masks * factor, OUTSIDE_BIAS)
@@ -71,14 +219,25 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
             logits = jnp.where(allowed, logits, _NO_KEY)
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        if key is not None:
+            weights = drop(weights, dropout, key)
         mixed = jnp.einsum("bts,bsk->btk", weights.astype(v.dtype), v,
                            preferred_element_type=jnp.float32)
-        return mixed / weights.sum(-1, keepdims=True)  # [B, T, K]
+        return mixed / total  # [B, T, K]
 
     factor = jnp.ones(queries.shape[2], jnp.float32) if mask_scale is None else mask_scale
-    heads = tuple(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)) + (factor,)
+    key_of_head = None if dropout_key is None or not dropout else jax.random.split(
+        dropout_key, queries.shape[2])
+    heads = (*(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)), factor, key_of_head)
     mixed = jax.lax.map(one_head, heads) if by_head else jax.vmap(one_head)(heads)
     return jnp.moveaxis(mixed, 0, 2).astype(queries.dtype)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Sets a share of the numbers to 0 and scales the others up, so that the mean stays."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0.0)
 
 
 def split_heads(tokens: jax.Array, num_heads: int) -> jax.Array:
@@ -94,7 +253,7 @@ def merge_heads(tokens: jax.Array) -> jax.Array:
 # ---- Position tables ----------------------------------------------------------------------------
 
 
-def _cubic(x: jax.Array) -> jax.Array:
+def cubic(x: jax.Array) -> jax.Array:
     """The cubic convolution kernel with a = -0.75, as torch's bicubic interpolation has it."""
     a = -0.75
     x = jnp.abs(x)
@@ -121,7 +280,7 @@ def bicubic_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
     matrix = jnp.zeros((canvas, num_in), jnp.float32)
     for tap in (-1, 0, 1, 2):
         column = jnp.clip(first + tap, 0, num_in - 1)
-        weight = _cubic(tap - part.astype(jnp.float32))
+        weight = cubic(tap - part.astype(jnp.float32))
         matrix = matrix + weight[:, None] * jax.nn.one_hot(column, num_in, dtype=jnp.float32)
     return matrix
 
@@ -200,6 +359,3 @@ def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
     return (tokens * cos + turned * sin).astype(tokens.dtype)
-
-
-exact_gelu = functools.partial(jax.nn.gelu, approximate=False)

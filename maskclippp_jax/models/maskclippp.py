@@ -8,14 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax.models import eva_vit, similarity, text
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, similarity, text)
+
+ImageConfig = (eva_vit.EvaViTConfig | clip_vit.ClipViTConfig | clip_convnext.ConvNeXtConfig
+               | clip_resnet.ResNetConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskCLIPppConfig:
-    image: eva_vit.EvaViTConfig
+    image: ImageConfig
     text: text.TextConfig
-    similarity: similarity.LinearSimilarityConfig | None  # None: mean over templates
+    # None: mean over templates
+    similarity: (similarity.LinearSimilarityConfig | similarity.PseudoTextSimilarityConfig | None)
     use_logit_scale: bool = True  # multiply similarities by CLIP's scale, at most 100
 
     @classmethod
@@ -29,6 +34,11 @@ class MaskCLIPppConfig:
                    similarity.LinearSimilarityConfig(num_templates))
 
     @classmethod
+    def eva01_g14_plus(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls(eva_vit.EvaViTConfig.eva01_g14_plus(), text.TextConfig.clip(1024, 24),
+                   similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
     def quickstart(cls, num_templates: int) -> "MaskCLIPppConfig":
         """The small model that ships with the project (launch/pretrain_quickstart.py)."""
         return cls(eva_vit.EvaViTConfig.quickstart(), text.TextConfig.quickstart(),
@@ -39,34 +49,41 @@ class MaskCLIPpp(nnx.Module):
     """Encoders and similarity head.
 
     `dtype` is the arithmetic of the towers; parameters, logits and softmax are float32. `by_head`,
-    `remat` and `constrain` are about speed and memory only (`layers.attend`, `eva_vit.EvaViT`,
-    `sharding.constrain_batch`).
+    `remat` and `constrain` are about speed and memory only (`layers.attend`,
+    `layers.rematerialize`, `sharding.constrain_batch`).
     """
 
     def __init__(self, config: MaskCLIPppConfig, *, dtype=jnp.float32, by_head: bool = True,
                  remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
         self.config = config
-        self.image = eva_vit.EvaViT(config.image, dtype=dtype, by_head=by_head, remat=remat,
-                                    constrain=constrain, rngs=rngs)
+        self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
+                                       constrain=constrain, rngs=rngs)
         self.text = text.TextTower(config.text, dtype=dtype, by_head=by_head, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.similarity is not None:
-            self.similarity = similarity.LinearSimilarity(config.similarity, rngs=rngs)
+            self.similarity = config.similarity.make(rngs=rngs)
 
-    def encode_image(self, image, image_size, grid_masks=None, *, dense=False):
-        """See `eva_vit.EvaViT.__call__`."""
-        return self.image(image, image_size, grid_masks, dense=dense)
+    def encode_image(self, image, image_size, grid_masks=None, *, dense=False, key=None):
+        """See `eva_vit.EvaViT.__call__`; all image towers are called alike.
+
+        `dense` is also what the similarity head asks for.
+        """
+        head = self.config.similarity
+        dense = dense or (head is not None and head.needs_patches)
+        return self.image(image, image_size, grid_masks, dense=dense, key=key)
 
     def encode_text(self, token_ids: jax.Array) -> jax.Array:
         """[n, X] int32 -> [n, E], not normalised."""
         return self.text(token_ids)
 
-    def classify(self, mask_embeddings: jax.Array, text_embeddings: jax.Array) -> jax.Array:
+    def classify(self, features: layers.ImageFeatures, text_embeddings: jax.Array, *,
+                 key: jax.Array | None = None) -> jax.Array:
         """Logits of every mask for every name.
 
         Args:
-          mask_embeddings: [B, N, E], not normalised.
+          features: of `encode_image`.
           text_embeddings: [S, T, E] unit vectors, one row a name, one column a template.
+          key: source of randomness in training; None: evaluation.
 
         Returns:
           [B, N, S] float32.
@@ -74,11 +91,12 @@ class MaskCLIPpp(nnx.Module):
         scale = 1.0
         if self.config.use_logit_scale:
             scale = jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
-        head = mean_similarity if self.config.similarity is None else self.similarity
-        return head(mask_embeddings, text_embeddings, scale)
-
-
-mean_similarity = similarity.mean_similarity
+        if self.config.similarity is None:
+            return similarity.mean_similarity(features.mask_embeddings, text_embeddings, scale)
+        condition = None
+        if self.config.similarity.needs_patches:
+            condition = similarity.Condition(features.patch_embeddings, features.patch_valid, key)
+        return self.similarity(features.mask_embeddings, text_embeddings, scale, condition)
 
 
 def class_logits(name_logits: jax.Array, synonym_class: jax.Array) -> jax.Array:

@@ -13,6 +13,9 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from maskclippp_jax.models import layers
 
 
 class Taps(typing.NamedTuple):
@@ -55,10 +58,29 @@ def bilinear_taps(num_rows: int, *stages: Stage) -> Taps:
     return Taps(index, weight)
 
 
+def scaled_taps(num_rows: int, num_in: int, scale: float) -> Taps:
+    """Bilinear taps that step exactly `1 / scale` source rows, whatever `num_rows` is.
+
+    The reference resizes pictures so by a relative size: rows are cut to whole pixels, but the step
+    is not stretched to fit (masks are resized to the size, by `bilinear_taps`).
+    """
+    source = np.maximum((np.arange(num_rows) + 0.5) / scale - 0.5, 0)
+    first = np.minimum(np.floor(source).astype(np.int32), num_in - 1)
+    part = (source - first).astype(np.float32)
+    return Taps(jnp.asarray(np.stack([first, np.minimum(first + 1, num_in - 1)], -1)),
+                jnp.asarray(np.stack([1 - part, part], -1)))
+
+
 def taps_matrix(taps: Taps, num_in: int) -> jax.Array:
     """The same as a dense matrix [n, num_in] float32, for matrix units."""
     hot = jax.nn.one_hot(taps.index, num_in, dtype=jnp.float32)  # [n, k, num_in]
     return jnp.einsum("nk,nki->ni", taps.weight, hot, precision="highest")
+
+
+def soft(masks: jax.Array) -> jax.Array:
+    """Masks of any dtype as float32 in [0, 1]: uint8 counts in 255ths, bool is 0 or 1."""
+    masks, whole = masks.astype(jnp.float32), 255 if masks.dtype == jnp.uint8 else 1
+    return masks / whole
 
 
 def resize_image(image: jax.Array, rows: Taps, columns: Taps) -> jax.Array:
@@ -128,8 +150,159 @@ def segments_to_grid(segments: jax.Array, patch: int, num_masks: int) -> jax.Arr
     return masks.reshape(*masks.shape[:2], -1)
 
 
-def masks_to_grid(masks: jax.Array, patch: int) -> jax.Array:
-    """The same for soft masks [B, N, H, W] in [0, 1], H and W multiples of `patch`: [B, N, L]."""
-    rows, columns = (grid_taps(side // patch, patch) for side in masks.shape[2:])
-    grid = jax.vmap(lambda m: resize_masks(m, rows, columns))(masks)
+def masks_to_grid(masks: jax.Array, patch: int, method: str = "bilinear") -> jax.Array:
+    """The same for soft masks [B, N, H, W] in [0, 1], H and W multiples of `patch`: [B, N, L].
+
+    All published models take the bilinear method; the others are those of `masks_to_size`.
+    """
+    size = tuple(side // patch for side in masks.shape[2:])
+    grid = jax.vmap(lambda m: masks_to_size(m, size, method))(masks)
     return grid.reshape(*grid.shape[:2], -1)
+
+
+class Tile(typing.NamedTuple):
+    """A rectangle of T x U enlarged pixels, and the window of h' x w' cells it is made from.
+
+    There may be several versions of the maps, each with a window of its own; V = 1 otherwise.
+    """
+
+    corners: jax.Array  # [V, 2] int32, first row and column of the window
+    rows: jax.Array     # [V, T, h'] float32
+    columns: jax.Array  # [V, U, w'] float32
+
+    def cut(self, maps: jax.Array) -> jax.Array:
+        """The window of maps: [V, N, h, w] -> [V, N, h', w']."""
+        shape = (maps.shape[1], self.rows.shape[-1], self.columns.shape[-1])
+        return jnp.stack([jax.lax.dynamic_slice(one, (0, *corner), shape)
+                          for one, corner in zip(maps, self.corners)])
+
+    def enlarge(self, windows: jax.Array) -> jax.Array:
+        """Windows [V, N, h', w'] at the size of the tile, summed over versions: [N, T, U]."""
+        across = jnp.einsum("vnij,vuj->vniu", windows, self.columns, precision="highest")
+        return jnp.einsum("vti,vniu->ntu", self.rows, across, precision="highest")
+
+
+def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Taps, columns: Taps,
+              map_size: tuple[int, int], tile: tuple[int, int]) -> typing.Any:
+    """Runs a function on every tile of enlarged maps, one after the other.
+
+    Enlarging in tiles is both cheap (an output tile reads a small window of the maps, so the
+    matrices are small) and small: no map exists at full size.
+
+    Args:
+      function: `(tile, corner) -> pytree`, corner [2] int32 the tile's first row and column.
+      rows: [V, H, k], of all output rows.
+      columns: [V, W, k].
+      map_size: (h, w) of the maps.
+      tile: (T, U), pixels.
+
+    Returns:
+      What `function` returns, stacked on leading axes [ceil(H / T), ceil(W / U)].
+    """
+    axes = [_Axis.of(taps, size, block) for taps, size, block in zip((rows, columns), map_size,
+                                                                     tile)]
+
+    def run(windows):
+        (tops, row_matrices), (lefts, column_matrices) = (
+            axis.blocks(window) for axis, window in zip(axes, windows))
+        counts = len(tops), len(lefts)
+
+        def one(number):
+            i, j = number // counts[1], number % counts[1]
+            corners = jnp.stack([tops[i], lefts[j]], -1)  # [V, 2]
+            return function(Tile(corners, row_matrices[i], column_matrices[j]),
+                            jnp.stack([i * tile[0], j * tile[1]]))
+
+        results = jax.lax.map(one, jnp.arange(counts[0] * counts[1]))
+        return jax.tree.map(lambda x: x.reshape(*counts, *x.shape[1:]), results)
+
+    # True sizes are known at run time only. Should a tile not fit the usual window, every tile
+    # reads whole maps: as right, and slow; so canvases should be little larger than what they
+    # hold.
+    small = [axis.usual_window for axis in axes]
+    if small == list(map_size):
+        return run(map_size)
+    fit = axes[0].fits(small[0]) & axes[1].fits(small[1])
+    return jax.lax.cond(fit, lambda: run(small), lambda: run(map_size))
+
+
+class _Axis(typing.NamedTuple):
+    """The taps of an axis, in blocks of output rows."""
+
+    taps: Taps   # [blocks, V, block, k]
+    num_in: int
+    num_out: int
+
+    @classmethod
+    def of(cls, taps: Taps, num_in: int, block: int) -> "_Axis":
+        """Cuts taps [V, n, k] into blocks; rows added at the end have weight 0."""
+        num_out = taps.index.shape[1]
+        widths = [(0, 0), (0, -num_out % block), (0, 0)]
+        index, weight = jnp.pad(taps.index, widths, "edge"), jnp.pad(taps.weight, widths)
+        blocks = lambda x: jnp.swapaxes(x.reshape(len(x), -1, block, x.shape[-1]), 0, 1)
+        return cls(Taps(blocks(index), blocks(weight)), num_in, num_out)
+
+    @property
+    def usual_window(self) -> int:
+        """Source rows a block reads if true sizes are in the same ratio as canvases, half again."""
+        block = self.taps.index.shape[2]
+        return min(self.num_in, -(-3 * block * self.num_in // (2 * self.num_out)) + 4)
+
+    def fits(self, window: int) -> jax.Array:
+        index = self.taps.index
+        return (index.max((2, 3)) - index.min((2, 3)) < window).all()
+
+    def blocks(self, window: int) -> tuple[jax.Array, jax.Array]:
+        """First source row [blocks, V] and matrix [blocks, V, block, window] of every block."""
+        index, weight = self.taps
+        start = jnp.minimum(index.min((2, 3)), self.num_in - window)  # [blocks, V]
+        hot = jax.nn.one_hot(index - start[:, :, None, None], window, dtype=jnp.float32)
+        return start, jnp.einsum("bvnk,bvnki->bvni", weight, hot, precision="highest")
+
+
+def masks_to_size(masks: jax.Array, size: tuple[int, int], method: str) -> jax.Array:
+    """Brings soft masks [N, H, W] to `size`: [N, *size] float32.
+
+    Args:
+      masks: in [0, 1].
+      size: (h, w).
+      method: "bilinear" (2x2 pixels a cell), "bicubic" (4x4; may leave [0, 1]), "nearest" (one
+        pixel), "avg" and "max" (all pixels a cell touches), as torch's resizes and adaptive pools.
+    """
+    if method == "max":
+        rows, columns = (_windows(n_in, n) for n_in, n in zip(masks.shape[1:], size))
+        return masks.astype(jnp.float32)[:, rows].max(2)[:, :, columns].max(3)
+    taps = {"bilinear": lambda n_in, n: bilinear_taps(n, Stage(n_in, n)), "bicubic": _bicubic_taps,
+            "nearest": _nearest_taps, "avg": _mean_taps}
+    if method not in taps:
+        raise ValueError(f"got the method {method!r} for masks, wanted {', '.join(taps)} or max")
+    return resize_masks(masks, *(taps[method](n_in, n) for n_in, n in zip(masks.shape[1:], size)))
+
+
+def _bicubic_taps(num_in: int, num_out: int) -> Taps:
+    source = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
+    first = np.floor(source).astype(np.int32)
+    near = np.arange(-1, 3)  # the four rows around
+    part = jnp.asarray((source - first).astype(np.float32))
+    weight = layers.cubic(jnp.asarray(near, jnp.float32)[None] - part[:, None])
+    return Taps(jnp.asarray(np.clip(first[:, None] + near, 0, num_in - 1)), weight)
+
+
+def _nearest_taps(num_in: int, num_out: int) -> Taps:
+    return Taps(jnp.asarray(np.arange(num_out) * num_in // num_out)[:, None],
+                jnp.ones((num_out, 1), jnp.float32))
+
+
+def _mean_taps(num_in: int, num_out: int) -> Taps:
+    window = _windows(num_in, num_out)  # [n, k]
+    first = np.arange(num_out) * num_in // num_out
+    exists = first[:, None] + np.arange(window.shape[1]) == window
+    weight = exists / exists.sum(1, keepdims=True)
+    return Taps(jnp.asarray(window), jnp.asarray(weight, jnp.float32))
+
+
+def _windows(num_in: int, num_out: int) -> np.ndarray:
+    """Rows that each output row covers, whole or in part, [num_out, k]; the last is repeated."""
+    first = np.arange(num_out) * num_in // num_out
+    last = -(-np.arange(1, num_out + 1) * num_in // num_out) - 1
+    return np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None])

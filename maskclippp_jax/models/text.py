@@ -1,4 +1,4 @@
-"""The causal text tower of CLIP (Radford et al. 2021), as EVA-CLIP uses it.
+"""The causal text tower of CLIP (Radford et al. 2021), which OpenCLIP and EVA-CLIP use as it is.
 
 Causal and pooled at the end token: what follows that token never matters. So a batch of prompts
 may be cut after its longest prompt (`truncate_prompts`) and gives exactly the same embeddings.
@@ -23,20 +23,31 @@ class TextConfig:
     num_heads: int
     embed_dim: int       # joint image-text width
     norm_epsilon: float = 1e-5
+    quick_gelu: bool = False
     # The words a small model was trained on; None: CLIP's whole byte-pair vocabulary.
     words: tuple[str, ...] | None = None
 
     @classmethod
+    def clip(cls, width: int, depth: int = 12, embed_dim: int | None = None) -> "TextConfig":
+        """The text towers of all published CLIPs differ in these numbers only.
+
+        Args:
+          width: channels of a token; every 64 of them are a head.
+          depth: blocks.
+          embed_dim: joint width; None: as wide as a token.
+        """
+        return cls(context_length=77, vocab_size=49408, width=width, depth=depth,
+                   num_heads=width // 64, embed_dim=embed_dim or width)
+
+    @classmethod
     def eva02_b16(cls) -> "TextConfig":
         """Text tower of EVA02-CLIP-B-16, 63.4 M parameters."""
-        return cls(context_length=77, vocab_size=49408, width=512, depth=12, num_heads=8,
-                   embed_dim=512)
+        return cls.clip(512)
 
     @classmethod
     def eva02_l14_336(cls) -> "TextConfig":
         """Text tower of EVA02-CLIP-L-14-336, 123.7 M parameters."""
-        return cls(context_length=77, vocab_size=49408, width=768, depth=12, num_heads=12,
-                   embed_dim=768)
+        return cls.clip(768)
 
     @classmethod
     def quickstart(cls) -> "TextConfig":
@@ -92,7 +103,8 @@ class TextBlock(nnx.Module):
         self.norm1 = norm()
         self.attention = TextAttention(c, dtype=dtype, by_head=by_head, rngs=rngs)
         self.norm2 = norm()
-        self.mlp = TextMLP(c, dtype=dtype, rngs=rngs)
+        activation = layers.quick_gelu if c.quick_gelu else layers.exact_gelu
+        self.mlp = layers.MLP(c.width, 4 * c.width, activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens, causal):
         tokens = tokens + self.attention(self.norm1(tokens), causal)
@@ -109,15 +121,6 @@ class TextAttention(nnx.Module):
         q, k, v = (layers.split_heads(t, self.num_heads) for t in jnp.split(self.qkv(x), 3, -1))
         mixed = layers.attend(q, k, v, allowed=causal, by_head=self.by_head)
         return self.out(layers.merge_heads(mixed))
-
-
-class TextMLP(nnx.Module):
-    def __init__(self, c: TextConfig, *, dtype, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(c.width, 4 * c.width, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * c.width, c.width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x):
-        return self.fc2(layers.exact_gelu(self.fc1(x)))
 
 
 def truncate_prompts(token_ids: np.ndarray, multiple: int = 8) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import typing
 
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, similarity, text)
 from maskclippp_jax.weights import rules
 
 
@@ -54,6 +56,10 @@ class Case:
     @functools.cached_property
     def arrays(self) -> typing.Mapping[str, np.ndarray]:
         return np.load(self.file.with_suffix(".npz"))
+
+    def shape(self, array: str) -> tuple[int, ...]:
+        """Shape of an array as the settings state it, whether it is stored or not."""
+        return tuple(map(int, re.findall(r"\d+", self.spec["arrays"][array].split("[")[1])))
 
     @functools.cached_property
     def weights(self) -> dict[str, np.ndarray]:
@@ -110,36 +116,90 @@ def cosine(name: str, got, want, at_least: float) -> Check:
 
 def model_config(case: Case, *, num_templates: int | None = None) -> maskclippp.MaskCLIPppConfig:
     """The sizes of a case's model."""
-    spec = case.spec
-    vision, words = spec["model_cfg"]["vision_cfg"], spec["model_cfg"]["text_cfg"]
-    encoder = spec["encoder_cfg"]
-    if not (vision.get("rope") and vision.get("naiveswiglu") and vision.get("subln")):
-        raise NotBuilt("image tower other than EVA02")
-    depth = vision["layers"]
-    psm = spec.get("psm_cfg", {})
-    if psm.get("NAME", "LinearPSM") not in ("LinearPSM", "DummyPSM"):
-        raise NotBuilt(f"similarity head {psm['NAME']}")
     head = None
-    if num_templates is not None and psm["NAME"] == "LinearPSM":
-        head = similarity.LinearSimilarityConfig(num_templates, psm["CORR_WIDTH"])
+    if num_templates is not None:
+        head = head_config(case.spec["psm_cfg"], num_templates,
+                           case.spec["model_cfg"]["embed_dim"])
     return maskclippp.MaskCLIPppConfig(
-        image=eva_vit.EvaViTConfig(
-            image_size=vision["image_size"], patch_size=vision["patch_size"], width=vision["width"],
-            depth=depth, num_heads=vision["width"] // vision["head_width"],
-            mlp_width=int(vision["width"] * vision["mlp_ratio"]),
-            embed_dim=spec["model_cfg"]["embed_dim"],
-            mask_layers=depth - encoder["MASK_PRIOR_BEG"] + 1, rotary_grid=vision["pt_hw_seq_len"],
-            mask_threshold=encoder["DOWN_MASK_THRESH"]),
-        text=text_config(case), similarity=head,
-        use_logit_scale=spec.get("use_logit_scale", True))
+        image=image_config(case), text=text_config(case), similarity=head,
+        use_logit_scale=case.spec.get("use_logit_scale", True))
+
+
+def head_config(psm: dict, num_templates: int, embed_dim: int):
+    """The similarity head of the reference's settings."""
+    if psm["NAME"] == "DummyPSM":
+        return None
+    if psm["NAME"] == "LinearPSM":
+        return similarity.LinearSimilarityConfig(num_templates, psm["CORR_WIDTH"])
+    if psm["NAME"] != "PseudoTextPSM":
+        raise NotBuilt(f"similarity head {psm['NAME']}")
+    return similarity.PseudoTextSimilarityConfig(
+        num_templates, embed_dim, psm["NUM_HEADS"],
+        normalize_condition=psm["NORM_VISUAL_COND"], detach_condition=psm["DETACH_VISUAL_COND"],
+        residual_width=psm["CORR_WIDTH"] if psm["CORR_RESIDUAL"] else None,
+        own_scale=psm.get("USE_LOGIT_SCALE", False))
+
+
+def image_config(case: Case) -> maskclippp.ImageConfig:
+    sizes, encoder = case.spec["model_cfg"], case.spec["encoder_cfg"]
+    vision, embed_dim = sizes["vision_cfg"], sizes["embed_dim"]
+    image_size, threshold = vision["image_size"], encoder["DOWN_MASK_THRESH"]
+    if "timm_model_name" in vision:
+        name, trunk = vision["timm_model_name"], case.spec["timm_kwargs"]
+        return clip_convnext.ConvNeXtConfig(
+            image_size, tuple(trunk["dims"]), tuple(trunk["depths"]), embed_dim,
+            head_width=2 * embed_dim if vision["timm_proj"] == "mlp" else None,
+            norm_epsilon=1e-5 if "xxlarge" in name else 1e-6)
+    if isinstance(vision["layers"], list):
+        return clip_resnet.ResNetConfig(
+            image_size, vision["width"], tuple(vision["layers"]),
+            num_heads=32 * vision["width"] // vision["head_width"], embed_dim=embed_dim,
+            mask_threshold=threshold)
+    transformer = dict(
+        image_size=image_size, patch_size=vision["patch_size"], width=vision["width"],
+        depth=vision["layers"], num_heads=vision["width"] // vision["head_width"],
+        mlp_width=int(vision["width"] * vision.get("mlp_ratio", 4.0)), embed_dim=embed_dim,
+        mask_layers=vision["layers"] - encoder["MASK_PRIOR_BEG"] + 1, mask_threshold=threshold)
+    if "eva_model_name" not in vision:
+        return clip_vit.ClipViTConfig(**transformer, quick_gelu=sizes.get("quick_gelu", False))
+    inner_norms = vision.get("subln", False)
+    return eva_vit.EvaViTConfig(
+        **transformer, rotary_grid=vision["pt_hw_seq_len"] if vision.get("rope") else None,
+        inner_norms=inner_norms, swiglu=vision.get("naiveswiglu", False),
+        fused_qkv=not inner_norms)
 
 
 def text_config(case: Case) -> text.TextConfig:
-    words = case.spec["model_cfg"]["text_cfg"]
+    sizes = case.spec["model_cfg"]
+    words = sizes["text_cfg"]
     return text.TextConfig(
         context_length=words["context_length"], vocab_size=words["vocab_size"],
         width=words["width"], depth=words["layers"], num_heads=words["heads"],
-        embed_dim=case.spec["model_cfg"]["embed_dim"])
+        embed_dim=sizes["embed_dim"], quick_gelu=sizes.get("quick_gelu", False))
+
+
+def model_of(names: typing.Iterable[str]) -> maskclippp.MaskCLIPppConfig:
+    """A model of the kind, and with as many blocks, as parameters' names of the reference tell.
+
+    Its other sizes mean nothing.
+    """
+    names = " ".join(names)
+    blocks = re.findall(r"visual_encoder\.proxy\.(?:transformer\.res)?blocks\.(\d+)", names)
+    depth = 1 + max(map(int, blocks), default=0)
+    if "trunk.stem" in names:
+        kind = clip_convnext.ConvNeXtConfig
+        image = kind.large_d() if "head.mlp" in names else kind.base_w()
+    elif "attnpool" in names:
+        image = clip_resnet.ResNetConfig.rn50()
+    elif "patch_embed" in names or "proxy.token_embedding" in names:
+        image = dataclasses.replace(eva_vit.EvaViTConfig.eva02_b16(), depth=depth,
+                                    fused_qkv="attn.qkv.weight" in names)
+    else:
+        image = dataclasses.replace(clip_vit.ClipViTConfig.b16(), depth=depth)
+    head = None
+    if "psm.img2text" in names:
+        head = similarity.PseudoTextSimilarityConfig(14, 512)
+    return maskclippp.MaskCLIPppConfig(image, text.TextConfig.clip(512), head)
 
 
 def load_part(source: dict, table, shapes, prefix: str) -> parameters.Tree:
@@ -148,5 +208,5 @@ def load_part(source: dict, table, shapes, prefix: str) -> parameters.Tree:
     return params[prefix]
 
 
-def channels_last(x: np.ndarray) -> jnp.ndarray:
-    return jnp.asarray(np.moveaxis(np.asarray(x), -3, -1))
+def channels_last(x) -> jnp.ndarray:
+    return jnp.moveaxis(jnp.asarray(x), -3, -1)

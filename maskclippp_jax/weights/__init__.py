@@ -1,59 +1,101 @@
 """Other people's checkpoints -> our parameters, and back; one strict rule table per source."""
 
-import pathlib
 import typing
 
 import numpy as np
-import safetensors.numpy
 from absl import logging
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.weights import eva_clip, maskclippp, rules
-from maskclippp_jax.weights.torch_file import TorchFile
+from maskclippp_jax.models import maskclippp as model_file
+from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
+from maskclippp_jax.models.clip_resnet import ResNetConfig
+from maskclippp_jax.models.clip_vit import ClipViTConfig
+from maskclippp_jax.models.eva_vit import EvaViTConfig
+from maskclippp_jax.models.similarity import PseudoTextSimilarityConfig
+from maskclippp_jax.weights import (
+    eva_clip, hugging_face, maskclippp, open_clip, published, rules)
+from maskclippp_jax.weights.files import Source, read
 
-LAYOUTS = {"eva_clip": eva_clip.RULES, "maskclippp": maskclippp.RULES}
+# What `export` can write.
+LAYOUTS = ("eva_clip", "maskclippp", "open_clip", "ours")
+
+# A pre-trained CLIP has neither mask tokens nor a similarity head.
+ABSENT = ("image/mask_logit_scale", "similarity/")
+
+_IMAGE_RULES = {
+    EvaViTConfig: eva_clip.image_rules, ClipViTConfig: open_clip.vit_rules,
+    ConvNeXtConfig: open_clip.convnext_rules, ResNetConfig: open_clip.resnet_rules}
+
+# How to recognise a layout: one name begins like this.
+_MARKS = (
+    ("maskclippp", maskclippp.IMAGE_PREFIX), ("fc_clip", "backbone.clip_model."),
+    ("hugging_face", "vision_model."), ("ours", "image/"), ("eva_clip", "visual.blocks."),
+    ("open_clip", "visual."))
 
 
-def read(path: str) -> typing.Mapping[str, np.ndarray]:
-    """The tensors of a checkpoint file by name, read one by one.
-
-    Args:
-      path: a .pt or .pth file of torch, or a .safetensors file.
+def layout_of(source: Source, path: str) -> str:
+    """Which layout the names belong to: the key of a table of `rules_for`.
 
     Raises:
-      FileNotFoundError, ValueError: see `torch_file.TorchFile`.
+      ValueError: nobody here knows it.
     """
-    if pathlib.Path(path).suffix != ".safetensors":
-        file = TorchFile(path)
-        if file and all(name.startswith("module.") for name in file):  # saved by a parallel wrapper
-            return {name.removeprefix("module."): file[name] for name in file}
-        return file
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or was cut short ({error})") from None
-
-
-def layout_of(source: typing.Mapping[str, np.ndarray], path: str) -> str:
-    """Which layout ("eva_clip" or "maskclippp") the names belong to."""
-    if any(name.startswith("visual_encoder.proxy.") for name in source):
-        return "maskclippp"
-    if any(name.startswith("visual.blocks.") for name in source):
-        return "eva_clip"
+    if any(name.startswith("visual.trunk.blocks.") for name in source):
+        raise ValueError(f"{path} holds an EVA-CLIP under timm's names, which are not read here; "
+                         "take the original file (`convert --list` says where)")
+    for layout, beginning in _MARKS:
+        if any(name.startswith(beginning) for name in source):
+            return layout
     shown = ", ".join(sorted(source)[:3]) or "nothing"
-    raise ValueError(f"{path} has a layout nobody here knows (it holds {shown}, ...); wanted "
-                     "EVA-CLIP (visual.blocks.*) or MaskCLIP++ (visual_encoder.proxy.*)")
+    raise ValueError(
+        f"{path} has a layout nobody here knows (it holds {shown}, ...); wanted names that begin "
+        f"with {', '.join(beginning for _, beginning in _MARKS)}")
 
 
-def load_weights(path: str, shapes: parameters.Tree, *,
-                 base: str | None = None) -> tuple[parameters.Tree, set[str]]:
-    """Parameters from a checkpoint file of EVA-CLIP or MaskCLIP++.
+def image_rules(prefix: str, config: model_file.ImageConfig) -> tuple[rules.Rule, ...]:
+    """The rules of an image tower in its publishers' names, below a prefix such as `visual.`."""
+    return _IMAGE_RULES[type(config)](prefix, config)
+
+
+def rules_for(layout: str, model: model_file.MaskCLIPppConfig) -> tuple[rules.Rule, ...]:
+    """The rule table between a layout and the parameters of a model.
 
     Args:
-      path: the file, see `read`.
-      shapes: nested dict with shape and dtype of all parameters of the model.
+      layout: "open_clip" (OpenAI's and OpenCLIP's files), "eva_clip", "hugging_face" (transformers'
+        CLIPModel), "fc_clip" (the CLIP inside an FC-CLIP or MAFT+), "maskclippp".
+      model: its sizes.
+
+    Raises:
+      ValueError: the layout has no names for this kind of image tower.
+    """
+    is_eva = isinstance(model.image, EvaViTConfig)
+    match layout:
+        case "maskclippp":
+            is_pseudo = isinstance(model.similarity, PseudoTextSimilarityConfig)
+            return maskclippp.model_rules(
+                image_rules(maskclippp.IMAGE_PREFIX, model.image),
+                "text_encoder.proxy." if is_eva else "text_encoder.",
+                maskclippp.PSEUDO_TEXT if is_pseudo else maskclippp.LINEAR_HEAD)
+        case "eva_clip" if is_eva:
+            return eva_clip.clip_rules(model.image)
+        case "open_clip" if not is_eva:
+            return open_clip.clip_rules(image_rules("visual.", model.image))
+        case "fc_clip" if not is_eva:
+            prefix = "backbone.clip_model."
+            return open_clip.clip_rules(image_rules(f"{prefix}visual.", model.image), prefix)
+        case "hugging_face" if isinstance(model.image, ClipViTConfig):
+            return hugging_face.clip_rules()
+    raise ValueError(f"the layout {layout} has no names for {published.name_of(model)} "
+                     f"({type(model.image).__name__})")
+
+
+def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: parameters.Tree, *,
+                 base: str | None = None) -> tuple[parameters.Tree, set[str]]:
+    """Parameters from a checkpoint file in any layout of `rules_for`, or in our own.
+
+    Args:
+      path: the file, see `files.read`.
+      model: sizes of the model.
+      shapes: nested dict with shape and dtype of all its parameters.
       base: the pre-trained CLIP, for a MaskCLIP++ file that holds no text tower.
 
     Returns:
@@ -61,33 +103,67 @@ def load_weights(path: str, shapes: parameters.Tree, *,
       similarity head of a plain CLIP); the caller initialises those.
 
     Raises:
-      ValueError: the file does not fit; all problems are listed.
+      ValueError: the file does not fit; all problems are listed, or the model it seems to be of.
     """
     source = read(path)
-    if layout_of(source, path) == "eva_clip":
-        return rules.load(source, eva_clip.RULES, shapes, absent=eva_clip.ABSENT, name=path)
-    has_text = any(name.startswith("text_encoder.") for name in source)
-    params, missing = rules.load(source, maskclippp.RULES, shapes, name=path,
-                                 absent=() if has_text else maskclippp.PRETRAINED)
-    if missing:
+    layout = layout_of(source, path)
+    if "input_resolution" in source and not model.text.quick_gelu:
+        raise ValueError(f"{path} is of OpenAI, whose weights want QuickGELU; set quick_gelu in "
+                         "the sizes of the text tower, and of a Vision Transformer")
+    absent = ABSENT
+    if layout in ("maskclippp", "ours"):
+        has_text = any(name.startswith(("text_encoder.", "text/")) for name in source)
+        absent = () if has_text else maskclippp.PRETRAINED
+    try:
+        if layout == "ours":
+            table = tuple(rules.Rule(p, p) for p in parameters.flatten(shapes))
+        else:
+            table = rules_for(layout, model)
+        params, missing = rules.load(source, table, shapes, absent=absent, name=path)
+    except ValueError as error:
+        raise ValueError(_another_model(source, layout, model, path, error) or str(error)) from None
+    if missing and layout in ("maskclippp", "ours"):
         if base is None:
             raise ValueError(f"{path} holds no text tower (it was not tuned); give the pre-trained "
                              "CLIP as well (config.weights)")
-        pretrained, _ = load_weights(base, shapes)
+        pretrained, _ = load_weights(base, model, shapes)
         leaves = {p: x for p, x in parameters.flatten(pretrained).items() if p in missing}
-        params = parameters.combine(params, parameters.unflatten(leaves))
-    return params, set()
+        return parameters.combine(params, parameters.unflatten(leaves)), set()
+    return params, missing
 
 
-def export(params: parameters.Tree, layout: str) -> dict[str, np.ndarray]:
-    """All parameters under the names of a layout, a key of `LAYOUTS`.
+def _another_model(source: Source, layout: str, model: model_file.MaskCLIPppConfig, path: str,
+                   error: ValueError) -> str | None:
+    """A sentence that says which model a file is of, if it is a published one but not this."""
+    names = [] if layout == "ours" else published.looks_like(
+        source.shapes, lambda candidate: rules_for(layout, candidate), ABSENT)
+    wanted = published.name_of(model)
+    if not names or wanted in names:
+        return None
+    more = ""
+    if isinstance(error, rules.Misfit):
+        more = f" ({len(error.problems)} problems, such as {'; '.join(error.problems[:3])})"
+    return (f"{path} looks like {' or '.join(names)}, but the configuration's model is {wanted}"
+            f"{more}; give the weights of that model, or a configuration of this one")
+
+
+def export(params: parameters.Tree, model: model_file.MaskCLIPppConfig,
+           layout: str) -> dict[str, np.ndarray]:
+    """All parameters under the names of a layout, one of `LAYOUTS`.
 
     A plain CLIP has no place for the mask scale and the similarity head: they are left out, and a
     line of the log says so.
+
+    Raises:
+      ValueError: the layout has no names for this model.
     """
-    if layout == "eva_clip":
+    if layout == "ours":
+        return {path: np.ascontiguousarray(x).reshape(np.shape(x))
+                for path, x in parameters.flatten(params).items()}
+    if layout != "maskclippp":
         leaves = parameters.flatten(params)
-        left_out = [p for p in leaves if p.startswith(eva_clip.ABSENT)]
-        logging.info("a plain CLIP has no place for %s; left out", ", ".join(left_out))
+        left_out = [p for p in leaves if p.startswith(ABSENT)]
+        if left_out:
+            logging.info("a plain CLIP has no place for %s; left out", ", ".join(left_out))
         params = parameters.unflatten({p: x for p, x in leaves.items() if p not in left_out})
-    return rules.export(params, LAYOUTS[layout])
+    return rules.export(params, rules_for(layout, model))

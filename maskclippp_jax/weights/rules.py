@@ -1,10 +1,12 @@
 """Strict rule tables between other people's checkpoints and our parameters, read both ways.
 
-A rule names a tensor there, a path here, and the change of layout between them; `{i}` stands for
-the number of a block. Loading insists that every tensor of the source matches one rule, every
-parameter is filled once, and all shapes agree; it lists all problems together.
+A rule names a tensor there, a path here, and the change of layout between them; `{i}` and `{j}`
+stand for numbers. One tensor there may be several here (cut along its first axis), or the other way
+round. Loading insists that every tensor of the source matches one rule, every parameter is filled
+once, and all shapes agree; it lists all problems together.
 """
 
+import collections
 import re
 import typing
 
@@ -36,10 +38,46 @@ def leading_ones(count: int) -> Change:
 
 
 class Rule(typing.NamedTuple):
-    source: str             # name there, `{i}` for a number; a regular expression if `path` is None
-    path: str | None        # path here; None: left out
+    # Name there, `{i}` for a number; several names are parts of one parameter. A regular expression
+    # if `path` is None.
+    source: str | tuple[str, ...]
+    # Path here; several paths are parts of one tensor; None: left out.
+    path: str | tuple[str, ...] | None
     change: Change = keep
-    why: str = ""           # why it is left out
+    why: str = ""  # why it is left out
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+
+def linear_rules(source: str, path: str) -> tuple[Rule, Rule]:
+    """A linear layer with bias."""
+    return (Rule(f"{source}.weight", f"{path}/kernel", linear),
+            Rule(f"{source}.bias", f"{path}/bias"))
+
+
+def conv_rules(source: str, path: str) -> tuple[Rule, Rule]:
+    """A convolution with bias."""
+    return Rule(f"{source}.weight", f"{path}/kernel", conv), Rule(f"{source}.bias", f"{path}/bias")
+
+
+def norm_rules(source: str, path: str) -> tuple[Rule, Rule]:
+    """The scale and bias of a norm."""
+    return Rule(f"{source}.weight", f"{path}/scale"), Rule(f"{source}.bias", f"{path}/bias")
+
+
+class Misfit(ValueError):
+    """A source that does not fit the model; the text lists every problem."""
+
+    def __init__(self, name: str, problems: list[str]):
+        super().__init__(f"{name} does not fit the model ({len(problems)} problems): "
+                         + "; ".join(problems))
+        self.problems = problems
 
 
 def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
@@ -48,7 +86,7 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
     """Fills our parameters from a source.
 
     Args:
-      source: arrays by name; each is read once.
+      source: arrays by name; each is read once, so the whole source is never in memory.
       rules: the table.
       shapes: nested dict with `.shape` and `.dtype` of every parameter.
       absent: beginnings of paths that this kind of source may lack.
@@ -59,41 +97,38 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
       which are allowed by `absent`.
 
     Raises:
-      ValueError: lists every tensor nobody knows, every parameter nobody filled, every wrong shape.
+      Misfit: lists every tensor nobody knows, every parameter nobody filled, every wrong shape.
     """
     wanted = parameters.flatten(shapes)
-    compiled = [(_pattern(rule), rule) for rule in rules]
-    problems, filled = [], {}
-    for key in source:
-        matches = [(m, rule) for pattern, rule in compiled if (m := pattern.fullmatch(key))]
-        if len(matches) != 1:
-            problems.append(f"{key}: unknown here" if not matches
-                            else f"{key}: several rules match")
-            continue
-        match, rule = matches[0]
-        if rule.path is None:
-            continue
-        path = rule.path.replace("{i}", match.groupdict().get("i") or "")
-        if path not in wanted:
-            problems.append(f"{key}: the model has no {path}")
-        elif path in filled:
-            problems.append(f"{key}: {path} is filled already")
+    groups, problems = _group(source, rules, by_source=True)
+    filled = {}
+    for (rule, numbers), names in groups.items():
+        shown = ", ".join(names.values())
+        paths = [_insert(path, numbers) for path in rule.paths]
+        unknown = [path for path in paths if path not in wanted]
+        twice = [path for path in paths if path in filled]
+        if unknown:
+            problems.append(f"{shown}: the model has no {unknown[0]}")
+        elif twice:
+            problems.append(f"{shown}: {twice[0]} is filled already")
+        elif len(names) < len(rule.sources):
+            problems.append(f"{shown}: {len(names)} of {len(rule.sources)} parts of {paths[0]}")
         else:
-            array, leaf = np.asarray(source[key]), wanted[path]
-            try:
-                array = rule.change.load(array, leaf.shape)
-            except ValueError:
-                pass  # too few axes: reported as a wrong shape
-            if tuple(array.shape) != tuple(leaf.shape):
-                problems.append(f"{key}: shape {tuple(array.shape)} for {path}, wanted "
-                                f"{tuple(leaf.shape)}")
-            filled[path] = np.ascontiguousarray(array, dtype=leaf.dtype).reshape(array.shape)
+            parts = [np.asarray(source[names[k]]) for k in range(len(names))]
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            pieces = [array] if len(paths) == 1 else np.array_split(array, len(paths))
+            for path, piece in zip(paths, pieces):
+                leaf = wanted[path]
+                piece = _changed(rule, piece, leaf.shape)
+                if piece.shape != tuple(leaf.shape):
+                    problems.append(f"{shown}: shape {piece.shape} for {path}, wanted "
+                                    f"{tuple(leaf.shape)}")
+                filled[path] = np.ascontiguousarray(piece, leaf.dtype).reshape(piece.shape)
     missing = set(wanted) - set(filled)
     problems += [f"{path}: not in the file" for path in wanted
                  if path in missing and not path.startswith(tuple(absent))]
     if problems:
-        raise ValueError(f"{name} does not fit the model ({len(problems)} problems): "
-                         + "; ".join(problems))
+        raise Misfit(name, problems)
     return parameters.unflatten(filled), missing
 
 
@@ -103,31 +138,91 @@ def export(params: parameters.Tree, rules: typing.Sequence[Rule]) -> dict[str, n
     Raises:
       ValueError: lists the parameters that the table has no name for.
     """
-    compiled = [(_pattern(Rule(rule.path, "")), rule) for rule in rules if rule.path]
-    result, problems = {}, []
-    for path, array in parameters.flatten(params).items():
-        matches = [(m, rule) for pattern, rule in compiled if (m := pattern.fullmatch(path))]
-        if len(matches) != 1:
-            problems.append(path)
+    leaves = parameters.flatten(params)
+    groups, problems = _group(leaves, rules, by_source=False)
+    result = {}
+    for (rule, numbers), paths in groups.items():
+        if len(paths) < len(rule.paths):
+            problems.append(f"{', '.join(paths.values())} without the other parts")
             continue
-        match, rule = matches[0]
-        name = rule.source.replace("{i}", match.groupdict().get("i") or "")
-        array = rule.change.export(np.asarray(array), array.shape)
-        result[name] = np.ascontiguousarray(array).reshape(array.shape)  # keeps scalars scalar
+        arrays = [np.asarray(leaves[paths[k]]) for k in range(len(paths))]
+        arrays = [rule.change.export(x, x.shape) for x in arrays]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        names = [_insert(name, numbers) for name in rule.sources]
+        pieces = [array] if len(names) == 1 else np.split(array, len(names))
+        for name, piece in zip(names, pieces):
+            result[name] = np.ascontiguousarray(piece).reshape(piece.shape)  # keeps scalars scalar
     if problems:
-        raise ValueError(f"this layout has no place for {', '.join(problems)}")
+        raise ValueError("this layout has no place for "
+                         + ", ".join(p.removesuffix(": unknown here") for p in problems))
     return result
 
 
-def path_for(name: str, rules: typing.Sequence[Rule]) -> str | None:
-    """Our path of a source's tensor; None if the table leaves it out or does not know it."""
-    for rule in rules:
-        if rule.path is not None and (match := _pattern(rule).fullmatch(name)):
-            return rule.path.replace("{i}", match.groupdict().get("i") or "")
-    return None
+def paths_for(name: str, rules: typing.Sequence[Rule]) -> tuple[str, ...]:
+    """Our paths of a source's tensor; none if the table leaves it out or does not know it."""
+    groups, _ = _group([name], rules, by_source=True)
+    return tuple(_insert(path, numbers) for rule, numbers in groups for path in rule.paths)
 
 
-def _pattern(rule: Rule) -> re.Pattern:
-    if rule.path is None:
-        return re.compile(rule.source)
-    return re.compile(re.escape(rule.source).replace(r"\{i\}", r"(?P<i>\d+)"))
+def shapes_for(shapes: typing.Mapping[str, tuple], rules: typing.Sequence[Rule]
+               ) -> dict[str, tuple]:
+    """Shapes of our parameters, by path, that a source's tensors of these shapes would fill.
+
+    What the rules do not know, or what is not whole, is left out.
+    """
+    groups, _ = _group(shapes, rules, by_source=True)
+    found = {}
+    for (rule, numbers), names in groups.items():
+        # Zeros of any shape in no memory; joined parts add up along the first axis.
+        given = [shapes[name] for name in names.values()]
+        whole = given[0] if len(given) == 1 else (sum(s[0] for s in given), *given[0][1:])
+        pieces = np.array_split(np.broadcast_to(np.float32(0), whole), len(rule.paths)) if (
+            len(rule.paths) > 1) else [np.broadcast_to(np.float32(0), whole)]
+        for path, piece in zip(rule.paths, pieces):
+            found[_insert(path, numbers)] = _changed(rule, piece, piece.shape).shape
+    return found
+
+
+def _changed(rule: Rule, array: np.ndarray, shape: tuple) -> np.ndarray:
+    try:
+        return rule.change.load(array, shape)
+    except ValueError:
+        return array  # too few axes: reported as a wrong shape
+
+
+def _group(names: typing.Iterable[str], rules: typing.Sequence[Rule], *, by_source: bool):
+    """Which rule each name falls under.
+
+    Args:
+      names: names of a source, or our paths.
+      rules: the table.
+      by_source: whether `names` are a source's.
+
+    Returns:
+      {(rule, numbers): {part of the rule: name}}, and a line for every name without one rule; what
+      the rules leave out is in neither.
+    """
+    patterns = [(re.compile(template) if rule.path is None else _pattern(template), rule, part)
+                for rule in rules if by_source or rule.path is not None
+                for part, template in enumerate(rule.sources if by_source else rule.paths)]
+    groups, problems = collections.defaultdict(dict), []
+    for name in names:
+        found = [(match, rule, part) for pattern, rule, part in patterns
+                 if (match := pattern.fullmatch(name))]
+        if len(found) != 1:
+            what = "several rules match" if found else "unknown here"
+            problems.append(f"{name}: {what}")
+        elif found[0][1].path is not None:
+            match, rule, part = found[0]
+            groups[rule, tuple(match.groupdict().items())][part] = name
+    return dict(groups), problems
+
+
+def _pattern(template: str) -> re.Pattern:
+    return re.compile(re.sub(r"\\\{([ij])\\\}", r"(?P<\1>\\d+)", re.escape(template)))
+
+
+def _insert(template: str, numbers: tuple[tuple[str, str], ...]) -> str:
+    for letter, number in numbers:
+        template = template.replace(f"{{{letter}}}", number)
+    return template

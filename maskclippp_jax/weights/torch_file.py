@@ -4,6 +4,10 @@ A checkpoint is a zip archive with a pickle that describes tensors and one raw f
 pickle is a program; this reader runs it with a handful of names it knows (tensors, ordered
 dictionaries) and refuses everything else, so a hostile file can do nothing. Tensors are read one by
 one when they are asked for.
+
+A TorchScript archive (OpenAI's CLIP) is the same with modules in place of dictionaries. Its classes
+are named `__torch__.*` and their code lies beside the pickle; here a module is a bag of attributes
+and no code is looked at.
 """
 
 import collections
@@ -42,7 +46,7 @@ class TorchFile(collections.abc.Mapping):
 
     `content` is the whole unpickled object, with a `TensorEntry` in place of every tensor. The
     mapping shows the dictionary of tensors: the object itself, or the one under the first of the
-    given keys that exists.
+    given keys that exists; of a TorchScript module, the tensors of all its modules.
 
     Raises (on construction):
       FileNotFoundError: no such file.
@@ -69,6 +73,8 @@ class TorchFile(collections.abc.Mapping):
         with self._archive.open(pickles[0]) as file:
             self.content = _unpickle(file, path)
         tensors = self.content
+        if isinstance(tensors, _Module):
+            tensors = tensors.tensors()
         for key in keys:
             if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
                 tensors = tensors[key]
@@ -83,6 +89,14 @@ class TorchFile(collections.abc.Mapping):
 
     def __len__(self):
         return len(self._entries)
+
+    def __contains__(self, name):  # without reading it
+        return name in self._entries
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors; nothing is read."""
+        return {name: entry.shape for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
@@ -131,10 +145,26 @@ def _rebuild_parameter(tensor, *_unused):
     return tensor
 
 
+class _Module:
+    """Stands for a TorchScript module while unpickling: nothing but attributes."""
+
+    def tensors(self, prefix: str = "") -> dict[str, TensorEntry]:
+        """Tensors of this module and of all below it, by dotted name."""
+        found = {}
+        for name, value in vars(self).items():
+            if isinstance(value, _Module):
+                found |= value.tensors(f"{prefix}{name}.")
+            elif isinstance(value, TensorEntry):
+                found[f"{prefix}{name}"] = value
+        return found
+
+
 class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if module == "torch" and name in _STORAGES:
             return _Storage(_STORAGES[name])
+        if module.split(".")[0] == "__torch__":
+            return _Module
         allowed = {("collections", "OrderedDict"): collections.OrderedDict,
                    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
                    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}

@@ -106,6 +106,19 @@ def test_too_many_masks_name_the_image_and_the_key():
         transforms.to_slots(np.array([[1, 2]], np.uint16), table, 1, "a.jpg")
 
 
+def test_of_too_many_masks_the_smallest_are_left_out():
+    segments = np.array([[1, 1, 1, 2, 3, 3, 4]], np.uint16)
+    table = dict(id=np.array([1, 2, 3, 4, 5]), class_id=np.array([10, 20, 30, 40, 50]),
+                 is_crowd=np.zeros(5, bool))
+    slots, labels = transforms.to_slots(segments, table, 3, "x", drop_smallest=True)
+    assert labels.tolist() == [10, 20, 30] and slots.tolist() == [[1, 1, 1, 2, 3, 3, 0]]
+    slots, labels = transforms.to_slots(segments, table, 5, "x", keep_vanished=True)
+    assert labels.tolist() == [10, 20, 30, 40, 50] and slots.max() == 4
+    slots, labels = transforms.to_slots(segments, table, 4, "x", keep_vanished=True,
+                                        drop_smallest=True)
+    assert labels.tolist() == [10, 20, 30, 40]  # the vanished one first
+
+
 def test_degraded_masks_are_displaced_but_keep_most_segments():
     segments = np.ones((64, 64), np.uint16)
     segments[20:44, 20:40] = 2
@@ -115,3 +128,13 @@ def test_degraded_masks_are_displaced_but_keep_most_segments():
         assert set(np.unique(got)) <= {0, 1, 2}
         overlaps.append(((got == 2) & (segments == 2)).sum() / ((got == 2) | (segments == 2)).sum())
     assert 0.2 < np.mean(overlaps) < 0.8
+
+
+def test_versions_for_augmentation_come_as_they_are_and_mirrored(rng):
+    image = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    plain, mirrored, large, _ = transforms.versions_of(image, (20, 40), 45, flip=True)
+    np.testing.assert_array_equal(plain.image, image)
+    np.testing.assert_array_equal(mirrored.image, image[:, ::-1])
+    assert (plain.flipped, mirrored.flipped, large.flipped) == (False, True, False)
+    assert large.image.shape == (30, 45, 3)  # the longest side decides
+    assert len(transforms.versions_of(image, (20, 40), 45, flip=False)) == 2

@@ -4,7 +4,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy, classes_present
+from maskclippp_jax.metrics.mask_accuracy import (MaskAccuracy, classes_of_segments,
+                                                  classes_present)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "evaluation"
 CASE = json.loads((GOLDEN / "metric_mask_accuracy.json").read_text())
@@ -96,3 +97,16 @@ def test_counts_of_hosts_add_up(rng):
 def test_classes_present_are_ascending_without_the_ignored():
     assert classes_present(np.array([[5, 255], [2, 5]], np.uint8), 255).tolist() == [2, 5]
     assert classes_present(np.full((2, 2), 255, np.uint8), 255).size == 0
+
+
+def test_things_and_stuff_are_means_over_their_classes():
+    metric = MaskAccuracy(4, is_thing=[True, True, False, False])
+    metric.process([0, 2, 1, 2, 1], [0, 0, 1, 2, 2])
+    got = metric.evaluate()
+    assert (got["things"], got["stuff"], got["seen"]) == (75, 50, None)
+
+
+def test_the_panoptic_form_asks_about_every_segment_crowds_included():
+    segments = [dict(id=9, category_id=7, iscrowd=1), dict(id=4, category_id=3, iscrowd=0),
+                dict(id=5, category_id=7, iscrowd=0)]
+    assert classes_of_segments(segments, {3: 0, 7: 1}).tolist() == [1, 0, 1]

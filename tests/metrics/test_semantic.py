@@ -131,3 +131,12 @@ def test_counts_of_hosts_add_up(rng):
 def test_seen_of_another_length_is_refused():
     with pytest.raises(ValueError, match="one bool for each of the 3 classes"):
         SemanticSegmentation(3, 255, seen=[True, False])
+
+
+def test_a_picture_without_prediction_is_missed():
+    metric = SemanticSegmentation(3, 255)
+    metric.process(np.array([[0, 0, 1, 2]]), np.array([[0, 0, 1, 255]]))
+    metric.process(None, np.array([[0, 0, 255, 255]]))
+    got = metric.evaluate()
+    assert got["IoU"] == pytest.approx([50, 100, None]) and got["pACC"] == pytest.approx(60)
+    assert metric.counts[3].tolist() == [2, 0, 0, 2]

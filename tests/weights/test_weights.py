@@ -6,15 +6,13 @@ import pathlib
 import pickle
 import zipfile
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
-from maskclippp_jax.weights import eva_clip, maskclippp as layout, rules
+from maskclippp_jax.weights import rules
 from maskclippp_jax.weights.torch_file import TorchFile
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "encoders"
@@ -22,26 +20,31 @@ EVA = str(GOLDEN / "ckpt_eva_pretrained.pt")
 TUNED = str(GOLDEN / "ckpt_maskclippp_finetuned.pth")
 
 
-def shapes_of(source) -> dict:
+def model_of(source) -> maskclippp.MaskCLIPppConfig:
     """The model of the two small stored checkpoints."""
     width = (source["psm.corr_proj_in.0.weight"].shape if "psm.corr_proj_in.0.weight" in source
              else None)
     head = None if width is None else similarity.LinearSimilarityConfig(width[1], width[0])
-    config = maskclippp.MaskCLIPppConfig(
+    return maskclippp.MaskCLIPppConfig(
         eva_vit.EvaViTConfig(image_size=64, patch_size=8, width=32, depth=3, num_heads=2,
                              mlp_width=85, embed_dim=24, mask_layers=2),
         text.TextConfig(context_length=16, vocab_size=600, width=32, depth=2, num_heads=2,
                         embed_dim=24), head)
-    return parameters.abstract(lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0)))[1]
+
+
+def shapes_of(model) -> dict:
+    return parameters.abstract(lambda: maskclippp.MaskCLIPpp(model, rngs=parameters.Keys(0)))[1]
 
 
 @pytest.mark.parametrize("file", [EVA, TUNED])
 def test_a_round_trip_is_bit_equal(file):
     source = weights.read(file)
-    table = weights.LAYOUTS[weights.layout_of(source, file)]
-    params, _ = rules.load(source, table, shapes_of(source), absent=eva_clip.ABSENT)
-    back = rules.export(params, table)
-    left_out = {k for k in source if rules.path_for(k, table) is None}
+    model = model_of(source)
+    layout = weights.layout_of(source, file)
+    table = weights.rules_for(layout, model)
+    params, _ = rules.load(source, table, shapes_of(model), absent=weights.ABSENT)
+    back = weights.export(params, model, layout)
+    left_out = {k for k in source if not rules.paths_for(k, table)}
     assert set(back) == set(source) - left_out
     assert all("rope" in k for k in left_out)
     for name, array in back.items():
@@ -51,13 +54,14 @@ def test_a_round_trip_is_bit_equal(file):
 
 def test_a_tuned_file_without_text_tower_asks_for_the_pretrained_clip(tmp_path):
     source = weights.read(TUNED)
-    shapes = shapes_of(source)
+    model = model_of(source)
+    shapes = shapes_of(model)
     part = {k: np.array(source[k]) for k in source if not k.startswith("text_encoder.")}
     file = str(tmp_path / "part.safetensors")
     save_file(part, file)
     with pytest.raises(ValueError, match="holds no text tower"):
-        weights.load_weights(file, shapes)
-    params, missing = weights.load_weights(file, shapes, base=EVA)
+        weights.load_weights(file, model, shapes)
+    params, missing = weights.load_weights(file, model, shapes, base=EVA)
     assert not missing
     np.testing.assert_array_equal(params["text"]["token_embedding"],
                                   weights.read(EVA)["text.token_embedding.weight"])
@@ -67,12 +71,12 @@ def test_a_tuned_file_without_text_tower_asks_for_the_pretrained_clip(tmp_path):
 
 def test_all_problems_are_listed_together():
     source = {k: np.array(v) for k, v in weights.read(TUNED).items()}
-    shapes = shapes_of(source)
+    model = model_of(source)
     del source["psm.corr_proj_out.0.bias"]
     source["visual_encoder.proxy.norm.weight"] = np.zeros(31, np.float32)
     source["visual_encoder.proxy.extra"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError) as error:
-        rules.load(source, layout.RULES, shapes, name="x.pth")
+        rules.load(source, weights.rules_for("maskclippp", model), shapes_of(model), name="x.pth")
     message = str(error.value)
     assert "x.pth does not fit the model (3 problems)" in message
     assert "similarity/corr_out/bias: not in the file" in message
@@ -152,15 +156,16 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
 def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
     save_file({"backbone.w": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="layout nobody here knows.*backbone.w"):
-        weights.load_weights(str(tmp_path / "x.safetensors"), {})
+        weights.load_weights(str(tmp_path / "x.safetensors"), None, {})
 
 
 def test_export_as_a_plain_clip_leaves_the_mask_parts_out():
     source = weights.read(TUNED)
-    params, _ = weights.load_weights(TUNED, shapes_of(source))
-    named = weights.export(params, "eva_clip")
+    model = model_of(source)
+    params, _ = weights.load_weights(TUNED, model, shapes_of(model))
+    named = weights.export(params, model, "eva_clip")
     assert not any("mask" in k or "psm" in k for k in named)
     np.testing.assert_array_equal(named["visual.norm.weight"],
                                   source["visual_encoder.proxy.norm.weight"])
     with pytest.raises(ValueError, match="no place for .*similarity/corr_in/kernel"):
-        rules.export(params, eva_clip.RULES)
+        rules.export(params, weights.rules_for("eva_clip", model))

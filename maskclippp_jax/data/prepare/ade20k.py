@@ -1,119 +1,141 @@
-"""ADE20K-150 (SceneParse150) from the archive of its owners, or the folder it unpacks to.
+"""ADE20K-150 (SceneParse150) and ADE20K-847, from the archives of their owners.
 
-Semantic label maps are 8-bit grey: 0 is "other objects", so nothing, and class = pixel - 1.
+The 150 classes come as semantic maps (8-bit grey, class = pixel - 1, 0 is nothing), and their 100
+things also as instances (red: number among the things, green: number of the instance). Panoptic
+ground truth is made of both as in the published preparation: stuff from the semantic map, things
+pasted over it; the recorded areas are those before the pasting.
+
+The full set codes its classes as floor(R / 10) * 256 + G. Pictures whose sides both pass 512 pixels
+are shrunk, as in the published protocol; they are stored without loss.
 """
 
-import functools
-import io
-import pathlib
-import posixpath
-import typing
-import zipfile
-
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
-from maskclippp_jax.data import records
+from maskclippp_jax.data import images, records
+from maskclippp_jax.data.build import Reading
+from maskclippp_jax.data.prepare import labels
+from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.vocabulary import Vocabulary
 
-EXPECTED = ("ADEChallengeData2016.zip, or the folder ADEChallengeData2016/ with "
-            "images/{training,validation}/*.jpg and annotations/{training,validation}/*.png")
+EXPECTED = "ADEChallengeData2016.zip"
+EXPECTED_INSTANCES = "ADEChallengeData2016.zip, annotations_instance.tar"
+EXPECTED_FULL = "<name>_<number>.zip of release 2021_17_01"
 _SPLITS = {"train": "training", "validation": "validation"}
+_SIDE = 512  # pixels; of the full set, see above
 
 
-def read(raw_dir: str | None) -> tuple[dict[str, typing.Sequence], typing.Callable]:
-    """Pairs pictures and label maps by stem.
-
-    Raises:
-      FileNotFoundError: neither archive nor folder, or a picture without a label map.
-    """
-    root = _find(raw_dir)
-    members = _members(root)
-    splits = {}
+def read(raw_dir: str | None, kind: str) -> Reading:
+    """Reads ADE20K-150 as "semantic", "panoptic" or "instance"."""
+    files = Files(raw_dir, ("ADEChallengeData2016.zip", "annotations_instance.tar"))
+    splits, missing = {}, []
     for split, folder in _SPLITS.items():
-        base = f"ADEChallengeData2016/{{}}/{folder}/"
-        labels = {_stem(m): m for m in members if m.startswith(base.format("annotations"))}
-        images = {_stem(m): m for m in members if m.startswith(base.format("images"))}
-        alone = sorted(set(images) ^ set(labels))
-        if alone:
-            raise FileNotFoundError(
-                f"{root}: {len(alone)} pictures or label maps of {folder} have no partner, e.g. "
-                f"{alone[0]}; unpack or download the archive again")
-        splits[split] = [(str(root), stem, images[stem], labels[stem]) for stem in sorted(images)]
-    return splits, make_record
+        found = {what: files.find(rf"{what}/{folder}/(ADE_\w+_\d{{8}})\.(?:jpg|png)")
+                 for what in ("images", "annotations", "annotations_instance")}
+        wanted = {"semantic": ["annotations"], "instance": ["annotations_instance"],
+                  "panoptic": ["annotations", "annotations_instance"]}[kind]
+        splits[split], alone = labels.pair(
+            found["images"], *(found[w] for w in wanted), what=split)
+        missing += alone
+    make = {"semantic": _semantic, "panoptic": _panoptic, "instance": _instance}[kind]
+    return Reading(splits, make, missing, files.fingerprint)
 
 
-def make_record(item: tuple[str, str, str, str]) -> dict:
-    root, stem, image_name, label_name = item
-    with Image.open(io.BytesIO(_bytes(root, label_name))) as picture:
-        if picture.mode not in ("L", "P"):
-            raise ValueError(f"{label_name} in {root} has mode {picture.mode}, wanted 8-bit grey")
-        label = np.asarray(picture).astype(np.uint8) - np.uint8(1)  # 0 becomes 255: nothing
-    image = rgb_bytes(_bytes(root, image_name), f"{image_name} in {root}")
-    return records.semantic_record(image, stem, label, _is_thing())
+def _semantic(item: tuple[str, File, File]) -> list[dict]:
+    image_id, picture, label = item
+    return labels.semantic(picture, image_id, _read_semantic(label), _vocabulary())
 
 
-@functools.lru_cache
-def _is_thing():
-    return Vocabulary.shipped("ade20k_150").is_thing
+def _panoptic(item: tuple[str, File, File, File]) -> list[dict]:
+    image_id, picture, semantic_file, instance_file = item
+    label = _read_semantic(semantic_file)
+    thing_classes, instances = _read_instances(instance_file)
+    if label.shape != instances.shape:
+        raise ValueError(f"{semantic_file} and {instance_file} differ in size")
+    # Areas and boxes as the published annotation records them, before anything is pasted.
+    stuff = [c for c in np.unique(label) if c != labels.VOID and not _vocabulary().is_thing[c]]
+    rows = [_measured(records.Segment(int(c), False, source_id=1000 + int(c)), label == c)
+            for c in stuff]
+    rows += [_measured(records.Segment(c, True, source_id=number), instances == number)
+             for number, c in thing_classes.items()]
+    source_ids = np.where(np.isin(label, stuff), 1000 + label, 0)
+    source_ids = np.where(instances > 0, instances, source_ids)
+    return [records.panoptic_record(labels.read_picture(picture), image_id, source_ids, rows)]
 
 
-def rgb_bytes(data: bytes, name: str) -> bytes:
-    """Encoded picture that any decoder reads as upright RGB: as is, or encoded anew without loss.
-
-    Raises:
-      ValueError: it cannot be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            upright = picture.getexif().get(0x0112, 1) == 1
-            if picture.mode in ("RGB", "L") and upright:
-                return data
-            rgb = ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be decoded ({error}); download the archive "
-                         "again") from None
-    return records.encode_png(np.asarray(rgb))
+def _instance(item: tuple[str, File, File]) -> list[dict]:
+    image_id, picture, instance_file = item
+    thing_classes, instances = _read_instances(instance_file)
+    rows = [records.Segment(c, True, source_id=n) for n, c in thing_classes.items()]
+    return [records.panoptic_record(labels.read_picture(picture), image_id, instances, rows)]
 
 
-def _find(raw_dir):
-    if not raw_dir:
-        raise ValueError(f"got no --raw_dir; give the folder that holds {EXPECTED}")
-    folder = pathlib.Path(raw_dir)
-    for candidate in (folder / "ADEChallengeData2016.zip", folder / "ADEChallengeData2016"):
-        if candidate.exists():
-            return candidate.absolute()
-    if folder.name == "ADEChallengeData2016" and folder.is_dir():
-        return folder.absolute()
-    raise FileNotFoundError(f"{folder} does not hold {EXPECTED}")
+def _measured(row: records.Segment, mask: np.ndarray) -> records.Segment:
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return row._replace(area=float(mask.sum()), bbox=(left, top, width, height))
 
 
-def _members(root: pathlib.Path) -> list[str]:
-    if root.is_dir():
-        names = [f"ADEChallengeData2016/{p.relative_to(root).as_posix()}"
-                 for p in root.rglob("*") if p.is_file()]
-    else:
-        try:
-            names = _archive(str(root)).namelist()
-        except zipfile.BadZipFile:
-            raise ValueError(f"{root} is no zip archive, or was cut short; download it "
-                             "again") from None
-    return [n for n in names if n.endswith((".jpg", ".png"))
-            and not posixpath.basename(n).startswith("._") and "__MACOSX" not in n]
+def _read_semantic(file: File) -> np.ndarray:
+    """[H, W] class ids, 255 = nothing."""
+    return labels.map_values(labels.read_label(file),
+                             labels.rank_of(range(1, 151), void=[0]), file)
 
 
-def _bytes(root: str, member: str) -> bytes:
-    if pathlib.Path(root).is_dir():
-        return (pathlib.Path(root).parent / member.replace(
-            "ADEChallengeData2016", pathlib.Path(root).name, 1)).read_bytes()
-    return _archive(root).read(member)
+def _read_instances(file: File) -> tuple[dict[int, int], np.ndarray]:
+    """Class ids by number of the instance, ascending; and [H, W] of those numbers."""
+    colors = labels.read_colors(file)
+    categories, numbers = colors & 255, (colors >> 8) & 255
+    things = np.flatnonzero(_vocabulary().is_thing)
+    classes = {}
+    for number in np.unique(numbers[numbers > 0]):
+        found = np.unique(categories[numbers == number])
+        if len(found) > 1 or not 1 <= found[0] <= len(things):
+            raise ValueError(f"{file}: instance {number} has the categories {found.tolist()}, "
+                             f"wanted one of 1 ... {len(things)}")
+        classes[int(number)] = int(things[found[0] - 1])
+    return classes, numbers
 
 
-@functools.lru_cache(maxsize=2)
-def _archive(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _vocabulary() -> Vocabulary:
+    return labels.shipped("ade20k_150")
 
 
-def _stem(member: str) -> str:
-    return posixpath.splitext(posixpath.basename(member))[0]
+def read_full(raw_dir: str | None) -> Reading:
+    """Reads ADE20K-847; the archive has a personal name."""
+    files = Files(raw_dir, ["ADE20K*.zip"])
+    if not files.find(r"ADE20K_2021_17_01/images/ADE/.+(/ADE_.+_seg)\.png"):
+        files = Files(raw_dir, ["*_*.zip"])
+    splits, missing = {}, []
+    for split, short in (("train", "train"), ("validation", "val")):
+        stem = rf"ADE20K_2021_17_01/images/ADE/.+/(ADE_{short}_\d{{8}})"
+        splits[split], alone = labels.pair(
+            files.find(rf"{stem}\.jpg"), files.find(rf"{stem}_seg\.png"), what=split)
+        missing += alone
+    return Reading(splits, _full, missing, files.fingerprint)
+
+
+def _full(item: tuple[str, File, File]) -> list[dict]:
+    image_id, picture, label_file = item
+    colors = labels.read_colors(label_file)
+    dataset_ids = (colors & 255) // 10 * 256 + ((colors >> 8) & 255)
+    label = records.positions(dataset_ids, np.array(_full_vocabulary().dataset_ids))
+    label = np.where(label < 0, labels.VOID_16, label)
+    image = labels.read_picture(picture)
+    height, width = label.shape
+    if min(height, width) > _SIDE:
+        pixels = images.decode_image(image, str(picture))
+        if pixels.shape[:2] != label.shape:
+            raise ValueError(f"{picture} has {pixels.shape[1]}x{pixels.shape[0]} pixels, its label "
+                             f"map {width}x{height}")
+        size = tuple(_SIDE if side == min(height, width)
+                     else round(side / min(height, width) * _SIDE) for side in (height, width))
+        image = images.encode_png(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR))
+        # OpenCV's nearest neighbour: source floor(i * in / out).
+        rows, columns = (np.arange(m) * n // m for n, m in zip(label.shape, size))
+        label = label[rows][:, columns]
+    return [records.semantic_record(image, image_id, label, _full_vocabulary().is_thing,
+                                    labels.VOID_16)]
+
+
+def _full_vocabulary() -> Vocabulary:
+    return labels.shipped("ade20k_847")

@@ -1,34 +1,35 @@
 """The generated scenes of the quick start as data sets."""
 
 import functools
-import typing
 
 import numpy as np
 
-from maskclippp_jax.data import records, scenes
+from maskclippp_jax.data import images, records, scenes
+from maskclippp_jax.data.build import Reading
 from maskclippp_jax.vocabulary import Vocabulary
 
 
-def read_all(raw_dir: str | None) -> tuple[dict[str, typing.Sequence], typing.Callable]:
+def read_all(raw_dir: str | None) -> Reading:
     """Scenes of all classes, from the digits and photographs kept for testing."""
     del raw_dir  # nothing to read
-    return {"validation": [("test", 2, i) for i in range(600)]}, functools.partial(_draw, "scenes")
+    return Reading({"validation": [("test", 2, i) for i in range(600)]},
+                   functools.partial(_draw, "scenes"))
 
 
-def read_seen(raw_dir: str | None) -> tuple[dict[str, typing.Sequence], typing.Callable]:
+def read_seen(raw_dir: str | None) -> Reading:
     """Scenes of the seen classes alone."""
     del raw_dir
-    return ({"train": [("train", 0, i) for i in range(4000)],
-             "validation": [("test", 1, i) for i in range(200)]},
-            functools.partial(_draw, "scenes_seen"))
+    return Reading({"train": [("train", 0, i) for i in range(4000)],
+                    "validation": [("test", 1, i) for i in range(200)]},
+                   functools.partial(_draw, "scenes_seen"))
 
 
-def _draw(vocabulary_name: str, item: tuple[str, int, int]) -> dict:
+def _draw(vocabulary_name: str, item: tuple[str, int, int]) -> list[dict]:
     half, group, number = item
     vocabulary = Vocabulary.shipped(vocabulary_name)
     names = [names[0] for names in vocabulary.classes]
     scene = scenes.draw_scene(np.random.default_rng((20, group, number)), num_things=(1, 4),
                               digits=half, classes=names)
     ids = np.array([names.index(c) if c in names else 255 for c in scenes.CLASSES])
-    return records.semantic_record(records.encode_png(scene.image), f"{half}_{group}_{number:05d}",
-                                   ids[scene.label], vocabulary.is_thing)
+    return [records.semantic_record(images.encode_png(scene.image), f"{half}_{group}_{number:05d}",
+                                    ids[scene.label], vocabulary.is_thing)]

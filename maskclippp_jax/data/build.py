@@ -1,0 +1,270 @@
+"""Writes data sets: TFDS folders of ArrayRecord files, on all cores and without TensorFlow.
+
+We write the shards ourselves because TFDS needs TensorFlow for splits beyond 1000 MiB, and because
+this way a build can be stopped and started again. It grows in a hidden folder beside its place:
+shards appear there whole and finished ones are kept; the last step moves the folder to its place,
+so a data set is whole or absent.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import typing
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from rich.progress import Progress
+
+from maskclippp_jax.data import images, records
+from maskclippp_jax.vocabulary import Vocabulary
+
+_SHARD = 256       # records, about, at most
+_SPREAD = 8        # shards at least, so that cores can share a small data set, if there are ...
+_SMALLEST = 32     # ... this many records for each; fewer are written by this process alone
+_WORKERS = 16      # processes at most: each may hold a compressed archive in memory
+_MAX_PROBLEMS = 20  # a build stops after so many pictures that cannot be used
+
+
+class Reading(typing.NamedTuple):
+    """What a reader found in the raw files."""
+
+    splits: dict[str, list]  # for each split what `make_records` turns into records; must pickle
+    make_records: typing.Callable[[typing.Any], list[dict]]  # none: dropped; several: cut in tiles
+    missing: typing.Sequence[str] = ()  # sentences about files that should be there
+    fingerprint: str = ""  # of the raw files; a stopped build goes on if it is the same
+    records_each: int = 1  # about how many records an item gives
+
+
+class Summary(typing.NamedTuple):
+    """What a split holds."""
+
+    images: int
+    dropped: int            # pictures left out by the data set's rule
+    segments: int
+    bytes: int
+    classes: list[int]      # ids that occur
+    smallest: tuple[int, int]  # height, width of the smallest and the largest picture
+    largest: tuple[int, int]
+
+
+class BadPictures(ValueError):
+    """Pictures that cannot be used; `problems` has a sentence for each."""
+
+    def __init__(self, message: str, problems: list[str]):
+        super().__init__(message)
+        self.problems = problems
+
+
+def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: Reading, *,
+          description: str, own_names: bool = False, overwrite: bool = False,
+          check: typing.Callable[[dict[str, Summary]], None] = lambda summary: None
+          ) -> dict[str, Summary]:
+    """Writes a data set.
+
+    Args:
+      data_dir: folder of all data sets.
+      name: of this one.
+      vocabulary: the names of its class ids.
+      kind: one of `records.KINDS`.
+      reading: what it is made from.
+      description: one line for people.
+      own_names: whether the vocabulary is kept with the data set; else it is a shipped one.
+      overwrite: whether an existing data set is replaced.
+      check: looks at what was written before it becomes a data set; may raise.
+
+    Raises:
+      FileExistsError: the data set exists and `overwrite` is false.
+      BadPictures: pictures that cannot be used; nothing is registered.
+      ValueError: two pictures with one id, no space left, or another process is at it.
+    """
+    folder = pathlib.Path(data_dir).absolute() / name / records.VERSION
+    if (folder / "dataset_info.json").exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; use it, or give --overwrite to make it anew")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.parent):
+            summary = _build(folder, name, vocabulary, kind, reading, description, own_names, check)
+    except PermissionError as error:
+        raise ValueError(f"{folder.parent} cannot be written ({error.strerror}); give another "
+                         "--data_dir") from None
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        raise ValueError(f"no space left for {folder}; free some and give the same command again, "
+                         "what is finished is kept") from None
+    return summary
+
+
+def _build(folder, name, vocabulary, kind, reading, description, own_names, check):
+    growing = folder.with_name(f".incomplete-{folder.name}")
+    plan = json.dumps(dict(raw=reading.fingerprint, vocabulary=vocabulary.to_text(), kind=kind,
+                           splits={k: len(v) for k, v in reading.splits.items()}))
+    plan_file = growing / ".plan.json"
+    if growing.exists() and (not plan_file.exists() or plan_file.read_text() != plan):
+        shutil.rmtree(growing)  # begun from other files
+    growing.mkdir(exist_ok=True)
+    plan_file.write_text(plan)
+
+    jobs, split_of = [], []
+    for split, items in reading.splits.items():
+        expected = len(items) * reading.records_each
+        shards = max(-(-expected // _SHARD), min(_SPREAD, -(-expected // _SMALLEST)))
+        shards = min(shards, len(items))
+        for i in range(shards):
+            path = growing / f"{name}-{split}.array_record-{i:05d}-of-{shards:05d}"
+            part = slice(i * len(items) // shards, (i + 1) * len(items) // shards)
+            jobs.append((str(path), items[part], reading.make_records))
+            split_of.append(split)
+    results = _run(jobs, f"preparing {name}", reading.records_each)
+    rows = {split: [r for s, r in zip(split_of, results) if s == split]
+            for split in reading.splits}
+    _check_ids(rows)
+    summary = {split: _summary(r) for split, r in rows.items()}
+    if not all(s.images for s in summary.values()):
+        raise ValueError(f"no picture of {name} is left in one of {', '.join(summary)}: all were "
+                         "left out because they have no class; give more pictures")
+    check(summary)
+
+    infos = [tfds.core.SplitInfo(
+        name=split, shard_lengths=[r["images"] for r in rows[split]],
+        num_bytes=summary[split].bytes,
+        filename_template=tfds.core.ShardedFileTemplate(
+            data_dir=growing, dataset_name=name, split=split, filetype_suffix="array_record"))
+        for split in rows]
+    if own_names:
+        (growing / records.NAMES_FILE).write_text(vocabulary.to_text(), "utf-8")
+    tfds.folder_dataset.write_metadata(
+        data_dir=growing, features=records.FEATURES, split_infos=infos, version=records.VERSION,
+        check_data=False, description=description,
+        metadata=tfds.core.MetadataDict(vocabulary=vocabulary.name, kind=kind))
+    for leftover in growing.glob(".*"):
+        leftover.unlink()
+    replaced = folder.with_name(f".replaced-{folder.name}")
+    if folder.exists():
+        folder.rename(replaced)
+    growing.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return summary
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path):
+    """Only one process writes a data set; the system frees the lock when it dies."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another prepare is writing {folder}; wait until it has ended, or "
+                             "stop it") from None
+        yield
+
+
+def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
+    """Writes all shards, on all cores if it is worth starting them, and shows how far it is."""
+    total = sum(len(items) for _, items, _ in jobs)
+    results: dict[int, dict] = {}
+    problems: list[str] = []
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress(transient=True))
+        task = bar.add_task(title, total=total)
+        if total * records_each <= _SMALLEST or len(jobs) == 1:
+            finished = ((k, _write_shard(*job)) for k, job in enumerate(jobs))
+        else:
+            workers = concurrent.futures.ProcessPoolExecutor(
+                min(os.cpu_count() or 1, _WORKERS, len(jobs)),
+                mp_context=multiprocessing.get_context("spawn"))
+            stack.callback(workers.shutdown, cancel_futures=True)
+            pending = {workers.submit(_write_shard, *job): k for k, job in enumerate(jobs)}
+            finished = ((pending[future], future.result())
+                        for future in concurrent.futures.as_completed(pending))
+        for k, facts in finished:
+            results[k] = facts
+            problems += facts["problems"]
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+            bar.advance(task, len(jobs[k][1]))
+    if problems:
+        count = f"{len(problems)} or more" if len(problems) >= _MAX_PROBLEMS else f"{len(problems)}"
+        raise BadPictures(f"{count} of {total} pictures cannot be used; mend or remove them and "
+                          "give the same command again, what is finished is kept", problems)
+    return [results[k] for k in range(len(jobs))]
+
+
+def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callable) -> dict:
+    """Writes one shard and what it holds; both appear whole. A finished shard is left alone."""
+    file = pathlib.Path(path)
+    facts_file = file.with_name(f".{file.name}.json")
+    if file.exists() and facts_file.exists():
+        return json.loads(facts_file.read_text())
+    temporary = file.with_name(f".tmp-{file.name}")
+    # One record a group: readers jump to single records.
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    size, dropped, segments, classes, shapes, ids, problems = 0, 0, 0, set(), [], [], []
+    for item in items:
+        try:
+            made = make_records(item)
+            for record in made:
+                _check_size(record)
+        except ValueError as error:
+            problems.append(" ".join(str(error).split()))
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+            continue
+        dropped += not made
+        for record in made:
+            classes.update(record["table"]["class_id"].tolist())
+            segments += len(record["table"]["id"])
+            shapes.append(images.size_of(record["segments"]))
+            ids.append(record["image_id"])
+            data = records.FEATURES.serialize_example(record | {
+                key: io.BytesIO(record[key]) for key in ("image", "segments")})
+            writer.write(data)
+            size += len(data)
+    writer.close()
+    if problems:
+        temporary.unlink()
+        return dict(problems=problems)
+    shapes.sort(key=lambda s: s[0] * s[1])
+    facts = dict(
+        images=len(ids), dropped=dropped, segments=segments, bytes=size, classes=sorted(classes),
+        smallest=shapes[0] if shapes else None, largest=shapes[-1] if shapes else None, ids=ids,
+        problems=[])
+    temporary.replace(file)
+    facts_temporary = file.with_name(f".tmp-{file.name}.json")
+    facts_temporary.write_text(json.dumps(facts))
+    facts_temporary.replace(facts_file)
+    return facts
+
+
+def _check_size(record: dict) -> None:
+    (height, width), labelled = (images.size_of(record[k]) for k in ("image", "segments"))
+    if (height, width) != labelled:
+        raise ValueError(f"{record['image_id']}: the picture has {width}x{height} pixels, its "
+                         f"annotation {labelled[1]}x{labelled[0]}")
+
+
+def _check_ids(rows: dict[str, list[dict]]) -> None:
+    for split, shards in rows.items():
+        seen = set()
+        for name in (i for shard in shards for i in shard["ids"]):
+            if name in seen:
+                raise ValueError(f"two pictures of {split} have the id {name}; give each one of "
+                                 "its own")
+            seen.add(name)
+
+
+def _summary(rows: list[dict]) -> Summary:
+    area = lambda shape: shape[0] * shape[1]
+    total = lambda key: sum(r[key] for r in rows)
+    shapes = [tuple(r[key]) for r in rows for key in ("smallest", "largest") if r[key]] or [(0, 0)]
+    return Summary(
+        images=total("images"), dropped=total("dropped"), segments=total("segments"),
+        bytes=total("bytes"), classes=sorted({c for r in rows for c in r["classes"]}),
+        smallest=min(shapes, key=area), largest=max(shapes, key=area))

@@ -1,0 +1,151 @@
+"""Panoptic segments and instances in COCO's own files, truth and predictions alike.
+
+Pictures go by the name of their file without its ending (`picture_name`), which is what files of a
+data set have in common; ids of pictures are numbers in some files and names in others.
+"""
+
+import json
+import pathlib
+import typing
+import urllib.parse
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+
+class PanopticPicture(typing.NamedTuple):
+    name: str
+    file: pathlib.Path    # PNG with ids as colours, see `read_ids`
+    segments: list[dict]  # id, category_id and, in truth, iscrowd and area
+
+
+class InstancePicture(typing.NamedTuple):
+    name: str
+    segments: list[dict]  # category_id, segmentation (run lengths) and, in truth, iscrowd and area
+
+
+def picture_name(file: str) -> str:
+    """"val/a%2Fb.png" -> "a/b": what `file_of` makes of a name is undone."""
+    return urllib.parse.unquote(pathlib.PurePosixPath(file).stem)
+
+
+def file_of(name: str, ending: str) -> str:
+    """The name of a picture's file; characters that files cannot have are encoded as in URLs."""
+    return f"{urllib.parse.quote(name, safe=' ')}{ending}"
+
+
+def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[PanopticPicture]]:
+    """Reads a panoptic JSON file.
+
+    Args:
+      file: path of the JSON.
+      folder: of its PNG files.
+
+    Returns:
+      For each id of a category whether it is a thing, and the pictures in the file's order.
+
+    Raises:
+      FileNotFoundError: the JSON, or one of its PNG files, is not there.
+      ValueError: it is no panoptic JSON.
+    """
+    content = _read_json(file, "annotations", "categories")
+    pictures = []
+    for row in content["annotations"]:
+        if "segments_info" not in row or "file_name" not in row:
+            raise ValueError(f"{file} has an annotation without segments_info or file_name, wanted "
+                             "a panoptic JSON of COCO")
+        png = pathlib.Path(folder) / row["file_name"]
+        if not png.is_file():
+            raise FileNotFoundError(f"no file {png}, which {file} names; is {folder} its folder?")
+        segments = [dict(s, iscrowd=s.get("iscrowd", 0)) for s in row["segments_info"]]
+        pictures.append(PanopticPicture(picture_name(row["file_name"]), png, segments))
+    return {c["id"]: bool(c["isthing"]) for c in content["categories"]}, pictures
+
+
+def read_instances(file: str) -> tuple[list[int], dict[int | str, InstancePicture]]:
+    """Reads the ground truth of instances.
+
+    Args:
+      file: path of a JSON with images, annotations (polygons or run lengths) and categories.
+
+    Returns:
+      The ids of the categories, and the pictures by their id in the file.
+    """
+    content = _read_json(file, "images", "annotations", "categories")
+    pictures = {image["id"]: InstancePicture(picture_name(image["file_name"]), [])
+                for image in content["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for row in content["annotations"]:
+        image = row["image_id"]
+        if image not in pictures:
+            raise ValueError(f"{file} has an annotation of the picture {image}, which it does not "
+                             "list")
+        segmentation = run_lengths(row["segmentation"], *sizes[image])
+        pictures[image].segments.append(dict(
+            category_id=row["category_id"], segmentation=segmentation,
+            iscrowd=row.get("iscrowd", 0),
+            area=row.get("area", float(rle.area(segmentation)))))
+    return [c["id"] for c in content["categories"]], pictures
+
+
+def read_results(file: str) -> list[dict]:
+    """Reads predicted instances: image_id, category_id, score and segmentation of each.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is no JSON of COCO's results.
+    """
+    rows = _read_json(file)
+    wanted = {"image_id", "category_id", "score", "segmentation"}
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, dict) or not wanted <= set(row):
+            raise ValueError(f"{file} holds {str(row)[:60]!r}, wanted a list of results of COCO's "
+                             f"form with {', '.join(sorted(wanted))}")
+    return rows
+
+
+def run_lengths(segmentation: list | dict, height: int, width: int) -> dict:
+    """Polygons, or run lengths in either form, as compressed run lengths."""
+    if isinstance(segmentation, list):
+        return rle.merge(rle.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def read_ids(file: pathlib.Path) -> np.ndarray:
+    """The ids of a panoptic PNG, R + 256 G + 65536 B: [H, W] int32."""
+    colours = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+    if colours is None:
+        raise ValueError(f"{file} cannot be read as a picture")
+    return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def write_ids(file: pathlib.Path, ids: np.ndarray) -> None:
+    """Writes a panoptic PNG of ids below 2 ** 24: [H, W] integer."""
+    colours = (ids.astype(np.int32)[..., None] >> np.array([16, 8, 0])).astype(np.uint8)  # BGR
+    write_png(file, colours)
+
+
+def write_png(file: pathlib.Path, array: np.ndarray) -> None:
+    """Writes a PNG whole or not at all: [H, W] uint8 or uint16, or [H, W, 3] uint8 in BGR."""
+    ok, data = cv2.imencode(".png", array)
+    assert ok
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_bytes(data.tobytes())
+    temporary.replace(file)
+
+
+def _read_json(file: str, *keys: str):
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error})") from None
+    missing = [k for k in keys if not isinstance(content, dict) or k not in content]
+    if missing:
+        raise ValueError(f"{file} has no {', '.join(missing)}; wanted a JSON of COCO's form")
+    return content

@@ -1,0 +1,92 @@
+"""The sizes masks pass through, from where they are stored to where they are used.
+
+A mask is resized several times on its way, bilinearly each time; published numbers rest on every
+one of these steps, so none may be left out. But they are linear: an output row reads a handful of
+stored rows, and the whole way is one set of taps (`models.resample`).
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskclippp_jax.models import resample
+from maskclippp_jax.models.resample import Stage, Taps
+
+
+class MaskSizes(typing.NamedTuple):
+    """Sizes of masks before they are used, each [..., 2] int32 (height, width).
+
+    Masks are resized from `stored` to `enlarged` and cropped to `kept` (at the top left). All that
+    uses them starts there.
+    """
+
+    stored: np.ndarray
+    enlarged: np.ndarray
+    kept: np.ndarray
+
+
+def generated_mask_sizes(generator_size: np.ndarray, multiple: int, stride: int = 4) -> MaskSizes:
+    """Sizes of masks that a generator made at a fraction of its padded input.
+
+    Args:
+      generator_size: [..., 2] int, the generator's input before it was padded.
+      multiple: pixels its sides were padded to a multiple of.
+      stride: pixels of the padded input to a cell of the masks.
+    """
+    kept = np.asarray(generator_size, np.int32)
+    padded = -(-kept // multiple) * multiple
+    return MaskSizes(padded // stride, padded, kept)
+
+
+def given_mask_sizes(stored: np.ndarray, generator_size: np.ndarray) -> MaskSizes:
+    """Sizes of masks from files, or of the ground truth.
+
+    They go straight to the size a generator would have worked at.
+    """
+    generator_size = np.asarray(generator_size, np.int32)
+    return MaskSizes(np.asarray(stored, np.int32), generator_size, generator_size)
+
+
+def mask_taps(sizes: MaskSizes, target: jax.Array, canvas: tuple[int, int]) -> tuple[Taps, Taps]:
+    """Rows and columns of one picture's masks on a canvas, at the true size `target` [2].
+
+    Beyond `target` the canvas is zero.
+    """
+    return tuple(
+        resample.bilinear_taps(canvas[i], Stage(sizes.kept[i], target[i]),
+                               Stage(sizes.stored[i], sizes.enlarged[i])) for i in range(2))
+
+
+def mirrored(taps: Taps, size: jax.Array, flip: jax.Array) -> Taps:
+    """The same for a mirrored picture: its first row (or column) is the last of `size` ones.
+
+    Args:
+      taps: of one axis.
+      size: true number of output rows.
+      flip: bool scalar; false gives `taps` back.
+    """
+    row = jnp.arange(len(taps.index))
+    source = jnp.where(flip, jnp.maximum(size - 1 - row, 0), row)
+    return Taps(taps.index[source], taps.weight[source] * (row < size)[:, None])
+
+
+def to_grid(masks: jax.Array, sizes: MaskSizes, network: jax.Array, patch: int,
+            canvas: tuple[int, int]) -> jax.Array:
+    """One picture's soft masks on the token grid of the image tower.
+
+    Args:
+      masks: [N, h, w] in [0, 1] (or uint8, see `resample.soft`), zero beyond the stored size.
+      sizes: of this picture, [2] each.
+      network: [2] int32, true size of the picture as the image tower sees it.
+      patch: side of a patch in pixels.
+      canvas: (height, width) of the tower's input, multiples of `patch`.
+
+    Returns:
+      [N, L] float32 in [0, 1].
+    """
+    rows, columns = (
+        resample.grid_taps(canvas[i] // patch, patch, Stage(sizes.kept[i], network[i]),
+                           Stage(sizes.stored[i], sizes.enlarged[i])) for i in range(2))
+    return resample.resize_masks(resample.soft(masks), rows, columns).reshape(len(masks), -1)

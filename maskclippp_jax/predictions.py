@@ -1,0 +1,148 @@
+"""Predictions as files that other tools read, so that anyone can check our numbers.
+
+    <folder>/semantic/<picture>.png   label map of class numbers
+    <folder>/panoptic/<picture>.png   ids as colours, with panoptic.json beside the folder (COCO)
+    <folder>/instances.json           masks as run lengths with scores (COCO results)
+    <folder>/predictions.json         vocabulary, pictures, and how they were made; written last
+
+Every picture's results are written when they are there; a run that was stopped goes on where it
+was. `python -m maskclippp_jax.score` reads them.
+"""
+
+import json
+import pathlib
+import shutil
+import typing
+
+import numpy as np
+
+from maskclippp_jax import report
+from maskclippp_jax.data import coco_files
+from maskclippp_jax.metrics import instance
+from maskclippp_jax.vocabulary import Vocabulary
+
+_PARTS, _MANIFEST = ".parts", "predictions.json"
+
+
+class Writer:
+    """Writes predictions of one model on one data set."""
+
+    def __init__(self, folder: str, vocabulary: Vocabulary,
+                 coco_ids: typing.Mapping[str, int | str] | None = None):
+        """Starts, or goes on with, a folder.
+
+        Args:
+          folder: made if it is not there.
+          vocabulary: the classes; files of COCO's form hold its `dataset_ids`.
+          coco_ids: the data set's own id of each picture, for files of COCO's form; None: our id,
+            as a number if it is one.
+
+        Raises:
+          FileExistsError: the folder holds finished predictions.
+        """
+        self.folder, self.vocabulary, self.coco_ids = pathlib.Path(folder), vocabulary, coco_ids
+        if (self.folder / _MANIFEST).exists():
+            raise FileExistsError(f"{folder} holds finished predictions; choose another folder, or "
+                                  "remove it")
+        (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
+
+    def semantic(self, image_id: str, labels: np.ndarray) -> None:
+        """Writes a label map [H, W] of classes."""
+        dtype = np.uint8 if self.vocabulary.num_classes <= 256 else np.uint16
+        coco_files.write_png(self._file("semantic", image_id), labels.astype(dtype))
+
+    def panoptic(self, image_id: str, ids: np.ndarray, segments: typing.Sequence[dict]) -> None:
+        """Writes segments as `postprocess.panoptic_segments` gives them."""
+        file = self._file("panoptic", image_id)
+        coco_files.write_ids(file, ids)
+        areas = np.bincount(ids.ravel())
+        self._part("panoptic", image_id, dict(
+            image_id=self._coco_id(image_id), file_name=file.name,
+            segments_info=[dict(s, category_id=self.vocabulary.dataset_ids[s["category_id"]],
+                                area=int(areas[s["id"]])) for s in segments]))
+
+    def instances(self, image_id: str, scores: np.ndarray, classes: np.ndarray,
+                  masks: np.ndarray) -> None:
+        """Writes instances: scores [n], classes [n], masks [n, H, W] bool."""
+        self._part("instances", image_id, [
+            dict(image_id=self._coco_id(image_id), score=float(score),
+                 category_id=self.vocabulary.dataset_ids[number],
+                 segmentation=instance.encode(mask))
+            for score, number, mask in zip(scores, classes, masks)])
+
+    def finish(self, pictures: typing.Sequence[str], protocol: typing.Mapping) -> None:
+        """Puts the parts together, once all of them are there.
+
+        Args:
+          pictures: ids of all pictures, in the order that files of COCO's form get.
+          protocol: how the predictions were made; kept with them.
+        """
+        categories = [dict(id=i, name=names[0], isthing=int(thing)) for i, names, thing in zip(
+            self.vocabulary.dataset_ids, self.vocabulary.classes, self.vocabulary.is_thing)]
+        if (self.folder / "panoptic").is_dir():
+            annotations = [self._read_part("panoptic", p) for p in pictures]
+            report.write_json(self.folder / "panoptic.json", dict(
+                images=[dict(id=self._coco_id(p), file_name=coco_files.file_of(p, ".jpg"))
+                        for p in pictures],
+                annotations=annotations, categories=categories))
+        if any((self.folder / _PARTS).glob("*.instances.json")):
+            rows = [row for p in pictures for row in self._read_part("instances", p)]
+            report.write_json(self.folder / "instances.json", rows)
+        report.write_json(self.folder / _MANIFEST, dict(
+            vocabulary=self.vocabulary.name, classes=[list(c) for c in self.vocabulary.classes],
+            pictures={p: self._coco_id(p) for p in pictures}, protocol=dict(protocol)))
+        shutil.rmtree(self.folder / _PARTS)
+
+    def _file(self, kind: str, image_id: str) -> pathlib.Path:
+        folder = self.folder / kind
+        folder.mkdir(exist_ok=True)
+        return folder / coco_files.file_of(image_id, ".png")
+
+    def _part(self, kind: str, image_id: str, content) -> None:
+        report.write_json(self._part_file(kind, image_id), content)
+
+    def _read_part(self, kind: str, image_id: str):
+        file = self._part_file(kind, image_id)
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.folder} lacks the {kind} results of {image_id}; write "
+                                    "them before finishing")
+        return json.loads(file.read_text())
+
+    def _part_file(self, kind: str, image_id: str) -> pathlib.Path:
+        return self.folder / _PARTS / coco_files.file_of(image_id, f".{kind}.json")
+
+    def _coco_id(self, image_id: str) -> int | str:
+        if self.coco_ids is not None:
+            return self.coco_ids[image_id]
+        return int(image_id) if image_id.isdigit() else image_id
+
+
+def read_manifest(folder: str) -> dict | None:
+    """The content of predictions.json; None for a folder that another tool wrote.
+
+    Raises:
+      FileNotFoundError: no such folder, or our predictions are not finished.
+    """
+    path = pathlib.Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    if (path / _MANIFEST).is_file():
+        return json.loads((path / _MANIFEST).read_text())
+    if (path / _PARTS).is_dir():
+        raise FileNotFoundError(f"the predictions in {folder} are not finished; start the command "
+                                "that writes them again")
+    return None
+
+
+def semantic_files(folder: str) -> dict[str, pathlib.Path]:
+    """The label maps in a folder by their picture's id."""
+    return {coco_files.picture_name(f.name): f
+            for f in sorted((pathlib.Path(folder) / "semantic").glob("*.png"))}
+
+
+def panoptic_pictures(folder: str) -> dict[str, coco_files.PanopticPicture]:
+    """The panoptic segments in a folder by their picture's id."""
+    path = pathlib.Path(folder)
+    _, pictures = coco_files.read_panoptic(str(path / "panoptic.json"), str(path / "panoptic"))
+    return {p.name: p for p in pictures}
+

@@ -1,0 +1,207 @@
+"""The published CLIPs that can be read here: names, sizes, where their files are, and licences.
+
+Licences are as the publishers state them; look there before relying on one. All take pictures with
+CLIP's own mean and deviation unless a row says otherwise.
+"""
+
+import dataclasses
+import functools
+import typing
+
+from maskclippp_jax import params as parameters
+from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
+from maskclippp_jax.models.clip_resnet import ResNetConfig
+from maskclippp_jax.models.clip_vit import ClipViTConfig
+from maskclippp_jax.models.eva_vit import EvaViTConfig
+from maskclippp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
+from maskclippp_jax.models.maskclippp import ImageConfig, MaskCLIPpp, MaskCLIPppConfig
+from maskclippp_jax.models.text import TextConfig
+from maskclippp_jax.weights import rules
+
+
+class Published(typing.NamedTuple):
+    name: str        # of the model, as OpenCLIP or EVA-CLIP has it
+    training: str    # OpenCLIP's tag, or the file's name
+    source: str      # a path for `hub.fetch`, or an address to download from
+    licence: str
+    image: ImageConfig
+    text: TextConfig
+
+    @property
+    def model(self) -> MaskCLIPppConfig:
+        """The untuned model: mean over templates."""
+        return MaskCLIPppConfig(self.image, self.text, similarity=None)
+
+    @property
+    def pixels(self) -> tuple[tuple, tuple]:
+        """Mean and deviation of RGB on 0..255."""
+        if isinstance(self.image, ClipViTConfig):
+            return self.image.pixel_mean, self.image.pixel_std
+        return PIXEL_MEAN, PIXEL_STD
+
+
+_B, _L, _H = TextConfig.clip(512), TextConfig.clip(768), TextConfig.clip(1024, 24)
+_BIG_G = TextConfig.clip(1280, 32)
+_HALF = (127.5,) * 3
+
+
+def _quick(name, training, source, licence, image, text) -> Published:
+    """Weights that want QuickGELU; a ResNet has it in its text tower only."""
+    if isinstance(image, ClipViTConfig):
+        image = dataclasses.replace(image, quick_gelu=True)
+    return Published(name, training, source, licence, image,
+                     dataclasses.replace(text, quick_gelu=True))
+
+
+def _openai(name: str, digest: str, image, text) -> Published:
+    file = name + ("px.pt" if name.endswith("336") else ".pt")
+    return _quick(name, "openai", f"https://openaipublic.azureedge.net/clip/models/{digest}/{file}",
+                  "MIT", image, text)
+
+
+def _transformers(name: str, repository: str, image, text) -> Published:
+    return _quick(name, "openai", f"hf://openai/{repository}", "MIT", image, text)
+
+
+def _metaclip(name: str, file: str, image, text) -> Published:
+    return _quick(name, "metaclip_fullcc", f"https://dl.fbaipublicfiles.com/MMPT/metaclip/{file}",
+                  "CC-BY-NC-4.0", image, text)
+
+
+def _laion(name: str, training: str, repository: str, image, text) -> Published:
+    return Published(name, training, f"hf://laion/{repository}", "MIT", image, text)
+
+
+def _eva(name: str, file: str, image, text) -> Published:
+    return Published(name, file.removesuffix(".pt"), f"hf://QuanSun/EVA-CLIP/{file}", "MIT", image,
+                     text)
+
+
+_VIT, _CONVNEXT, _RESNET, _EVA = ClipViTConfig, ConvNeXtConfig, ResNetConfig, EvaViTConfig
+
+MODELS = (
+    _eva("EVA02-CLIP-B-16", "EVA02_CLIP_B_psz16_s8B.pt", _EVA.eva02_b16(), _B),
+    _eva("EVA02-CLIP-L-14", "EVA02_CLIP_L_psz14_s4B.pt", _EVA.eva02_l14(), _L),
+    _eva("EVA02-CLIP-L-14-336", "EVA02_CLIP_L_336_psz14_s6B.pt", _EVA.eva02_l14_336(), _L),
+    _eva("EVA01-CLIP-g-14-plus", "EVA01_CLIP_g_14_plus_psz14_s11B.pt", _EVA.eva01_g14_plus(), _H),
+
+    _openai("ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+            _VIT.b32(), _B),
+    _openai("ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+            _VIT.b16(), _B),
+    _openai("ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+            _VIT.l14(), _L),
+    _openai("ViT-L-14-336", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+            _VIT.l14_336(), _L),
+    _transformers("ViT-B-32", "clip-vit-base-patch32", _VIT.b32(), _B),
+    _transformers("ViT-B-16", "clip-vit-base-patch16", _VIT.b16(), _B),
+    _transformers("ViT-L-14", "clip-vit-large-patch14", _VIT.l14(), _L),
+    _transformers("ViT-L-14-336", "clip-vit-large-patch14-336", _VIT.l14_336(), _L),
+    _metaclip("ViT-B-32", "b32_fullcc2.5b.pt", _VIT.b32(), _B),
+    _metaclip("ViT-B-16", "b16_fullcc2.5b.pt", _VIT.b16(), _B),
+    _metaclip("ViT-L-14", "l14_fullcc2.5b.pt", _VIT.l14(), _L),
+    _metaclip("ViT-H-14", "h14_fullcc2.5b.pt", _VIT.h14(), _H),
+    _laion("ViT-B-32", "laion2b_s34b_b79k", "CLIP-ViT-B-32-laion2B-s34B-b79K", _VIT.b32(), _B),
+    _laion("ViT-B-32", "datacomp_xl_s13b_b90k", "CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+           _VIT.b32(), _B),
+    _laion("ViT-B-16", "laion2b_s34b_b88k", "CLIP-ViT-B-16-laion2B-s34B-b88K", _VIT.b16(), _B),
+    _laion("ViT-B-16", "datacomp_xl_s13b_b90k", "CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+           _VIT.b16(), _B),
+    _laion("ViT-L-14", "laion2b_s32b_b82k", "CLIP-ViT-L-14-laion2B-s32B-b82K",
+           dataclasses.replace(_VIT.l14(), pixel_mean=_HALF, pixel_std=_HALF), _L),
+    _laion("ViT-L-14", "datacomp_xl_s13b_b90k", "CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
+           _VIT.l14(), _L),
+    _laion("ViT-H-14", "laion2b_s32b_b79k", "CLIP-ViT-H-14-laion2B-s32B-b79K", _VIT.h14(), _H),
+    _laion("ViT-g-14", "laion2b_s34b_b88k", "CLIP-ViT-g-14-laion2B-s34B-b88K", _VIT.g14(), _H),
+    _laion("ViT-bigG-14", "laion2b_s39b_b160k", "CLIP-ViT-bigG-14-laion2B-39B-b160k",
+           _VIT.big_g14(), _BIG_G),
+
+    _laion("convnext_base_w", "laion2b_s13b_b82k_augreg",
+           "CLIP-convnext_base_w-laion2B-s13B-b82K-augreg", _CONVNEXT.base_w(),
+           TextConfig.clip(640)),
+    _laion("convnext_base_w_320", "laion_aesthetic_s13b_b82k_augreg",
+           "CLIP-convnext_base_w_320-laion_aesthetic-s13B-b82K-augreg", _CONVNEXT.base_w_320(),
+           TextConfig.clip(640)),
+    _laion("convnext_large_d", "laion2b_s26b_b102k_augreg",
+           "CLIP-convnext_large_d.laion2B-s26B-b102K-augreg", _CONVNEXT.large_d(),
+           TextConfig.clip(768, 16)),
+    _laion("convnext_large_d_320", "laion2b_s29b_b131k_ft_soup",
+           "CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", _CONVNEXT.large_d_320(),
+           TextConfig.clip(768, 16)),
+    _laion("convnext_xxlarge", "laion2b_s34b_b82k_augreg_soup",
+           "CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup", _CONVNEXT.xxlarge(), _H),
+
+    _openai("RN50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+            _RESNET.rn50(), TextConfig.clip(512, embed_dim=1024)),
+    _openai("RN101", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+            _RESNET.rn101(), _B),
+    _openai("RN50x4", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+            _RESNET.rn50x4(), TextConfig.clip(640)),
+    _openai("RN50x16", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+            _RESNET.rn50x16(), _L),
+    _openai("RN50x64", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+            _RESNET.rn50x64(), TextConfig.clip(1024)),
+)
+
+
+def find(name: str, training: str) -> Published:
+    """The entry of a model, e.g. ("ViT-B-16", "openai").
+
+    Raises:
+      ValueError: there is none.
+    """
+    for entry in MODELS:
+        if (entry.name, entry.training) == (name, training):
+            return entry
+    raise ValueError(f"no published model {name} of {training} is known here; see `convert --list`")
+
+
+def name_of(model: MaskCLIPppConfig) -> str:
+    """What a model is called: a published name, or its kind of image tower."""
+    for entry in MODELS:
+        if _same_shapes(entry.image, model.image):
+            return entry.name
+    return f"an unpublished {type(model.image).__name__}"
+
+
+def _same_shapes(one: ImageConfig, other: ImageConfig) -> bool:
+    """Whether two image towers differ at most in what does not show in their parameters' shapes."""
+    if type(one) is not type(other):
+        return False
+    free = {"mask_layers", "quick_gelu", "mask_threshold", "norm_epsilon", "pixel_mean",
+            "pixel_std", "drop_path", "rotary_grid"}
+    return all(getattr(one, f.name) == getattr(other, f.name)
+               for f in dataclasses.fields(one) if f.name not in free)
+
+
+def looks_like(shapes: typing.Mapping[str, tuple], rules_for: typing.Callable,
+               absent: tuple[str, ...]) -> list[str]:
+    """Names of the published models that a file's tensors belong to.
+
+    Args:
+      shapes: of the file's tensors, by name.
+      rules_for: model -> the rule table of the file's layout; raises ValueError if it has none.
+      absent: beginnings of our paths that do not count.
+    """
+    names = []
+    for name, model in {entry.name: entry.model for entry in MODELS}.items():
+        try:
+            found = rules.shapes_for(shapes, rules_for(model))
+        except ValueError:
+            continue
+        parts = [part for part in ("image/", "text/") if any(p.startswith(part) for p in found)]
+        # Without this look beforehand, all models would have to be laid out: ten seconds.
+        joint = (model.text.width, model.text.embed_dim)
+        if "image/" in parts and found.get("text/projection", joint) == joint:
+            wanted = _shapes_of(model)
+            belongs = lambda path: path.startswith(tuple(parts)) and not path.startswith(absent)
+            if ({p: s for p, s in found.items() if belongs(p)}
+                    == {p: s for p, s in wanted.items() if belongs(p)}):
+                names.append(name)
+    return names
+
+
+@functools.lru_cache
+def _shapes_of(model: MaskCLIPppConfig) -> dict[str, tuple]:
+    _, shapes = parameters.abstract(lambda: MaskCLIPpp(model, rngs=parameters.Keys(0)))
+    return {path: tuple(leaf.shape) for path, leaf in parameters.flatten(shapes).items()}

@@ -1,0 +1,287 @@
+"""Predictions written, read by other tools, and scored by the command."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from array_record.python import array_record_data_source  # noqa: F401, defines flags of its own
+from pycocotools.coco import COCO
+
+from maskclippp_jax import predictions, score
+from maskclippp_jax.data import coco_files, records
+from maskclippp_jax.metrics.instance import decode, encode
+from maskclippp_jax.metrics.panoptic import PanopticQuality
+from maskclippp_jax.metrics.semantic import SemanticSegmentation
+from maskclippp_jax.vocabulary import Vocabulary
+
+ROOT = pathlib.Path(__file__).parents[1]
+VOCABULARY = Vocabulary.shipped("scenes")
+THING, STUFF = VOCABULARY.is_thing.index(True), VOCABULARY.is_thing.index(False)
+CLASSES = (THING, STUFF, THING + 1 if VOCABULARY.is_thing[THING + 1] else THING)
+NAMES = ("one", "two/b", "three")
+
+
+def true_label(number):
+    """[24, 32]: three stripes of classes, with some void at the bottom."""
+    label = np.repeat(np.roll(CLASSES, number), [8, 14, 10])[None].repeat(24, 0)
+    label[20:] = 255
+    return label
+
+
+def predicted_label(number):
+    """The same, filled, and moved by two columns in the second picture."""
+    label = np.repeat(np.roll(CLASSES, number), [8, 14, 10])[None].repeat(24, 0)
+    return np.roll(label, 2, 1) if number == 1 else label
+
+
+def make_record(number):
+    image = records.encode_png(np.full((24, 32, 3), 40 * number, np.uint8))
+    return records.semantic_record(image, NAMES[number], true_label(number), VOCABULARY.is_thing)
+
+
+def segments_of(label):
+    """Panoptic ids and segments of a label map, one segment a class; categories are classes."""
+    present = [int(c) for c in np.unique(label) if c != 255]
+    ids = np.zeros(label.shape, int)
+    for i, c in enumerate(present, start=1):
+        ids[label == c] = i
+    return ids, [dict(id=i, category_id=c, isthing=VOCABULARY.is_thing[c])
+                 for i, c in enumerate(present, start=1)]
+
+
+def coco_id(number):
+    return 100 + number
+
+
+def write_truth(folder):
+    """COCO's files of the same pictures."""
+    (folder / "truth").mkdir()
+    images, panoptic, instances = [], [], []
+    categories = [dict(id=i, name=names[0], isthing=int(thing)) for i, names, thing in zip(
+        VOCABULARY.dataset_ids, VOCABULARY.classes, VOCABULARY.is_thing)]
+    for number, name in enumerate(NAMES):
+        stem = name.replace("/", "%2F")
+        images.append(dict(id=coco_id(number), file_name=f"{stem}.jpg", height=24, width=32))
+        ids, segments = segments_of(true_label(number))
+        coco_files.write_ids(folder / "truth" / f"{stem}.png", ids * 1000)
+        panoptic.append(dict(image_id=coco_id(number), file_name=f"{stem}.png", segments_info=[
+            dict(id=s["id"] * 1000, category_id=VOCABULARY.dataset_ids[s["category_id"]],
+                 iscrowd=0, area=int((ids == s["id"]).sum())) for s in segments]))
+        for s in segments:
+            if s["isthing"]:
+                mask = ids == s["id"]
+                left, right = np.flatnonzero(mask.any(0))[[0, -1]]
+                polygon = [[int(left), 0, int(right) + 1, 0, int(right) + 1, 20, int(left), 20]]
+                instances.append(dict(
+                    id=len(instances) + 1, image_id=coco_id(number), iscrowd=0,
+                    area=int(mask.sum()), bbox=[int(left), 0, int(right - left + 1), 20],
+                    category_id=VOCABULARY.dataset_ids[s["category_id"]],
+                    segmentation=polygon if number else encode(mask)))
+    things = [c for c in categories if c["isthing"]]
+    for file, annotations, chosen in (("panoptic", panoptic, categories),
+                                      ("instances", instances, things)):
+        (folder / f"{file}.json").write_text(json.dumps(
+            dict(images=images, annotations=annotations, categories=chosen)))
+
+
+def write_predictions(folder, finish=True, numbers=range(3)):
+    writer = predictions.Writer(folder, VOCABULARY,
+                                {name: coco_id(i) for i, name in enumerate(NAMES)})
+    for number in numbers:
+        label = predicted_label(number)
+        writer.semantic(NAMES[number], label)
+        ids, segments = segments_of(label)
+        writer.panoptic(NAMES[number], ids, segments)
+        things = [s for s in segments if s["isthing"]]
+        writer.instances(NAMES[number], np.linspace(0.9, 0.5, len(things)),
+                         np.array([s["category_id"] for s in things]),
+                         np.stack([(ids == s["id"]) & (np.arange(24) < 20)[:, None]
+                                   for s in things]))
+    if finish:
+        writer.finish(NAMES, dict(model="none"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a place")
+    records.build(str(folder / "data"), "scenes", "scenes", dict(validation=[0, 1, 2]), make_record,
+                  source="test", description="test")
+    write_truth(folder)
+    write_predictions(folder / "found")
+    return folder
+
+
+def truths(place):
+    return dict(dataset="scenes", data_dir=f"{place}/data",
+                panoptic_json=f"{place}/panoptic.json", panoptic_dir=f"{place}/truth",
+                instances_json=f"{place}/instances.json", samples=50)
+
+
+def command(place, *more, **given):
+    line = [sys.executable, "-m", "maskclippp_jax.score", *(f"--{k}={v}" for k, v in given.items()),
+            *more]
+    environment = dict(os.environ, COLUMNS="100", PYTHONPATH=str(ROOT))
+    return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True,
+                          timeout=120)
+
+
+def test_the_command_gives_what_the_metrics_give(place):
+    done = command(place, predictions="found", output="results.json", **truths(place))
+    assert done.returncode == 0, done.stderr
+    got = json.loads((place / "results.json").read_text())
+    semantic = SemanticSegmentation(VOCABULARY.num_classes, 255)
+    panoptic = PanopticQuality(dict(enumerate(VOCABULARY.is_thing)))
+    for number in range(3):
+        true, found = true_label(number), predicted_label(number)
+        semantic.process(found, true)
+        ids, segments = segments_of(true)
+        segments = [dict(s, iscrowd=0, area=(ids == s["id"]).sum()) for s in segments]
+        panoptic.process(*segments_of(found), ids, segments)
+    for key in ("mIoU", "pACC"):
+        assert got["semantic"][key] == pytest.approx(semantic.evaluate()[key])
+    assert 50 < got["semantic"]["mIoU"] < 100
+    assert got["panoptic"]["all"] == pytest.approx(panoptic.evaluate()["all"])
+    low, high = got["semantic"]["intervals"]["mIoU"]
+    assert low < got["semantic"]["mIoU"] < high and got["boundary"]["mBIoU"] > 0
+    assert 50 < got["instances"]["AP50"] <= 100 and got["instances"]["pictures"] == 3
+    for line in (f"PQ of things", "AP of small masks", "mean boundary IoU", "model",
+                 "95 % of 50 draws"):
+        assert line in done.stdout
+
+
+def test_other_tools_read_our_files(place):
+    truth = COCO(str(place / "instances.json"))
+    found = truth.loadRes(str(place / "found/instances.json"))
+    assert sorted(found.getImgIds()) == [100, 101, 102]
+    row = found.loadAnns(found.getAnnIds(imgIds=[100]))[0]
+    mask = predicted_label(0) == VOCABULARY.dataset_ids.index(row["category_id"])
+    mask[20:] = False
+    np.testing.assert_array_equal(found.annToMask(row), mask)
+    content = json.loads((place / "found/panoptic.json").read_text())
+    for row, number in zip(content["annotations"], range(3)):
+        ids = coco_files.read_ids(place / "found/panoptic" / row["file_name"])
+        assert row["image_id"] == coco_id(number)
+        assert {s["id"]: s["area"] for s in row["segments_info"]} == dict(
+            zip(*(x.tolist() for x in np.unique(ids, return_counts=True))))
+
+
+def test_ids_of_24_bits_survive_their_colours(tmp_path, rng):
+    ids = rng.integers(0, 2**24, (5, 7))
+    coco_files.write_ids(tmp_path / "a.png", ids)
+    np.testing.assert_array_equal(coco_files.read_ids(tmp_path / "a.png"), ids)
+
+
+def test_polygons_and_both_forms_of_run_lengths_are_read():
+    mask = np.zeros((4, 5), bool)
+    mask[1:3, 1:4] = True
+    whole = [0] if mask[0, 0] else []
+    flat = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *changes, flat.size]).tolist()
+    for form in ([[1, 1, 4, 1, 4, 3, 1, 3]], dict(size=[4, 5], counts=whole + runs), encode(mask)):
+        np.testing.assert_array_equal(decode(coco_files.run_lengths(form, 4, 5)), mask)
+
+
+def test_predictions_that_were_stopped_go_on(place, tmp_path):
+    write_predictions(tmp_path / "found", finish=False, numbers=range(2))
+    with pytest.raises(FileNotFoundError, match="are not finished"):
+        predictions.read_manifest(str(tmp_path / "found"))
+    with pytest.raises(FileNotFoundError, match="lacks the panoptic results of three"):
+        predictions.Writer(tmp_path / "found", VOCABULARY).finish(NAMES, {})
+    write_predictions(tmp_path / "found", numbers=[2])
+    for file in ("panoptic.json", "instances.json", "predictions.json"):
+        assert (tmp_path / "found" / file).read_text() == (place / "found" / file).read_text()
+    assert not list((tmp_path / "found").rglob(".*"))
+    with pytest.raises(FileExistsError, match="finished predictions"):
+        predictions.Writer(tmp_path / "found", VOCABULARY)
+
+
+def run(place, found, **given):
+    """The command in this process."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(predictions=str(found), **given):
+        return score.main([])
+
+
+@pytest.fixture
+def copy(place, tmp_path):
+    return shutil.copytree(place / "found", tmp_path / "copy")
+
+
+def test_missing_pictures_are_named_or_count_as_missed(place, copy):
+    for file in ("semantic/three.png", "panoptic/three.png"):
+        (copy / file).unlink()
+    for name in ("panoptic.json", "predictions.json"):
+        content = json.loads((copy / name).read_text())
+        if name == "panoptic.json":
+            content["annotations"].pop()
+        else:
+            del content["pictures"]["three"]
+        (copy / name).write_text(json.dumps(content))
+    rows = json.loads((copy / "instances.json").read_text())
+    (copy / "instances.json").write_text(json.dumps([r for r in rows if r["image_id"] != 102]))
+    all_of = truths(place)
+    kinds = [{k: v for k, v in all_of.items() if k.startswith(p)} for p in
+             (("data",), ("panoptic",), ("instances",))]
+    for kind in kinds:
+        with pytest.raises(ValueError, match=r"lacks 1 picture \(three\) of the ground truth's 3"):
+            run(place, copy, **kind)
+    run(place, copy, allow_missing=True, output=str(copy / "r.json"), **all_of)
+    run(place, place / "found", output=str(copy / "s.json"), **all_of)
+    less, all_there = (json.loads((copy / f).read_text()) for f in ("r.json", "s.json"))
+    assert less["semantic"]["mIoU"] < all_there["semantic"]["mIoU"]
+    assert less["panoptic"]["all"]["PQ"] < all_there["panoptic"]["all"]["PQ"]
+    assert less["instances"]["AP"] < all_there["instances"]["AP"]
+    assert less["boundary"]["mBIoU"] < all_there["boundary"]["mBIoU"]
+
+
+def test_predictions_of_other_pictures_are_refused(place, copy):
+    (copy / "semantic/three.png").rename(copy / "semantic/four.png")
+    with pytest.raises(ValueError, match=r"has 1 picture \(four\), which the ground truth lacks"):
+        run(place, copy, dataset="scenes", data_dir=f"{place}/data")
+    rows = json.loads((copy / "instances.json").read_text())
+    (copy / "instances.json").write_text(json.dumps([dict(rows[0], image_id=7)]))
+    with pytest.raises(ValueError, match="has the picture 7, which"):
+        run(place, copy, instances_json=f"{place}/instances.json")
+
+
+@pytest.mark.parametrize("file, content, kind, says", [
+    ("predictions.json", '{"vocabulary": "v", "classes": [["x"]], "pictures": {}}', "data",
+     "holds classes of v, but scenes has those of scenes"),
+    ("instances.json", "[1]", "instances", "holds '1', wanted a list of results"),
+    ("instances.json", "{", "instances", "is no JSON"),
+    ("panoptic.json", "{}", "panoptic", "has no annotations, categories"),
+    ("panoptic.json", '{"annotations": [{"file_name": "x.png"}], "categories": []}', "panoptic",
+     "without segments_info"),
+    ("panoptic.json", '{"annotations": [{"file_name": "x.png", "segments_info": []}], '
+     '"categories": []}', "panoptic", "no file .*x.png")])
+def test_files_of_another_form_are_refused(place, copy, file, content, kind, says):
+    (copy / file).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        run(place, copy, **{k: v for k, v in truths(place).items() if k.startswith(kind)})
+
+
+def test_a_label_map_of_another_size_is_named(place, copy):
+    records_png = records.encode_png(np.zeros((24, 31), np.uint8))
+    (copy / "semantic/one.png").write_bytes(records_png)
+    with pytest.raises(ValueError, match=r"semantic/one.png: the prediction is \(24, 31\)"):
+        run(place, copy, dataset="scenes", data_dir=f"{place}/data")
+
+
+def test_bad_flags_end_in_one_sentence(place):
+    for given, says in ((dict(), "got no --predictions"),
+                        (dict(predictions="found"), "got no ground truth"),
+                        (dict(predictions="found", panoptic_json="panoptic.json"), "give both")):
+        done = command(place, output="never.json", **given)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ") and says in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (place / "never.json").exists()
