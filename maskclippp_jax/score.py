@@ -17,7 +17,7 @@ from absl import flags, logging
 from rich.progress import track
 
 from maskclippp_jax import cli, predictions, report
-from maskclippp_jax.data import coco_files, images, records
+from maskclippp_jax.data import bundles, coco_files, images, records
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.panoptic import PanopticQuality
@@ -82,7 +82,7 @@ def score_semantic(folder: str, manifest: dict | None) -> dict:
                          "their own data set")
     seen = vocabulary.seen_in(Vocabulary.shipped(SEEN.value)) if SEEN.value else None
     files = predictions.semantic_files(folder)
-    ids = [_text(source.records[i]["image_id"]) for i in range(len(source.records))]
+    ids = [records.id_of(source.records[i]) for i in range(len(source.records))]
     check_pictures(files, ids, f"{folder}/semantic")
     semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
     boundary = BoundaryIoU(vocabulary.num_classes, _IGNORE)
@@ -140,11 +140,11 @@ def check_pictures(found: typing.Collection[str], wanted: typing.Sequence[str], 
     """
     other = sorted(set(found) - set(wanted))
     if other:
-        raise ValueError(f"{where} has {_some(other)}, which the ground truth lacks; score it "
+        raise ValueError(f"{where} has {bundles.some(other)}, which the ground truth lacks; score it "
                          "against its own data set and split")
     missing = sorted(set(wanted) - set(found))
     if missing and not ALLOW_MISSING.value:
-        raise ValueError(f"{where} lacks {_some(missing)} of the ground truth's {len(wanted)}; "
+        raise ValueError(f"{where} lacks {bundles.some(missing)} of the ground truth's {len(wanted)}; "
                          "predict them, or count them as missed with --allow_missing")
 
 
@@ -171,15 +171,6 @@ def named(what):
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} picture{'s' * (len(names) != 1)} ({shown})"
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 if __name__ == "__main__":

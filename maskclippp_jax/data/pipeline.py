@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags, logging
 
 from maskclippp_jax.data import transforms
-from maskclippp_jax.data.records import decode_segments
+from maskclippp_jax.data.records import decode_segments, id_of
 
 CANVAS = 64  # pixels; sides of evaluation canvases are multiples of it
 
@@ -30,8 +30,7 @@ def decode(record: dict) -> tuple[np.ndarray, np.ndarray, str]:
     Raises:
       ValueError: the picture cannot be decoded, or has another size than its segments.
     """
-    name = record["image_id"]
-    name = name.decode() if isinstance(name, bytes) else str(name)
+    name = id_of(record)
     # Orientation was applied when the record was made.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), flags)
