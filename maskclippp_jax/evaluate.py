@@ -1,155 +1,230 @@
-"""Evaluates models on ground-truth masks.
+"""Evaluates models: on ground-truth masks, or on the masks of a generator.
 
     python -m maskclippp_jax.evaluate --config=configs/x.py --checkpoint=P --workdir=D
+    python -m maskclippp_jax.evaluate --config=... --checkpoint=P --workdir=D --bundle=B \
+        --config.eval.dataset=ade20k_150,ade20k_150_panoptic,ade20k_150_instance
 
-Every ground-truth mask is given to the model, which names it: mask accuracy, and mIoU of the label
-map that the named masks make. `--checkpoint` is the folder of a training run, a checkpoint file, or
-"untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared.
+Without `--bundle` every ground-truth mask is given to the model, which names it: mask accuracy, and
+what follows from masks named so. With it the masks are those of a bundle (`maskclippp_jax.masks`,
+launch/export). What is measured depends on the data sets (see `truth.py`): mIoU, panoptic quality,
+average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or "untuned"
+(the pre-trained CLIP, mean over templates); given several times, all are compared. An evaluation
+that was stopped goes on when the same command is given again.
+
+`--oracle=masks` is the first form, perfect masks, with all results the data sets allow, each on
+masks of its own kind; `--oracle=classes` gives the masks of the bundle perfect classes, without a
+model: what the generator alone allows.
 """
 
 import hashlib
-import io
 import time
 
 import jax
-import numpy as np
 from absl import flags, logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
-from rich.progress import Progress
+from rich.progress import Progress as Bar
 
-from maskclippp_jax import (cli, config as configuration, inference, loading, metrics, report,
-                            sharding)
-from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
-from maskclippp_jax.metrics.semantic import SemanticSegmentation
+from maskclippp_jax import (cli, config as configuration, evaluation_runs as runs, loading,
+                            predictions, report, sharding)
+from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.evaluation import Evaluation, Progress
+from maskclippp_jax.truth import Truth, open_truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
 CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint", [], "run folder, checkpoint file, or 'untuned'")
+BUNDLE = flags.DEFINE_string("bundle", None, "folder of a generator's masks")
+ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures that the bundle lacks count as "
+                                  "missed")
+ORACLE = flags.DEFINE_enum("oracle", None, ["masks", "classes"], "perfect masks named by the "
+                           "model, or masks of the bundle named perfectly")
+SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the predictions, which "
+                                       "maskclippp_jax.score scores; with several models one below "
+                                       "it for each, 0, 1, ...")
+SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
+SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
 PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks")
-
-_IGNORE = 65535  # truth of pixels without a class
 
 
 def main(argv):
     del argv
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
-    if not CHECKPOINT.value:
+    names = CHECKPOINT.value
+    if ORACLE.value == "classes":
+        if names or not BUNDLE.value:
+            raise ValueError("--oracle=classes asks no model: give --bundle and no --checkpoint")
+        names = ["perfect classes"]
+    elif not names:
         raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or "
                          "'untuned'")
-    workdir = epath.Path(WORKDIR.value).absolute()
-    settings = config.eval
-    source = records.open_source(config.data_dir, settings.dataset, settings.split)
-    vocabulary = source.vocabulary
-    seen = vocabulary.seen_in(Vocabulary.load(settings.seen_vocabulary))
+    if ORACLE.value == "masks" and BUNDLE.value:
+        raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle")
+    workdir, settings = epath.Path(WORKDIR.value).absolute(), config.eval
+    bundle = Bundle(BUNDLE.value) if BUNDLE.value else None
+    truths = truths_of(config, bundle)
+    missing = []
+    if bundle:
+        missing = bundle.check_pictures(truths[0].sizes(), truths[0].what,
+                                        allow_missing=ALLOW_MISSING.value)
+        if settings.ensemble and bundle.kind == "none" and not ORACLE.value:
+            raise ValueError(f"the masks of {bundle.folder} have no classes, so there is no "
+                             "ensemble; add --config.eval.ensemble=False")
+    protocol = protocol_of(config, truths, bundle, missing)
 
+    models, shown = [], []
+    for number, name in enumerate(names):
+        model, what = None, name
+        if ORACLE.value != "classes":
+            model_config, params, what = loading.load_checkpoint(name, config)
+            model = runs.Model(model_config, params)
+        logging.info("evaluating %s", what)
+        results, views = evaluate(config, model, truths, bundle, missing, dict(
+            protocol, checkpoint=what), workdir / "progress" / f"{number}")
+        models.append(dict(name=epath.Path(name).name, checkpoint=what, **results))
+        shown.append(views)
+    if jax.process_index() == 0:
+        write(workdir, models, protocol, truths[0].vocabulary, shown)
+
+
+def truths_of(config, bundle: Bundle | None) -> list[Truth]:
+    """The ground truth, or one for each data set if its own masks are to be named."""
+    settings = config.eval
+    together = open_truth(config.data_dir, settings.dataset, settings.split)
+    if bundle or len(together.sources) == 1:
+        return [together]
+    return [Truth({name: source}, settings.split) for name, source in together.sources.items()]
+
+
+def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bundle | None,
+             missing: list[str], protocol: dict, folder: epath.Path) -> tuple[dict, list]:
+    """Runs one model, or the oracle of classes, over the ground truth.
+
+    Args:
+      config: the experiment.
+      model: None: the masks of the bundle get perfect classes.
+      truths: see `truths_of`.
+      bundle: the masks; None: those of the ground truth.
+      missing: pictures that the bundle lacks.
+      protocol: how all is measured.
+      folder: for what was counted, in case of a stop.
+
+    Returns:
+      Results by metric and images_per_second, and the first pictures with their named masks.
+    """
+    results, views = {}, []
+    done, seconds = 0, 0.0
+    for number, truth in enumerate(truths):
+        parts = [p for p in truth.parts if p not in results]
+        if bundle is None and "mask_accuracy" not in results:
+            parts.append("mask_accuracy")
+        writer = None
+        if SAVE_PREDICTIONS.value:
+            parents = [SAVE_PREDICTIONS.value]
+            parents += [folder.name] if len(CHECKPOINT.value) > 1 else []
+            parents += [next(iter(truth.sources))] if len(truths) > 1 else []
+            writer = predictions.Writer("/".join(parents), truth.vocabulary)
+        evaluation = Evaluation(truth, runs.seen_classes(config, truth.vocabulary), parts,
+                                writer=writer)
+        progress = Progress(folder / f"{number}", evaluation, protocol)
+        chosen = [i for i, name in enumerate(truth.ids)
+                  if name not in progress.done and name not in missing]
+        mesh = sharding.make_mesh(1)
+        if model is None:
+            run = runs.classify_perfectly(truth, parts, chosen, bundle)
+        elif bundle:
+            run = runs.name_bundle(config, model, truth, parts, mesh, chosen, bundle)
+        elif truth.parts == ["semantic"]:
+            run = runs.name_segments(config, model, truth, mesh, chosen)
+        else:
+            run = runs.name_true_masks(config, model, truth, parts, mesh, chosen)
+        start = time.monotonic()
+        with jax.set_mesh(mesh), Bar(transient=True) as bar:
+            task = bar.add_task("evaluating", total=len(chosen))
+            for picture in run:
+                evaluation.add(picture.image_id, picture.found, picture.labels)
+                progress.add(picture.image_id)
+                bar.advance(task, jax.process_count())
+                if picture.view and len(views) < PICTURES.value:
+                    views.append(view_of(picture, truth.vocabulary))
+                done += 1
+        seconds += time.monotonic() - start
+        progress.save()
+        if jax.process_index() == 0:
+            for name in missing:
+                evaluation.add_missing(name)
+        evaluation.sum_over_hosts()
+        results |= evaluation.results(SAMPLES.value, SEED.value)
+        if jax.process_index() == 0:
+            if writer:
+                writer.finish([i for i in truth.ids if i not in missing], protocol)
+            progress.remove()
+    results["images_per_second"] = round(done * jax.process_count() / max(seconds, 1e-9), 2)
+    return results, views
+
+
+def protocol_of(config, truths: list[Truth], bundle: Bundle | None, missing: list[str]) -> dict:
+    """Everything that the numbers rest on, by name."""
+    settings, vocabulary = config.eval, truths[0].vocabulary
     protocol = dict(
-        dataset=settings.dataset, split=settings.split, pictures=len(source.records),
-        masks="ground truth", vocabulary=f"{vocabulary.name} ({_hash(vocabulary)})",
-        seen_classes_from=settings.seen_vocabulary, templates=len(config.templates),
+        dataset=settings.dataset, split=settings.split, pictures=len(truths[0].ids),
+        masks="ground truth" if bundle is None else str(bundle.folder),
+        vocabulary=f"{vocabulary.name} ({hash_of(vocabulary)})",
+        seen_classes_from=f"{settings.seen_vocabulary} "
+                          f"({hash_of(Vocabulary.load(settings.seen_vocabulary))})",
+        templates=len(config.templates),
         loader=f"{settings.loader_min}/{settings.loader_max}", short_side=settings.short_side,
         mask_short_side=settings.mask_short_side, ensemble="off", dtype="float32")
-    models, shown = [], []
-    for name in CHECKPOINT.value:
-        model_config, params, what = loading.load_checkpoint(name, config)
-        logging.info("evaluating %s", what)
-        results, pictures = evaluate(config, model_config, params, source, vocabulary, seen,
-                                     keep_pictures=PICTURES.value)
-        models.append(dict(name=epath.Path(name).name, checkpoint=what, **results))
-        shown.append(pictures)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
-        report.print_results(models, protocol)
-        for m in models:
+    if ORACLE.value:
+        protocol["oracle"] = ORACLE.value
+    if bundle is None:
+        return protocol
+    if bundle.preparation:
+        p = bundle.preparation
+        protocol.update(mask_short_side=p.short_side, generator_loader=(
+            f"{p.loader_min}/{p.loader_max}"), generator_multiple=p.multiple)
+    if settings.ensemble:
+        protocol["ensemble"] = f"alpha {settings.alpha}, beta {settings.beta}"
+    protocol.update(
+        stored_masks=bundle.masks, generator_classes=bundle.kind,
+        generator=", ".join(f"{k} {v}" for k, v in bundle.generator.items()),
+        void="none" if bundle.kind == "none" else "of the generator",
+        missing_pictures=f"{len(missing)} count as missed" if missing else "none")
+    if "panoptic" in truths[0].parts:
+        protocol["thresholds"] = (f"score > {settings.object_threshold}, overlap >= "
+                                  f"{settings.overlap_threshold}")
+    if "instances" in truths[0].parts:
+        protocol["instances"] = f"{settings.num_instances} a picture"
+    return protocol
+
+
+def write(workdir: epath.Path, models: list[dict], protocol: dict, vocabulary: Vocabulary,
+          shown: list[list]) -> None:
+    """Writes and prints the results of all models."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
+    report.print_results(models, protocol)
+    for m in models:
+        if "mask_accuracy" in m:
             report.print_per_class(m["mask_accuracy"]["per_class"],
                                    [c[0] for c in vocabulary.classes],
                                    f"mask accuracy, {m['name']}")
-        logging.info("wrote %s", workdir / "results.json")
-        if PICTURES.value:
-            picture = compare(shown, [m["name"] for m in models])
-            picture.save(workdir / "comparison.png")
-            logging.info("wrote %s", workdir / "comparison.png")
+    logging.info("wrote %s", workdir / "results.json")
+    if any(shown):
+        picture = compare(shown, [m["name"] for m in models])
+        picture.save(workdir / "comparison.png")
+        logging.info("wrote %s", workdir / "comparison.png")
 
 
-def evaluate(config, model_config, params, source: records.Source, vocabulary: Vocabulary,
-             seen: np.ndarray, *, keep_pictures: int = 0) -> tuple[dict, list]:
-    """Runs one model over a data set.
-
-    Args:
-      config: the experiment; `config.eval` and `config.templates` are used.
-      model_config: sizes of the model.
-      params: its parameters.
-      source: the data set.
-      vocabulary: the classes of its ids.
-      seen: [C] bool.
-      keep_pictures: how many pictures to return with their named masks.
-
-    Returns:
-      dict(mask_accuracy, semantic, images_per_second), and the pictures (see `compare`).
-    """
-    settings = config.eval
-    mesh = sharding.make_mesh(1)
-    batch_size = -(-settings.batch_size // mesh.size) * mesh.size
-    accuracy = MaskAccuracy(vocabulary.num_classes, seen, vocabulary.is_thing)
-    semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
-    names = inference.embed_vocabulary(config, model_config, params, vocabulary)
-    name_masks = inference.make_namer(model_config, semantic=True)
-    batches = pipeline.eval_batches(
-        source.records, batch_size=batch_size, loader_min=settings.loader_min,
-        loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count())
-    pictures, done = [], 0
-    with jax.set_mesh(mesh), Progress(transient=True) as bar:
-        params, names = jax.device_put((params, names), sharding.replicated(mesh))
-        task = bar.add_task("evaluating", total=len(source.records))
-        start = time.monotonic()
-        for batch in batches:
-            sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
-            canvas = inference.canvas_of(sizes.network, model_config.image.patch_size)
-            arrays = {k: batch[k] for k in ("image", "segments", "labels")}
-            on_device = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
-            sizes = inference.Sizes(**pipeline.to_device(
-                sizes._asdict(), sharding.batch_sharding(mesh)))
-            result = name_masks(params, on_device, sizes, names, canvas)
-            classes, label_maps = (_local(x) for x in (result.classes, result.labels))
-            for b in np.flatnonzero(batch["valid"]):
-                labels, (height, width) = batch["labels"][b], batch["segments_size"][b]
-                used = labels >= 0
-                if not used.any():
-                    continue  # a picture without any class says nothing
-                accuracy.process(classes[b][used], labels[used])
-                segments = batch["segments"][b, :height, :width]
-                truth = np.concatenate([[_IGNORE], labels])[segments]
-                semantic.process(label_maps[b, :height, :width], truth)
-                if len(pictures) < keep_pictures:
-                    pictures.append((batch["image"][b], batch["image_size"][b], segments,
-                                     [(vocabulary.classes[p][0], vocabulary.classes[t][0])
-                                      for p, t in zip(classes[b][used], labels[used])]))
-            done += int(batch["valid"].sum())
-            bar.update(task, completed=done)
-        seconds = time.monotonic() - start
-    if jax.process_count() > 1:
-        for metric in (accuracy, semantic):
-            sum_over_hosts(metric)
-    return dict(mask_accuracy=accuracy.evaluate(), semantic=semantic.evaluate(),
-                images_per_second=round(done / seconds, 2)), pictures
-
-
-def sum_over_hosts(metric: metrics.Metric) -> None:
-    """Gives a metric what all hosts have counted together; the same on every host."""
-    data = io.BytesIO()
-    np.savez(data, **metric.state())
-    mine = np.frombuffer(data.getvalue(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine))))
-    padded = np.pad(mine, (0, lengths.max() - len(mine)))
-    metric.reset()
-    for row, length in zip(np.asarray(multihost_utils.process_allgather(padded)), lengths):
-        with np.load(io.BytesIO(row[:length].tobytes())) as state:
-            metric.add_state(dict(state))
+def view_of(picture: runs.Picture, vocabulary: Vocabulary) -> tuple:
+    """Image, segments, and for each segment what the model said and what is true."""
+    used = picture.labels >= 0
+    image, segments = picture.view
+    return image, segments, [(vocabulary.classes[p][0], vocabulary.classes[t][0])
+                             for p, t in zip(picture.found.mask_classes[used],
+                                             picture.labels[used])]
 
 
 def compare(shown: list[list], titles: list[str]):
@@ -158,24 +233,15 @@ def compare(shown: list[list], titles: list[str]):
 
     rows = []
     for views in zip(*shown):
-        image, (height, width), segments, pairs = views[0]
-        image = image[:height, :width]
+        image, segments, pairs = views[0]
         row = [(image, segments, [(truth, None) for _, truth in pairs])]
-        row += [(image, segments, [(said, said == truth) for said, truth in view[3]])
+        row += [(image, segments, [(said, said == truth) for said, truth in view[2]])
                 for view in views]
         rows.append(row)
     return visualize.draw_comparison(rows, ["ground truth", *titles])
 
 
-def _local(array: jax.Array) -> np.ndarray:
-    """The rows of a batch that belong to this host."""
-    if jax.process_count() == 1:
-        return jax.device_get(array)
-    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
-    return np.concatenate([np.asarray(s.data) for s in shards])
-
-
-def _hash(vocabulary: Vocabulary) -> str:
+def hash_of(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(repr(vocabulary.classes).encode()).hexdigest()[:8]
 
 

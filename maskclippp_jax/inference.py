@@ -50,20 +50,29 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     """Embeds every name of a vocabulary in every template of the experiment."""
     token_ids = loading.tokenize(model, vocabulary, config.templates)
     embeddings = loading.embed_names(model, params["text"], token_ids)
-    rows = _NAMES
-    while rows < len(embeddings):
-        rows *= 2
+    rows = num_rows(vocabulary)
     padding = rows - len(embeddings)
     return Names(
         np.pad(embeddings, ((0, padding), (0, 0), (0, 0))),
         np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
 
 
+def num_rows(vocabulary: Vocabulary) -> int:
+    """S', the rows of a vocabulary's names with their padding."""
+    rows = _NAMES
+    while rows < vocabulary.num_synonyms:
+        rows *= 2
+    return rows
+
+
 def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None) -> Sizes:
-    """Sizes of an evaluation batch; a side of None leaves that size as it is."""
+    """Sizes of an evaluation batch; a side of None leaves that size as it is.
+
+    Like a generator's, the masks' size follows from that of the loaded picture.
+    """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
-    return Sizes(picture, shorter_side_to(picture, short_side), segments,
-                 shorter_side_to(segments, mask_short_side))
+    masks = segments if mask_short_side is None else shorter_side_to(picture, mask_short_side)
+    return Sizes(picture, shorter_side_to(picture, short_side), segments, masks)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:

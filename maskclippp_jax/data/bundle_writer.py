@@ -18,8 +18,9 @@ manifest.json holds
                       "open": vocabulary, logits of the classes the pictures are evaluated with;
                       "embeddings": void_embedding, logit_scale, templates: unit vectors in the
                       space of the generator's text tower, from which logits of any vocabulary come
-    pictures          for each id: size (height, width), and of generated masks loaded, resized,
-                      padded: the picture's sizes on its way into the generator; masks: how many
+    pictures          for each id: size (height, width); masks: how many; of generated masks
+                      loaded, resized, padded: the picture's sizes on its way into the generator;
+                      of binary ones mask_size
 
 A picture's file holds its masks under the first name, its classes under the second:
 
@@ -106,9 +107,12 @@ class Writer:
             image_id = urllib.parse.unquote(path.name[:-len(".npz")])
             with np.load(path) as arrays:
                 sizes, count = arrays["sizes"].tolist(), int(arrays["count"])
+                size = arrays["mask_size"].tolist() if "mask_size" in arrays.files else None
             names = ("size", "loaded", "resized", "padded")
             facts = dict(zip(names[:1] if self.facts["masks"] == "binary" else names, sizes))
             facts["masks"] = count
+            if size:
+                facts["mask_size"] = size
             if files:
                 facts["file"] = str(files[image_id])
             pictures[image_id] = facts

@@ -88,6 +88,13 @@ class Bundle:
         """Masks of the picture that has most."""
         return max((p["masks"] for p in self.pictures.values()), default=0)
 
+    def stored_size(self, image_id: str) -> tuple[int, int]:
+        """Height and width of a picture's masks as they are stored."""
+        picture = self.pictures[image_id]
+        if self.stride is None:
+            return tuple(picture["mask_size"])
+        return tuple(side // self.stride for side in picture["padded"])
+
     def read(self, image_id: str) -> PictureMasks:
         """The masks of a picture.
 
@@ -120,12 +127,12 @@ class Bundle:
                 raise ValueError(f"{file}: {name} holds NaN; export this picture in float32")
         if self.masks == "binary":
             return PictureMasks(masks, classes, None, None)
-        padded, stored = picture["padded"], masks.shape[1:]
-        if [side * self.stride for side in stored] != padded:
+        padded, stored, wanted = picture["padded"], masks.shape[1:], self.stored_size(image_id)
+        if stored != wanted:
             raise ValueError(f"{file} holds masks of {stored[0]}x{stored[1]}, but the padded input "
-                             f"of {padded[0]}x{padded[1]} has {padded[0] // self.stride}x"
-                             f"{padded[1] // self.stride} cells of {self.stride} pixels; export "
-                             "the masks of the whole padded input, not cropped")
+                             f"of {padded[0]}x{padded[1]} has {wanted[0]}x{wanted[1]} cells of "
+                             f"{self.stride} pixels; export the masks of the whole padded input, "
+                             "not cropped")
         return PictureMasks(masks, classes, tuple(padded), tuple(picture["resized"]))
 
     def check_pictures(self, sizes: typing.Mapping[str, tuple[int, int]], what: str, *,
