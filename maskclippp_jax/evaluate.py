@@ -16,8 +16,10 @@ masks of its own kind; `--oracle=classes` gives the masks of the bundle perfect 
 model: what the generator alone allows.
 """
 
+import functools
 import hashlib
 import time
+import typing
 
 import jax
 from absl import flags, logging
@@ -74,19 +76,23 @@ def main(argv):
                              "ensemble; add --config.eval.ensemble=False")
     protocol = protocol_of(config, truths, bundle, missing)
 
-    models, shown = [], []
+    models, shown, finish = [], [], []
     for number, name in enumerate(names):
         model, what = None, name
         if ORACLE.value != "classes":
             model_config, params, what = loading.load_checkpoint(name, config)
             model = runs.Model(model_config, params)
         logging.info("evaluating %s", what)
-        results, views = evaluate(config, model, truths, bundle, missing, dict(
+        results, views, left = evaluate(config, model, truths, bundle, missing, dict(
             protocol, checkpoint=what), workdir / "progress" / f"{number}")
         models.append(dict(name=epath.Path(name).name, checkpoint=what, **results))
         shown.append(views)
+        finish += left
     if jax.process_index() == 0:
         write(workdir, models, protocol, truths[0].vocabulary, shown)
+        for step in finish:
+            step()
+        (workdir / "progress").rmtree()
 
 
 def truths_of(config, bundle: Bundle | None) -> list[Truth]:
@@ -99,7 +105,8 @@ def truths_of(config, bundle: Bundle | None) -> list[Truth]:
 
 
 def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bundle | None,
-             missing: list[str], protocol: dict, folder: epath.Path) -> tuple[dict, list]:
+             missing: list[str], protocol: dict, folder: epath.Path
+             ) -> tuple[dict, list, list[typing.Callable[[], None]]]:
     """Runs one model, or the oracle of classes, over the ground truth.
 
     Args:
@@ -112,9 +119,10 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
       folder: for what was counted, in case of a stop.
 
     Returns:
-      Results by metric and images_per_second, and the first pictures with their named masks.
+      Results by metric and images_per_second, the first pictures with their named masks, and what
+      is left to do to finish saved predictions.
     """
-    results, views = {}, []
+    results, views, finish = {}, [], []
     done, seconds = 0, 0.0
     for number, truth in enumerate(truths):
         parts = [p for p in truth.parts if p not in results]
@@ -157,12 +165,11 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
                 evaluation.add_missing(name)
         evaluation.sum_over_hosts()
         results |= evaluation.results(SAMPLES.value, SEED.value)
-        if jax.process_index() == 0:
-            if writer:
-                writer.finish([i for i in truth.ids if i not in missing], protocol)
-            progress.remove()
+        if writer:
+            finish.append(functools.partial(
+                writer.finish, [i for i in truth.ids if i not in missing], protocol))
     results["images_per_second"] = round(done * jax.process_count() / max(seconds, 1e-9), 2)
-    return results, views
+    return results, views, finish
 
 
 def protocol_of(config, truths: list[Truth], bundle: Bundle | None, missing: list[str]) -> dict:

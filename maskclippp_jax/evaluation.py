@@ -155,12 +155,6 @@ class Progress:
         metrics.save(self.file, self.evaluation.metrics, self.mine)
         self._saved = time.monotonic()
 
-    def remove(self) -> None:
-        """Once the results are written."""
-        for file in self.folder.iterdir():
-            file.unlink()
-        self.folder.rmdir()
-
     def _check(self, protocol: dict) -> None:
         file = self.folder / "protocol.json"
         self.folder.mkdir(parents=True, exist_ok=True)
