@@ -30,7 +30,10 @@ def base() -> ml_collections.ConfigDict:
         accumulate=1,           # parts a batch is cut into, to save memory; the numbers stay
         workers=0,              # processes that read and augment; 0 = threads of this one
     )
-    config.tune = dict(image="attention", text="none")  # optim.image_tuning, text_tuning
+    config.tune = dict(
+        image="attention",      # a kind of optim.image_tuning
+        text="none",            # a kind of optim.text_tuning
+        batch_norm="batch")     # of ResNets: by the batch, with running averages; or by "stored"
     config.optimizer = dict(
         learning_rate=2e-4, end_learning_rate=1e-5, warmup_steps=0, warmup_factor=1.0,
         image_multiplier=0.01, text_multiplier=0.01, weight_decay=0.05, clip_norm=0.01)
