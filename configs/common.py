@@ -17,6 +17,7 @@ def base() -> ml_collections.ConfigDict:
     config.weights = ""         # file of the pre-trained CLIP, or "random"
     config.checkpoint_every = 4000  # steps
     config.log_every = 20           # steps
+    config.eval_every = 0           # steps between looks at config.eval's data set; 0: none
     config.mesh = dict(fsdp=1)      # chips that share one copy of the parameters
 
     config.train = dict(

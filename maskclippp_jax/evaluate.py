@@ -11,6 +11,9 @@ average precision. `--checkpoint` is the folder of a training run, a checkpoint 
 (the pre-trained CLIP, mean over templates); given several times, all are compared. An evaluation
 that was stopped goes on when the same command is given again.
 
+`--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
+ones (1), with the tuned similarity head.
+
 `--oracle=masks` is the first form, perfect masks, with all results the data sets allow, each on
 masks of its own kind; `--oracle=classes` gives the masks of the bundle perfect classes, without a
 model: what the generator alone allows.
@@ -29,6 +32,7 @@ from rich.progress import Progress as Bar
 
 from maskclippp_jax import (cli, config as configuration, evaluation_runs as runs, loading,
                             predictions, report, sharding)
+from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import Evaluation, Progress
 from maskclippp_jax.truth import Truth, open_truth
@@ -48,7 +52,11 @@ SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the
                                        "it for each, 0, 1, ...")
 SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
 SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
+INTERPOLATE = flags.DEFINE_list(
+    "interpolate", [], "shares of the tuned weights, such as 0,0.5,1; the rest is pre-trained")
 PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks")
+
+PERFECT = "perfect classes"  # what stands for a model with --oracle=classes
 
 
 def main(argv):
@@ -58,12 +66,13 @@ def main(argv):
     if ORACLE.value == "classes":
         if names or not BUNDLE.value:
             raise ValueError("--oracle=classes asks no model: give --bundle and no --checkpoint")
-        names = ["perfect classes"]
+        names = [PERFECT]
     elif not names:
         raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or "
                          "'untuned'")
     if ORACLE.value == "masks" and BUNDLE.value:
         raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle")
+    shares = read_shares(INTERPOLATE.value)
     workdir, settings = epath.Path(WORKDIR.value).absolute(), config.eval
     bundle = Bundle(BUNDLE.value) if BUNDLE.value else None
     truths = truths_of(config, bundle)
@@ -77,15 +86,12 @@ def main(argv):
     protocol = protocol_of(config, truths, bundle, missing)
 
     models, shown, finish = [], [], []
-    for number, name in enumerate(names):
-        model, what = None, name
-        if ORACLE.value != "classes":
-            model_config, params, what = loading.load_checkpoint(name, config)
-            model = runs.Model(model_config, params)
+    for title, what, facts, model in models_of(config, names, shares):
         logging.info("evaluating %s", what)
-        results, views, left = evaluate(config, model, truths, bundle, missing, dict(
-            protocol, checkpoint=what), workdir / "progress" / f"{number}")
-        models.append(dict(name=epath.Path(name).name, checkpoint=what, **results))
+        folder = workdir / "progress" / f"{len(models)}"
+        results, views, left = evaluate(config, model, truths, bundle, missing,
+                                        dict(protocol, checkpoint=what), folder)
+        models.append(dict(name=title, checkpoint=what, **facts, **results))
         shown.append(views)
         finish += left
     if jax.process_index() == 0:
@@ -93,6 +99,50 @@ def main(argv):
         for step in finish:
             step()
         (workdir / "progress").rmtree()
+
+
+def models_of(config, names: list[str], shares: list[float]):
+    """Every model to be evaluated, one in memory at a time.
+
+    Yields:
+      Its title, what it is, facts for the results, and the model; None for perfect classes.
+    """
+    for name in names:
+        if name == PERFECT:
+            yield name, name, {}, None
+            continue
+        model_config, params, what = loading.load_checkpoint(name, config)
+        title = epath.Path(name).name
+        for share, facts, weights in on_the_way(name, config, model_config, params, shares):
+            part = "" if share is None else f" x {share:g}"
+            yield title + part, what + part, facts, runs.Model(model_config, weights)
+
+
+def read_shares(given: list[str]) -> list[float]:
+    """The numbers of --interpolate."""
+    try:
+        return [float(share) for share in given]
+    except ValueError:
+        raise ValueError(f"--interpolate is {','.join(given)!r}, wanted numbers such as 0,0.5,1"
+                         ) from None
+
+
+def on_the_way(name: str, config, model_config, params, shares: list[float]):
+    """The weights to evaluate: a checkpoint's own, or those between it and what it was tuned from.
+
+    Yields:
+      The share of the tuned weights (None: nothing is interpolated), facts for the results, and the
+      parameters.
+    """
+    if name == "untuned" or not shares:
+        yield None, {}, params
+        return
+    original = jax.device_get(loading.load_original(name, config, model_config))
+    moved = {k: float(v) for k, v in jax.jit(parameters.distances)(original, params).items()
+             if k not in ("similarity", "logit_scale")}
+    for share in shares:
+        facts = dict(interpolation=share, distance_from_original=moved)
+        yield share, facts, parameters.interpolate(original, params, share)
 
 
 def truths_of(config, bundle: Bundle | None) -> list[Truth]:
@@ -131,7 +181,7 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
         writer = None
         if SAVE_PREDICTIONS.value:
             parents = [SAVE_PREDICTIONS.value]
-            parents += [folder.name] if len(CHECKPOINT.value) > 1 else []
+            parents += [folder.name] if len(CHECKPOINT.value) * max(1, len(INTERPOLATE.value)) > 1 else []
             parents += [next(iter(truth.sources))] if len(truths) > 1 else []
             writer = predictions.Writer("/".join(parents), truth.vocabulary)
         evaluation = Evaluation(truth, runs.seen_classes(config, truth.vocabulary), parts,

@@ -67,7 +67,8 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
       chosen: numbers of the records wanted.
     """
     settings, image_config = config.eval, model.config.image
-    names = inference.embed_vocabulary(config, model.config, model.params, truth.vocabulary)
+    names = inference.embed_vocabulary(config, model.config, model.params, truth.vocabulary,
+                                       folder=loading.text_folder(config))
     params, names = jax.device_put((model.params, names), sharding.replicated(mesh))
     run = inference.make_namer(model.config, semantic=True)
     batches = pipeline.eval_batches(
@@ -147,7 +148,8 @@ def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing
 
 def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_masks):
     settings, vocabulary = config.eval, truth.vocabulary
-    names = inference.embed_vocabulary(config, model.config, model.params, vocabulary)
+    names = inference.embed_vocabulary(config, model.config, model.params, vocabulary,
+                                       folder=loading.text_folder(config))
     num_columns = len(names.synonym_class)
     seen = seen_classes(config, vocabulary)
     weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
