@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maskclippp_jax import metrics, predictions, report
+from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.metrics import instance
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
@@ -97,12 +98,15 @@ class Evaluation:
             m["instances"].process(image_id, [], self.truth.instances(image_id))
 
     def results(self, samples: int, seed: int) -> dict:
-        """Values of all metrics, with ranges of `samples` draws of pictures where offered."""
+        """Values of all metrics, ranges of `samples` draws of pictures and confusions if offered."""
         results = {}
         for name, metric in self.metrics.items():
             results[name] = metric.evaluate()
             if samples and hasattr(metric, "intervals"):
                 results[name]["intervals"] = metric.intervals(samples=samples, seed=seed)
+            if name in ("mask_accuracy", "semantic"):
+                classes = self.truth.vocabulary.num_classes
+                results[name]["confusions"] = metrics.confusions(metric.counts[:classes, :classes])
         return results
 
     def sum_over_hosts(self) -> None:
@@ -115,6 +119,57 @@ class Evaluation:
         truth = self.truth.semantic(image_id)
         self.metrics["semantic"].process(labels, truth)
         self.metrics["boundary"].process(labels, truth)
+
+
+class Extremes:
+    """The pictures that went best and worst so far, with their label maps, in a folder."""
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        """Starts, or takes up what the folder holds.
+
+        Args:
+          folder: made if it is not there.
+          count: how many of the best, and of the worst.
+        """
+        self.folder, self.count, self._file = folder, count, folder / "scores.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scores: dict[str, float] = {}
+        if self._file.exists():
+            self.scores = json.loads(self._file.read_text())
+
+    def add(self, image_id: str, score: float, labels: np.ndarray) -> None:
+        """Takes a picture into account: its score, and the label map [H, W] it got."""
+        if len(self.scores) >= 2 * self.count:
+            middle = sorted(self.scores.values())[self.count - 1:self.count + 1]
+            if not self.count or middle[0] <= score <= middle[1]:
+                return
+        self.scores[image_id] = score
+        coco_files.write_png(self._map(image_id), labels.astype(np.uint16))
+        while len(self.scores) > 2 * self.count:
+            dropped = sorted(self.scores, key=self.scores.__getitem__)[self.count]
+            del self.scores[dropped]
+            self._map(dropped).unlink()
+        report.write_json(self._file, self.scores)
+
+    def ranked(self) -> list[tuple[str, float, np.ndarray]]:
+        """Id, score and label map of each, the best first."""
+        return [(name, self.scores[name], images.read_label_map(str(self._map(name))))
+                for name in sorted(self.scores, key=lambda name: -self.scores[name])]
+
+    def _map(self, image_id: str) -> pathlib.Path:
+        return self.folder / coco_files.file_of(image_id, ".png")
+
+
+def picture_score(labels: np.ndarray, truth: np.ndarray) -> float | None:
+    """Mean IoU in percent over the classes of one picture's truth; None if it has none."""
+    used = truth != IGNORE
+    both = np.bincount(truth[used & (labels == truth)])
+    true, found = np.bincount(truth[used]), np.bincount(labels[used])
+    present = np.flatnonzero(true)
+    at = lambda counts: np.pad(counts, (0, max(0, len(true) - len(counts))))[present]
+    if not len(present):
+        return None
+    return float(100 * (at(both) / (true[present] + at(found) - at(both))).mean())
 
 
 class Progress:

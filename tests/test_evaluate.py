@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import (evaluation_runs as runs, inference, params as parameters,
+from maskclippp_jax import (evaluation_runs as runs, inference, metrics, params as parameters,
                             segmenter)
 from maskclippp_jax.data import build, bundle_writer, images, records, transforms
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.evaluation import Evaluation, Progress
+from maskclippp_jax.evaluation import Evaluation, Extremes, Progress, picture_score
 from maskclippp_jax.models import maskclippp, resample
-from maskclippp_jax.truth import Truth, open_truth
+from maskclippp_jax.truth import IGNORE, Truth, open_truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -373,6 +373,34 @@ def test_a_stopped_evaluation_goes_on(tmp_path, truth, generated):
         Progress(tmp_path / "progress", evaluation, protocol)
 
 
+def test_the_best_and_the_worst_pictures_are_kept(tmp_path):
+    scores = dict(zip("abcdefg", [5.0, 3, 9, 1, 4, 7, 5]))
+    for part in ("abcd", "efg"):  # stopped in between
+        extremes = Extremes(tmp_path / "x", 2)
+        for name in part:
+            extremes.add(name, scores[name], np.full((2, 3), ord(name)))
+    assert [(n, s, int(m[0, 0])) for n, s, m in extremes.ranked()] == [
+        (n, scores[n], ord(n)) for n in "cfbd"]
+    assert {f.stem for f in (tmp_path / "x").glob("*.png")} == set("cfbd")
+    nothing = Extremes(tmp_path / "y", 0)
+    nothing.add("a", 1.0, np.zeros((2, 2)))
+    assert nothing.ranked() == []
+
+
+def test_the_score_of_a_picture_is_the_mean_over_its_classes():
+    truth = np.array([[0, 0, 2, IGNORE], [0, 0, 2, IGNORE]])
+    labels = np.array([[0, 0, 0, 7], [0, 2, 2, 7]])
+    assert picture_score(labels, truth) == pytest.approx(100 * (3 / 5 + 1 / 3) / 2)
+    assert picture_score(labels, np.full_like(truth, IGNORE)) is None
+
+
+def test_confusions_come_worst_first():
+    counts = np.array([[5, 0, 9], [5, 8, 0], [0, 2, 1]])
+    assert metrics.confusions(counts, 2) == [
+        dict(true=2, predicted=0, count=9, percent=90.0),
+        dict(true=0, predicted=1, count=5, percent=50.0)]
+
+
 def command(place, name, *line):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
                        XLA_FLAGS="--xla_force_host_platform_device_count=1")
@@ -388,8 +416,16 @@ def evaluate(place, *line):
 def test_the_command_writes_results_that_score_finds_again(place):
     done = evaluate(place, "--checkpoint=untuned", "--bundle=generated", "--workdir=out",
                     "--save_predictions=found", "--samples=20", "--config.eval.ensemble=True",
-                    "--config.eval.alpha=0.5")
+                    "--config.eval.alpha=0.5", "--pictures=1")
     assert done.returncode == 0, done.stderr
+    text = (place / "out/results.md").read_text()
+    assert "| PQ of things |" in text and "- ensemble: alpha 0.5, beta 1.0" in text
+    lines = (place / "out/per_class.csv").read_text().splitlines()
+    assert lines[0] == ("number,id,kind,names,untuned: IoU,untuned: pixel accuracy,"
+                        "untuned: boundary IoU,untuned: PQ,untuned: AP")
+    assert len(lines) == 1 + VOCABULARY.num_classes
+    assert (place / "out/confusions.csv").read_text().startswith("model,of,true,named,count,")
+    assert (place / "out/extremes-0.png").stat().st_size > 1000
     results = json.loads((place / "out/results.json").read_text())
     model, = results["models"]
     assert {"semantic", "boundary", "panoptic", "instances"} <= set(model)
@@ -403,7 +439,7 @@ def test_the_command_writes_results_that_score_finds_again(place):
     assert done.returncode == 0, done.stderr
     scored = json.loads((place / "scored.json").read_text())
     for part in ("semantic", "boundary", "panoptic", "instances"):
-        got, wanted = ({k: v for k, v in x[part].items() if k != "intervals"}
+        got, wanted = ({k: v for k, v in x[part].items() if k not in ("intervals", "confusions")}
                        for x in (scored, model))
         assert got == wanted, part
 
