@@ -33,8 +33,9 @@ from etils import epath
 from ml_collections import config_flags
 from rich.progress import Progress as Bar
 
-from maskclippp_jax import (cli, config as configuration, evaluation_report, evaluation_runs as runs,
-                            evaluation_suite, loading, predictions, protocol as protocols, sharding)
+from maskclippp_jax import (cli, config as configuration, evaluation_report, evaluation_suite,
+                            loading, predictions, protocol as protocols, sharding)
+from maskclippp_jax import evaluation_runs as runs
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import Evaluation, Extremes, Progress, picture_score
@@ -49,15 +50,15 @@ ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures that the bun
                                   "missed")
 ORACLE = flags.DEFINE_enum("oracle", None, ["masks", "classes"], "perfect masks named by the "
                            "model, or masks of the bundle named perfectly")
-SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the predictions, which "
-                                       "maskclippp_jax.score scores; with several models one below "
-                                       "it for each, 0, 1, ...")
+SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the predictions, "
+                                       "which maskclippp_jax.score scores; with several models "
+                                       "one below it for each, 0, 1, ...")
 SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
 SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
 INTERPOLATE = flags.DEFINE_list(
     "interpolate", [], "shares of the tuned weights, such as 0,0.5,1; the rest is pre-trained")
-PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks, and "
-                                "as many of the best and of the worst", lower_bound=0)
+PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks, "
+                                "and as many of the best and of the worst", lower_bound=0)
 SUITE = flags.DEFINE_enum("suite", None, ["published"], "run all rows of a table")
 BUNDLES = flags.DEFINE_string("bundles", "bundles", "of a suite: folder of all bundles")
 CHECKPOINTS = flags.DEFINE_string("checkpoints", "checkpoints", "of a suite: folder of all models")

@@ -98,7 +98,7 @@ class Evaluation:
             m["instances"].process(image_id, [], self.truth.instances(image_id))
 
     def results(self, samples: int, seed: int) -> dict:
-        """Values of all metrics, ranges of `samples` draws of pictures and confusions if offered."""
+        """Values of all metrics; ranges of `samples` draws of pictures, confusions if offered."""
         results = {}
         for name, metric in self.metrics.items():
             results[name] = metric.evaluate()

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind for people: tables, lists of classes and confusions, pictures."""
+"""What an evaluation leaves for people: tables, lists of classes and confusions, pictures."""
 
 import csv
 import io

@@ -1,12 +1,15 @@
-"""All published rows: those whose files are there are run, and printed beside the published numbers.
+"""All published rows: those whose files are there are run, beside the published numbers.
 
 What is looked for, <row> being a file of configs/eval:
 
-    <data_dir>/<data set>/                  as `prepare` makes them
-    <bundles>/<MASKS of the row>/<data set>/   as launch/export makes them; A-150 has one, ade20k_150
-    <checkpoints>/<MODEL of the row>        a run's folder, or a file with .pth, .pt or .safetensors
-    <checkpoints>/<file of the pre-trained CLIP>   for the row of the untuned model; the others take
-                                            it from there as well, if it is there
+    <data_dir>/<data set>/
+        as `prepare` makes them
+    <bundles>/<MASKS of the row>/<data set>/
+        as launch/export makes them; all forms of A-150 share ade20k_150
+    <checkpoints>/<MODEL of the row>
+        a run's folder, or a file with .pth, .pt or .safetensors
+    <checkpoints>/<file of the pre-trained CLIP>
+        for the row of the untuned model; the others take it from there if it is there
 
 Results of a benchmark are in <workdir>/<row>/<data set>/, the table in <workdir>/published.md and
 published.json. A benchmark that has results is not run again.
@@ -132,7 +135,8 @@ def print_lines(lines: typing.Sequence[Line]) -> None:
 
 def markdown(lines: typing.Sequence[Line]) -> str:
     """All lines as a table in Markdown."""
-    text = "| row | benchmark | metric | ours | published | difference |\n|---|---|---|--:|--:|--:|\n"
+    text = "| row | benchmark | metric | ours | published | difference |\n"
+    text += "|---|---|---|--:|--:|--:|\n"
     for line in lines:
         cells = _cells(line) if line.ours is not None else [line.note, *_cells(line)[1:]]
         text += f"| {line.row} | {line.benchmark} | {line.metric} | {' | '.join(cells)} |\n"

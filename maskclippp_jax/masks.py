@@ -83,8 +83,8 @@ def _need(*names: str) -> None:
         if not flags.FLAGS[name].value:
             raise ValueError(f"got no --{name}; see --help")
     if "masks" in names and "{id}" not in MASKS.value:
-        raise ValueError(f"--masks={MASKS.value} is one file for all pictures; write {{id}} where a "
-                         "picture's id stands")
+        raise ValueError(f"--masks={MASKS.value} is one file for all pictures; write {{id}} where "
+                         "a picture's id stands")
 
 
 if __name__ == "__main__":

@@ -160,8 +160,8 @@ def score_instances(folder: str, manifest: dict | None, categories: list[int],
         check_pictures(manifest["pictures"], list(found), file)
     for row in rows:
         if row["image_id"] not in names:
-            raise ValueError(f"{file} has the picture {row['image_id']}, which {truth} lacks; score "
-                             "it against its own truth")
+            raise ValueError(f"{file} has the picture {row['image_id']}, which {truth} lacks; "
+                             "score it against its own truth")
         found[names[row["image_id"]]].append(row)
     metric = InstanceSegmentation(categories)
     for name in found:
@@ -177,12 +177,13 @@ def check_pictures(found: typing.Collection[str], wanted: typing.Sequence[str], 
     """
     other = sorted(set(found) - set(wanted))
     if other:
-        raise ValueError(f"{where} has {bundles.some(other)}, which the ground truth lacks; score it "
-                         "against its own data set and split")
+        raise ValueError(f"{where} has {bundles.some(other)}, which the ground truth lacks; score "
+                         "it against its own data set and split")
     missing = sorted(set(wanted) - set(found))
     if missing and not ALLOW_MISSING.value:
-        raise ValueError(f"{where} lacks {bundles.some(missing)} of the ground truth's {len(wanted)}; "
-                         "predict them, or count them as missed with --allow_missing")
+        raise ValueError(f"{where} lacks {bundles.some(missing)} of the ground truth's "
+                         f"{len(wanted)}; predict them, or count them as missed with "
+                         "--allow_missing")
 
 
 def with_ranges(metric) -> dict:

@@ -1,7 +1,7 @@
 """The ground truth of an evaluation: one prepared data set, or several of the same pictures.
 
-The kind of a data set decides what it is the truth of. ADE20K, for example, has label maps, panoptic
-segments and instances in three data sets; a table of all results needs all three.
+The kind of a data set decides what it is the truth of. ADE20K, for example, has label maps,
+panoptic segments and instances in three data sets; a table of all results needs all three.
 """
 
 import typing

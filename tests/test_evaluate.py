@@ -111,7 +111,7 @@ def way(number):
 
 
 def write_generated(folder, names=NAMES, kind="closed"):
-    """Smooth random logits of 5 masks (none in picture e), with the classes of a small vocabulary."""
+    """Smooth random logits of 5 masks (none in picture e), with classes of one kind."""
     known = [[VOCABULARY.classes[c][0]] for c in (*STUFF, *THINGS)]
     classes = {"closed": dict(kind="closed", vocabulary=[*known, ["elsewhere"]]),
                "open": dict(kind="open", vocabulary=[list(c) for c in VOCABULARY.classes]),
@@ -366,7 +366,7 @@ def test_a_stopped_evaluation_goes_on(tmp_path, truth, generated):
             progress.add(picture.image_id)
         progress.save()
     assert evaluation.results(50, 0) == whole.results(50, 0)
-    with pytest.raises(ValueError, match="unfinished evaluation with ensemble 'off', now it is 'x'"):
+    with pytest.raises(ValueError, match="evaluation with ensemble 'off', now it is 'x'"):
         Progress(tmp_path / "progress", evaluation, dict(protocol, ensemble="x"))
     (tmp_path / "progress/1-of-2.npz").touch()
     with pytest.raises(ValueError, match="holds 1-of-2.npz, but there are 1 hosts now"):

@@ -1,7 +1,7 @@
 """The exporters of launch/export: the hook with a stand-in model, the others with tiny real ones.
 
-The real ones need torch, torchvision and transformers in the interpreter of the environment variable
-TORCH_PYTHON (or in this one).
+The real ones need torch, torchvision and transformers in the interpreter of the environment
+variable TORCH_PYTHON (or in this one).
 """
 
 import json
@@ -190,7 +190,6 @@ if kind == "OneFormer":
     open(folder + "/merges.txt", "w").write("#version: 0.2\\n")
     json.dump({"tokenizer_class": "CLIPTokenizer"}, open(folder + "/tokenizer_config.json", "w"))
 '''
-# Masks of the same picture, made by the model's own code from the input the exporter describes.
 CONFIG = '''
 from configs import quickstart
 def get_config():

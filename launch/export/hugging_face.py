@@ -4,9 +4,9 @@
     python launch/export/hugging_face.py --model=facebook/mask2former-swin-large-coco-panoptic \
         --images="pictures/*" --bundle=bundles/mask2former_l/ade20k_150
 
-Needs torch and transformers (pillow, numpy). Pictures go in one at a time, prepared as the published
-evaluation of MaskCLIP++ prepares them (`--loader_min`, `--loader_max`, `--short_side`), not by the
-model's own processor, whose mean and deviation are used. Started again it goes on where it was.
+Needs torch and transformers (pillow, numpy). Pictures go in one at a time, prepared as the
+published evaluation of MaskCLIP++ prepares them (`--loader_min`, `--loader_max`, `--short_side`),
+not by the model's own processor, of which mean and deviation are used. Started again it goes on where it was.
 """
 
 import argparse

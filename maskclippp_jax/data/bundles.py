@@ -114,15 +114,17 @@ class Bundle:
         if len(masks) != picture["masks"]:
             raise ValueError(f"{file} holds {len(masks)} masks, the manifest says "
                              f"{picture['masks']}; make the bundle again")
-        bad = [n for n, mask in enumerate(masks) if masks.dtype.kind == "f" and np.isnan(mask).any()]
+        bad = []
+        if masks.dtype.kind == "f":
+            bad = [n for n, mask in enumerate(masks) if np.isnan(mask).any()]
         if bad:
             raise ValueError(f"{file}: mask {bad[0]} ({len(bad)} in all) holds NaN; the generator "
                              "overflowed, export this picture in float32")
         if self.width is not None:
             if classes is None or classes.shape != (len(masks), self.width):
                 got = "no " + name if classes is None else f"{name} of shape {classes.shape}"
-                raise ValueError(f"{file} holds {got}, wanted {(len(masks), self.width)}: one row a "
-                                 f"mask, {self._columns()}; are they of another vocabulary?")
+                raise ValueError(f"{file} holds {got}, wanted {(len(masks), self.width)}: one row "
+                                 f"a mask, {self._columns()}; are they of another vocabulary?")
             if np.isnan(classes).any():
                 raise ValueError(f"{file}: {name} holds NaN; export this picture in float32")
         if self.masks == "binary":

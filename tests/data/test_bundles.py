@@ -20,7 +20,8 @@ GOLDEN = ROOT / "tests/golden/generators"
 SIZES = {"a": (40, 50), "b/c": (50, 40)}
 PREPARATION = dict(loader_min=20, loader_max=100, short_side=32, multiple=16)
 # Of SIZES under PREPARATION; the long side is 40 pixels, padded to 48.
-WAY = {"a": ((40, 50), (20, 25), (32, 40), (32, 48)), "b/c": ((50, 40), (25, 20), (40, 32), (48, 32))}
+WAY = {"a": ((40, 50), (20, 25), (32, 40), (32, 48)),
+       "b/c": ((50, 40), (25, 20), (40, 32), (48, 32))}
 EMBEDDINGS = dict(kind="embeddings", void_embedding=[0.5] * 3, logit_scale=10.0, templates=["{}"])
 
 
