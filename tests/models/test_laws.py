@@ -332,7 +332,7 @@ def test_sentences_spread_over_eight_devices_give_the_same(rng):
 
 def test_a_canvas_off_the_patch_and_masks_off_the_grid_are_refused(tower):
     image = np.zeros((1, 30, 32, 3), np.uint8)
-    with pytest.raises(ValueError, match="multiples of the patch, 8"):
+    with pytest.raises(ValueError, match="multiples of 8"):
         run(tower, image, [[30, 32]], np.zeros((1, 1, 16), np.float32))
     with pytest.raises(ValueError, match="grid of 9 cells, tokens on 16"):
         run(tower, np.zeros((1, 32, 32, 3), np.uint8), [[32, 32]], np.zeros((1, 1, 9), np.float32))
