@@ -5,6 +5,7 @@ every intermediate result; arrays of resampling and preprocessing lie beside it.
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -27,6 +28,8 @@ _UNIT = dict(atol=1e-5)
 _ROUNDED = dict(atol=2.5e-3)  # unit embeddings of weights that were stored in bfloat16
 _COSINE = 0.9995  # least of bfloat16 arithmetic; the lowest one seen is 0.99990
 _PIXEL = dict(atol=1.0)  # of 255, where the reference cuts to whole numbers
+
+_lay = jax.jit(layers.resize_table, static_argnums=(2, 3))
 
 
 def models(case: Case) -> list[Check]:
@@ -72,9 +75,8 @@ def _model(folder: pathlib.Path, spec: dict, dtype) -> list[Check]:
             first, got = params, run(params)
             checks += [equal(f"{label}/t", params["logit_scale"], outputs["t/parameter"][0]),
                        equal(f"{label}/b", params["logit_bias"], outputs["b"][0])]
-            for key, value in got.items():
-                value = np.asarray(value)
-                want = outputs[key]
+            for key in sorted(got.keys() & set(outputs)):
+                value, want = np.asarray(got[key]), outputs[key]
                 if value.ndim > 2 and key.startswith(("img/", "maphead/")) and "query" not in key:
                     value, want = pick(value)[cells[1]], want.reshape(
                         *cells[1].shape, *value.shape[2:])[cells[1]]
@@ -94,10 +96,9 @@ def _model(folder: pathlib.Path, spec: dict, dtype) -> list[Check]:
         side = np.full((len(arrays["in/image_uint8"]), 2), arrays["in/image_uint8"].shape[1])
         got = jax.jit(lambda p: _image_results(build(p).image, arrays["in/image_uint8"],
                                                jnp.asarray(side)))(first)
-        table = layers.resize_table(
-            jnp.asarray(first["image"]["position_table"]), jnp.asarray(side[:1]) //
-            config.image.patch_size, (side[0, 0] // config.image.patch_size,) * 2,
-            layers.linear_matrix)
+        grid = side[:1] // config.image.patch_size
+        table = _lay(first["image"]["position_table"], grid, tuple(grid[0].tolist()),
+                     layers.linear_matrix)
         checks.append(close(f"{name}/{file.stem}/pos_embedding", table, arrays["pos_embedding"],
                             **_WITHIN))
         for key in ("img/stem", "img/with_posemb", "img/encoded", "img/head_input", "zimg"):
@@ -255,8 +256,8 @@ def _resampled(arrays) -> list[Check]:
         side = int(pair.split("to")[1])
         # `new` of some pairs has zeros in its last row and column, by rounding.
         want = arrays[f"{pair}/clamped" if f"{pair}/clamped" in arrays else f"{pair}/new"]
-        got = layers.resize_table(jnp.asarray(arrays[f"{pair}/old"][0]), jnp.array([[side, side]]),
-                                  (side, side), layers.linear_matrix)
+        got = _lay(arrays[f"{pair}/old"][0], np.array([[side, side]]), (side, side),
+                   layers.linear_matrix)
         checks.append(close(f"posemb_resample/{pair}", got, want, **_WITHIN))
     return checks
 
@@ -267,11 +268,25 @@ def _naflex_tables(arrays) -> list[Check]:
         kind, size = key.split("/")
         if size != "table":
             grid, table = tuple(map(int, size.split("x"))), arrays[f"{kind}/table"]
-            got = layers.resize_table(jnp.asarray(table.reshape(-1, table.shape[-1])),
-                                      jnp.array([grid]), grid, layers.antialiased_matrix)
+            got = _lay(table.reshape(-1, table.shape[-1]), np.array([grid]), grid,
+                       layers.antialiased_matrix)
             checks.append(close(f"naflex_posemb/{key}", np.reshape(got, arrays[key].shape),
                                 arrays[key], **_WITHIN))
     return checks
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _squash(image, side: int):
+    taps = [resample.bilinear_taps(side, Stage(jnp.int32(n), jnp.int32(side)))
+            for n in image.shape[:2]]
+    return jnp.floor(resample.resize_image(image, *taps))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _shrink(image, size: tuple[int, int]):
+    rows, columns = (layers.antialiased_matrix(n, jnp.int32(side), side)
+                     for n, side in zip(image.shape[:2], size))
+    return jnp.einsum("yh,hwc,xw->yxc", rows, image, columns, precision="highest")
 
 
 def _preprocessed(arrays) -> list[Check]:
@@ -282,22 +297,17 @@ def _preprocessed(arrays) -> list[Check]:
         if step.startswith("resize") and not step.endswith("_range"):
             image, want = arrays[name], arrays[key]
             side = want.shape[0]
-            taps = [resample.bilinear_taps(side, Stage(jnp.int32(n), jnp.int32(side)))
-                    for n in image.shape[:2]]
-            got = np.floor(resample.resize_image(jnp.asarray(image), *taps))
-            checks.append(close(f"preprocess/{key}", got, want, **_PIXEL))
+            checks.append(close(f"preprocess/{key}", _squash(image, side), want, **_PIXEL))
             half = siglip.SigLIPConfig.pixel_mean
-            scaled = layers.normalize(
-                jnp.asarray(want[None]), jnp.array([[side, side]]), half, half)
+            scaled = jax.jit(layers.normalize, static_argnums=(2, 3))(
+                want[None], np.array([[side, side]]), half, half)
             checks.append(close(f"preprocess/{key}_range", scaled[0], arrays[f"{key}_range"],
                                 **_WITHIN))
         elif step.startswith("naflex") and step.endswith("patches"):
             image, want = arrays[name].astype(np.float32) / 127.5 - 1, arrays[key]
             height, width = map(int, inference.naflex_sizes(
                 np.array([image.shape[:2]]), patch, len(want))[0])
-            rows, columns = (layers.antialiased_matrix(n, jnp.int32(side), side)
-                             for n, side in zip(image.shape[:2], (height, width)))
-            laid = jnp.einsum("yh,hwc,xw->yxc", rows, image, columns, precision="highest")
+            laid = np.asarray(_shrink(image, (height, width)))
             laid = laid.reshape(height // patch, patch, width // patch, patch, 3).swapaxes(1, 2)
             laid = laid.reshape(-1, want.shape[1])
             is_patch = arrays[key.replace("patches", "type")] == 1
