@@ -4,17 +4,19 @@ import dataclasses
 import pathlib
 import pickle
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.models import clip_vit, maskclippp, siglip, similarity, text
 from maskclippp_jax.weights import big_vision, published
 
-STORED = str(pathlib.Path(__file__).parents[1] / "golden" / "siglip" / "map_imghead" / "ckpt.npz")
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+STORED, SMALL = str(GOLDEN / "siglip" / "map_imghead" / "ckpt.npz"), GOLDEN / "small"
 IMAGE = siglip.SigLIPConfig(24, 8, 32, 1, 4, 56, 20, has_head=True)
 TEXT = siglip.SigLIPTextConfig(6, 64, 24, 1, 2, 48, 20, padding=1)
 MODEL = maskclippp.MaskCLIPppConfig.of_siglip(IMAGE, TEXT)
@@ -151,6 +153,34 @@ def test_files_that_cannot_be_read_are_named(arrays, tmp_path):
         load(tmp_path / "objects.npz")
     with pytest.raises(FileNotFoundError, match="no file"):
         load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("name, resize", [("siglip", "linear"), ("siglip2_naflex", "antialiased")])
+def test_a_model_of_transformers_gives_the_same_embeddings(name, resize):
+    file, stored = str(SMALL / f"{name}.safetensors"), np.load(SMALL / f"{name}.npz")
+    model = maskclippp.MaskCLIPppConfig.of_siglip(
+        siglip.SigLIPConfig(12, 4, 8, 2, 2, 12, 8, position_resize=resize),
+        siglip.SigLIPTextConfig(6, 30, 8, 2, 2, 12, 8, padding=0))
+    params, missing = weights.load_weights(file, model, shapes_of(model))
+    assert missing == {"image/mask_logit_scale"}
+    same(weights.export(params, model, "hugging_face"), load_file(file))
+    params["image"]["mask_logit_scale"] = np.zeros((1, 2), np.float32)
+    build, _ = parameters.abstract(
+        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+    # The second picture of NaFlex is one row of patches lower.
+    sizes = np.array([[12, 12], [12 if name == "siglip" else 8, 12]])
+
+    @jax.jit
+    def run(params):
+        model = build(params)
+        features = model.encode_image(stored["images"], sizes)
+        texts = similarity.unit(model.encode_text(stored["token_ids"]))
+        as_mask = features._replace(mask_embeddings=features.image_embedding[None])
+        return (similarity.unit(features.image_embedding), texts,
+                model.classify(as_mask, texts[:, None])[0])
+
+    for got, key in zip(run(params), ("i_embs", "t_embs", "logits")):
+        np.testing.assert_allclose(got, stored[key], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["big_vision", "big_vision_scan", "hugging_face", "ours"])
