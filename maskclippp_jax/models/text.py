@@ -57,6 +57,9 @@ class TextConfig:
                                "grey pink zero one two three four five six seven eight nine brick "
                                "grass gravel stars coins writing".split()))
 
+    def make(self, **settings) -> "TextTower":
+        return TextTower(self, **settings)
+
 
 class TextTower(nnx.Module):
     def __init__(self, config: TextConfig, *, dtype=jnp.float32, by_head: bool = True,
