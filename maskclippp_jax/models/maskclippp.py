@@ -99,7 +99,7 @@ class MaskCLIPpp(nnx.Module):
         self.config = config
         self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
                                        constrain=constrain, rngs=rngs)
-        self.text = config.text.make(dtype=dtype, by_head=by_head, rngs=rngs)
+        self.text = config.text.make(dtype=dtype, by_head=by_head, remat=remat, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.has_logit_bias:
             self.logit_bias = nnx.Param(jnp.asarray(-10.0))

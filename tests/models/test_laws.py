@@ -242,6 +242,21 @@ def test_cutting_prompts_after_the_longest_changes_nothing(rng):
                  for ids in (cut, token_ids)), 2e-5)
 
 
+def test_recomputing_the_text_blocks_changes_nothing(rng):
+    ids = jnp.asarray(np.c_[rng.integers(1, 40, (3, 6)), np.full(3, 49)], jnp.int32)
+    probe = jnp.asarray(rng.normal(size=(3, 16)), jnp.float32)
+    gradients, recomputed = [], []
+    for remat in ("none", "full"):
+        make = lambda: text.TextTower(TEXT, remat=remat, rngs=nnx.Rngs(0))
+        build, _ = parameters.abstract(make)
+        gradient = jax.value_and_grad(lambda p: (build(p)(ids) * probe).sum())
+        params = parameters.initialize(make)
+        gradients.append(jax.jit(gradient)(params))
+        recomputed.append("remat" in str(jax.make_jaxpr(gradient)(params)))
+    near_trees(*gradients, 1e-6)
+    assert recomputed == [False, True]
+
+
 def test_the_best_name_of_a_class_equals_a_loop(rng):
     counts = [2, 1, 3]
     classes = np.repeat(np.arange(3), counts)
