@@ -2,7 +2,7 @@
 
 An .npz holds one array a leaf, named by its path. A folder `checkpoint.bv-<step>` holds one zarr
 array a leaf, with "~" for "/" in its name; a file `checkpoint.bv-LAST` beside it holds the newest
-step. Both are brought to one form of names here, so that one rule table reads them all (`big_vision`).
+step. Both are brought to one form of names here, so that one rule table (`big_vision`) reads all.
 """
 
 import pathlib
