@@ -19,7 +19,7 @@ from maskclippp_jax.data.tokenizer import (
     VOCABULARIES, SentencePieceTokenizer, Tokenizer, canonicalize)
 from maskclippp_jax.models import maskclippp, similarity, text
 from maskclippp_jax.vocabulary import Vocabulary
-from maskclippp_jax.weights import hub
+from maskclippp_jax.weights import big_vision_file, hub
 
 # The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
 QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_clip.safetensors")
@@ -126,7 +126,9 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
 
 
 def _is_folder(path: str) -> bool:
-    return not hub.is_on_hub(path) and epath.Path(path).is_dir()
+    """Whether a path is a run of ours, not a checkpoint that is a folder."""
+    return (not hub.is_on_hub(path) and not big_vision_file.matches(path)
+            and epath.Path(path).is_dir())
 
 
 def make_tokenizer(model: maskclippp.MaskCLIPppConfig, sentencepiece: str = ""

@@ -21,8 +21,8 @@ NO_DECAY = (r"/\w*norm\d?/(scale|bias)$", r"^text/token_embedding$")
 # In EVA-CLIP also tables and class token; OpenCLIP's decay.
 EVA_NO_DECAY = (r"/position_table$", r"^image/class_token$")
 
-# Last blocks of a SigLIP that "attention" tunes beside the pooling head, as many as have mask tokens
-# in the EVA models.
+# Last blocks of a SigLIP that "attention" tunes beside the pooling head: as many as have mask
+# tokens in the EVA models.
 _SIGLIP_BLOCKS = 3
 
 # Stored statistics of batch norms: in every file and state, but nothing to learn.

@@ -1,8 +1,8 @@
 """Checkpoints of google-research/big_vision: `.npz` files, and the folders it saves today.
 
 An .npz holds one array a leaf, named by its path. A folder `checkpoint.bv-<step>` holds one zarr
-array a leaf, with "~" for "/" in its name; a file `checkpoint.bv-LAST` beside it names the newest.
-Both are brought to one form of names here, so that one rule table reads them all (`big_vision`).
+array a leaf, with "~" for "/" in its name; a file `checkpoint.bv-LAST` beside it holds the newest
+step. Both are brought to one form of names here, so that one rule table (`big_vision`) reads all.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ import numpy as np
 
 from maskclippp_jax.weights.source import Renamed, Source
 
-_SUFFIX = re.compile(r"(.*(?:\.npz|checkpoint\.bv-[^/:]*))(?::([\w/]+))?")
+_SUFFIX = re.compile(r"(.*(?:\.npz|checkpoint\.bv[^/:]*))(?::([\w/]+))?")
 _PREFIXES = ("params/", "opt/target/")
 # Of a training state: optimiser and clock.
 _LEFT_OUT = re.compile(r"(opt|chrono)/.*")
@@ -37,8 +37,8 @@ def read(path: str) -> Source:
     """The leaves of a checkpoint under today's names without prefix, one set of names a block.
 
     Args:
-      path: `x.npz`, or a folder `.../checkpoint.bv-000001234` or `.../checkpoint.bv-LAST`;
-        `x.npz:img` is only what lies below `img/`, under its full names.
+      path: `x.npz`, a folder `.../checkpoint.bv-000001234`, or `.../checkpoint.bv` for the newest
+        of them; `x.npz:img` is only what lies below `img/`, under its full names.
 
     Raises:
       FileNotFoundError, ValueError: none there, or damaged.
@@ -107,9 +107,8 @@ class TensorStoreFolder(Source):
     """
 
     def __init__(self, path: str):
-        folder = pathlib.Path(path)
-        if folder.name == "checkpoint.bv-LAST" and folder.is_file():
-            folder = folder.with_name(pathlib.Path(folder.read_text().strip()).name)
+        newest = pathlib.Path(f"{path}-LAST")
+        folder = pathlib.Path(f"{path}-{newest.read_text().strip()}" if newest.is_file() else path)
         leaves = sorted(x for x in folder.iterdir() if x.is_dir()) if folder.is_dir() else ()
         if not leaves:
             raise FileNotFoundError(f"no checkpoint {path}; wanted a folder with one array a leaf "

@@ -179,7 +179,8 @@ def test_every_token_of_a_prompt_sees_all_others_and_padding(words, rng):
         x = x + attend(norm(x, block["norm1"]), block["attention"])
         x = x + dense(gelu(dense(norm(x, block["norm2"]), block["mlp"]["fc1"])),
                       block["mlp"]["fc2"])
-    near(jax.jit(lambda p, i: build(p)(i))(params, ids), dense(norm(x[:, -1], p["norm"]), p["head"]))
+    want = dense(norm(x[:, -1], p["norm"]), p["head"])
+    near(jax.jit(lambda p, i: build(p)(i))(params, ids), want)
 
 
 def test_a_prompt_of_another_length_is_refused(words):

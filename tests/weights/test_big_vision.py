@@ -112,8 +112,8 @@ def test_a_folder_of_arrays_is_read_as_big_vision_saves_it(arrays, wanted, tmp_p
         tensorstore.open(leaf, dtype=array.dtype, shape=array.shape,
                          create=True).result().write(array).result()
     same(load(folder), wanted)
-    (tmp_path / "checkpoint.bv-LAST").write_text("checkpoint.bv-000000012")
-    same(load(tmp_path / "checkpoint.bv-LAST"), wanted)
+    (tmp_path / "checkpoint.bv-LAST").write_text("000000012")
+    same(load(tmp_path / "checkpoint.bv"), wanted)
     with pytest.raises(FileNotFoundError, match="no checkpoint.*checkpoint.bv-7"):
         load(tmp_path / "checkpoint.bv-7")
 
