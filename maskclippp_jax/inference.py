@@ -49,7 +49,7 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
                      params: parameters.Tree, vocabulary: Vocabulary) -> Names:
     """Embeds every name of a vocabulary in every template of the experiment."""
     token_ids = loading.tokenize(
-        model, vocabulary, config.templates, config.get("sentencepiece", ""))
+        model, vocabulary, config.templates, getattr(config, "sentencepiece", ""))
     embeddings = loading.embed_names(model, params["text"], token_ids)
     rows = _NAMES
     while rows < len(embeddings):

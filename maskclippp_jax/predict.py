@@ -97,7 +97,7 @@ def read(file: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 def warn_unknown(config, model_config, vocabulary: Vocabulary) -> None:
     """Says which words a small model has never seen; it cannot tell them apart."""
-    tokenizer = loading.make_tokenizer(model_config, config.get("sentencepiece", ""))
+    tokenizer = loading.make_tokenizer(model_config, getattr(config, "sentencepiece", ""))
     unknown = tokenizer.unknown_words(n for c in vocabulary.classes for n in c)
     if unknown:
         print(f"warning: this model has never seen {', '.join(map(repr, unknown))}; it knows the "
