@@ -18,6 +18,7 @@ def base() -> ml_collections.ConfigDict:
     config.sentencepiece = ""   # vocabulary file of a SigLIP's text tower; a CLIP needs none
     config.checkpoint_every = 4000  # steps
     config.log_every = 20           # steps
+    config.eval_every = 0           # steps between looks at config.eval's data set; 0: none
     config.mesh = dict(fsdp=1)      # chips that share one copy of the parameters
 
     config.train = dict(
@@ -31,7 +32,10 @@ def base() -> ml_collections.ConfigDict:
         accumulate=1,           # parts a batch is cut into, to save memory; the numbers stay
         workers=0,              # processes that read and augment; 0 = threads of this one
     )
-    config.tune = dict(image="attention", text="none")  # optim.image_tuning, text_tuning
+    config.tune = dict(
+        image="attention",      # a kind of optim.image_tuning
+        text="none",            # a kind of optim.text_tuning
+        batch_norm="batch")     # of ResNets: by the batch, with running averages; or by "stored"
     config.optimizer = dict(
         learning_rate=2e-4, end_learning_rate=1e-5, warmup_steps=0, warmup_factor=1.0,
         image_multiplier=0.01, text_multiplier=0.01, weight_decay=0.05, clip_norm=0.01)
@@ -59,6 +63,33 @@ def panoptic_family(config: ml_collections.ConfigDict, size: int) -> None:
     config.train.size = size
     config.train.short_sides = ()
     config.train.color_jitter = False
+
+
+def on_coco_stuff(config: ml_collections.ConfigDict) -> None:
+    """Tunes on the 171 classes of COCO-Stuff and evaluates on ADE20K."""
+    config.train.dataset, config.train.split = "coco_stuff_171", "train"
+    config.train.num_masks = 64  # semantic masks of one picture: at most one a class
+    config.eval.dataset, config.eval.split = "ade20k_150", "validation"
+    config.eval.seen_vocabulary = "coco_stuff_171"
+    config.eval.loader_max = 2048      # pixels, longest side of the loaded picture
+    config.eval.mask_short_side = 800  # masks pass through this size, as a generator's would
+
+
+def on_coco_panoptic(config: ml_collections.ConfigDict) -> None:
+    """Tunes on the 133 things and stuff of COCO panoptic and evaluates on ADE20K."""
+    config.train.dataset, config.train.split = "coco_panoptic_133", "train"
+    config.train.num_masks = 128  # segments of one picture; more stop the run
+    config.eval.dataset, config.eval.split = "ade20k_150", "validation"
+    config.eval.seen_vocabulary = "coco_panoptic_133"
+    config.eval.loader_min, config.eval.loader_max = 800, 2560  # sides of the loaded picture
+    config.eval.mask_short_side = 800  # masks pass through this size, as a generator's would
+
+
+def tune_convnext(config: ml_collections.ConfigDict) -> None:
+    """What the published ConvNeXt models have in place of the recipe of the EVA models."""
+    config.tune.image = "all"
+    config.optimizer.image_multiplier = 0.001
+    config.loss.ignore_empty = False  # an empty mask counts: its embedding is a constant
 
 
 def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:

@@ -17,6 +17,7 @@ REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
 MASKS = ("ground_truth", "degraded")
 FAMILIES = ("semantic", "panoptic")
+BATCH_NORMS = ("batch", "stored")
 
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
@@ -46,6 +47,13 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(config.weights != "", "weights is empty; give the file of a pre-trained CLIP, or 'random'")
     for key, known in (("dtype", DTYPES), ("remat", REMAT)):
         need(config[key] in known, f"{key} is {config[key]!r}; it can be {', '.join(known)}")
+    need(config.tune.batch_norm in BATCH_NORMS,
+         f"tune.batch_norm is {config.tune.batch_norm!r}; it can be {', '.join(BATCH_NORMS)}")
+    by_batch = (isinstance(config.model.image, clip_resnet.ResNetConfig)
+                and config.tune.image != "none" and config.tune.batch_norm == "batch")
+    need(not by_batch or config.train.accumulate == 1,
+         f"train.accumulate is {config.train.accumulate}, but the batch norms of this model need "
+         "the whole batch at once; set it to 1, or tune.batch_norm to 'stored'")
     need(config.train.family in FAMILIES,
          f"train.family is {config.train.family!r}; it can be {', '.join(FAMILIES)}")
     need(config.train.family != "semantic" or len(config.train.short_sides) > 0,

@@ -5,6 +5,8 @@
 Every ground-truth mask is given to the model, which names it: mask accuracy, and mIoU of the label
 map that the named masks make. `--checkpoint` is the folder of a training run, a checkpoint file, or
 "untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared.
+`--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
+ones (1), with the tuned similarity head.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from rich.progress import Progress
 
 from maskclippp_jax import (cli, config as configuration, inference, loading, metrics, report,
                             sharding)
+from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
@@ -30,6 +33,8 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
 CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint", [], "run folder, checkpoint file, or 'untuned'")
+INTERPOLATE = flags.DEFINE_list(
+    "interpolate", [], "shares of the tuned weights, such as 0,0.5,1; the rest is pre-trained")
 PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks")
 
 _IGNORE = 65535  # truth of pixels without a class
@@ -41,6 +46,7 @@ def main(argv):
     if not CHECKPOINT.value:
         raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or "
                          "'untuned'")
+    shares = read_shares(INTERPOLATE.value)
     workdir = epath.Path(WORKDIR.value).absolute()
     settings = config.eval
     source = records.open_source(config.data_dir, settings.dataset, settings.split)
@@ -56,11 +62,13 @@ def main(argv):
     models, shown = [], []
     for name in CHECKPOINT.value:
         model_config, params, what = loading.load_checkpoint(name, config)
-        logging.info("evaluating %s", what)
-        results, pictures = evaluate(config, model_config, params, source, vocabulary, seen,
-                                     keep_pictures=PICTURES.value)
-        models.append(dict(name=epath.Path(name).name, checkpoint=what, **results))
-        shown.append(pictures)
+        for share, facts, weights in on_the_way(name, config, model_config, params, shares):
+            logging.info("evaluating %s%s", what, "" if share is None else f", {share:g} of it")
+            results, pictures = evaluate(config, model_config, weights, source, vocabulary, seen,
+                                         keep_pictures=PICTURES.value)
+            title = epath.Path(name).name + ("" if share is None else f" x {share:g}")
+            models.append(dict(name=title, checkpoint=what, **facts, **results))
+            shown.append(pictures)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
@@ -74,6 +82,33 @@ def main(argv):
             picture = compare(shown, [m["name"] for m in models])
             picture.save(workdir / "comparison.png")
             logging.info("wrote %s", workdir / "comparison.png")
+
+
+def read_shares(given: list[str]) -> list[float]:
+    """The numbers of --interpolate."""
+    try:
+        return [float(share) for share in given]
+    except ValueError:
+        raise ValueError(f"--interpolate is {','.join(given)!r}, wanted numbers such as 0,0.5,1"
+                         ) from None
+
+
+def on_the_way(name: str, config, model_config, params, shares: list[float]):
+    """The weights to evaluate: a checkpoint's own, or those between it and what it was tuned from.
+
+    Yields:
+      The share of the tuned weights (None: nothing is interpolated), facts for the results, and the
+      parameters.
+    """
+    if name == "untuned" or not shares:
+        yield None, {}, params
+        return
+    original = jax.device_get(loading.load_original(name, config, model_config))
+    moved = {k: float(v) for k, v in jax.jit(parameters.distances)(original, params).items()
+             if k not in ("similarity", "logit_scale")}
+    for share in shares:
+        facts = dict(interpolation=share, distance_from_original=moved)
+        yield share, facts, parameters.interpolate(original, params, share)
 
 
 def evaluate(config, model_config, params, source: records.Source, vocabulary: Vocabulary,
@@ -97,7 +132,8 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
     batch_size = -(-settings.batch_size // mesh.size) * mesh.size
     accuracy = MaskAccuracy(vocabulary.num_classes, seen, vocabulary.is_thing)
     semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
-    names = inference.embed_vocabulary(config, model_config, params, vocabulary)
+    names = inference.embed_vocabulary(config, model_config, params, vocabulary,
+                                       folder=loading.text_folder(config))
     name_masks = inference.make_namer(model_config, semantic=True)
     batches = pipeline.eval_batches(
         source.records, batch_size=batch_size, loader_min=settings.loader_min,

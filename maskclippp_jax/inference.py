@@ -46,11 +46,15 @@ class Result(typing.NamedTuple):
 
 
 def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCLIPppConfig,
-                     params: parameters.Tree, vocabulary: Vocabulary) -> Names:
-    """Embeds every name of a vocabulary in every template of the experiment."""
+                     params: parameters.Tree, vocabulary: Vocabulary, *,
+                     folder: str | None = None) -> Names:
+    """Embeds every name of a vocabulary in every template of the experiment.
+
+    With a folder the embeddings are kept there (`text_cache`).
+    """
     token_ids = loading.tokenize(
         model, vocabulary, config.templates, getattr(config, "sentencepiece", ""))
-    embeddings = loading.embed_names(model, params["text"], token_ids)
+    embeddings = loading.embed_names(model, params["text"], token_ids, folder=folder)
     rows = _NAMES
     while rows < len(embeddings):
         rows *= 2

@@ -14,7 +14,7 @@ from flax import nnx
 
 from maskclippp_jax import checkpoint, config as configuration
 from maskclippp_jax import params as parameters
-from maskclippp_jax import weights
+from maskclippp_jax import text_cache, weights
 from maskclippp_jax.data.tokenizer import (
     VOCABULARIES, SentencePieceTokenizer, Tokenizer, canonicalize)
 from maskclippp_jax.models import maskclippp, similarity, text
@@ -125,6 +125,22 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     return model_config, load_params(path, model_config, make, shapes, base=config.weights), path
 
 
+def load_original(path: str, config: ml_collections.ConfigDict,
+                  model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:
+    """The parameters a checkpoint was tuned from: the pre-trained CLIP of its experiment.
+
+    Args:
+      path: the checkpoint, as in `load_checkpoint`.
+      config: the experiment; a run's folder knows its own.
+      model: sizes of the checkpoint's model.
+    """
+    if _is_folder(path):
+        config = checkpoint.read_config(epath.Path(path).absolute())
+    make = functools.partial(_make_model, model, jnp.float32, "none", lambda x: x, config.seed)
+    _, shapes = parameters.abstract(make)
+    return load_params(config.weights, model, make, shapes)
+
+
 def _is_folder(path: str) -> bool:
     """Whether a path is a run of ours, not a checkpoint that is a folder."""
     return (not hub.is_on_hub(path) and not big_vision_file.matches(path)
@@ -183,9 +199,23 @@ def prompts_shape(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
     return vocabulary.num_synonyms, len(templates), model.text.context_length
 
 
+def text_folder(config: ml_collections.ConfigDict) -> str | None:
+    """Where embeddings of names are kept: beside the data sets, if the text tower is frozen."""
+    if config.tune.text != "none":
+        return None
+    return str(pathlib.Path(config.data_dir, text_cache.FOLDER))
+
+
 def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree,
-                token_ids: np.ndarray) -> np.ndarray:
-    """Unit embeddings [S, T, E] float32 of token ids [S, T, X], in float32 like the reference."""
+                token_ids: np.ndarray, *, folder: str | None = None) -> np.ndarray:
+    """Unit embeddings [S, T, E] float32 of token ids [S, T, X], in float32 like the reference.
+
+    With a folder they are kept there (`text_cache`).
+    """
+    if folder is not None:
+        key = text_cache.key_of(model.text, text_params, token_ids)
+        return text_cache.load_or_make(
+            folder, key, lambda: embed_names(model, text_params, token_ids))
     encode = _text_encoder(model.text)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
     padded = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % _CHUNK, axis=0)])

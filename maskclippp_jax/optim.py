@@ -182,9 +182,12 @@ def clip_by_norm(updates: parameters.Tree, limit: float) -> parameters.Tree:
     return jax.tree.map(lambda u: u * factor, updates)
 
 
+TABLE_COLUMNS = ("parameters", "trainable_arrays", "trainable", "of", "learning_rate", "decay")
+
+
 def parameter_table(shapes: parameters.Tree, is_trainable, settings,
                     model: maskclippp.MaskCLIPppConfig) -> list[tuple]:
-    """Rows (group, trainable arrays, trainable numbers, all numbers, rate, decay) for people.
+    """Rows of `TABLE_COLUMNS` for people; numbers are counted where it does not say arrays.
 
     Parameters that differ only in the number of their block make one row.
     """

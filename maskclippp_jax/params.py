@@ -86,6 +86,26 @@ def combine(first: Tree, second: Tree) -> Tree:
     return unflatten({**flatten(first), **flatten(second)})
 
 
+def distances(original: Tree, tuned: Tree) -> dict[str, jax.Array]:
+    """How far each part (`image`, `text`, ...) is from where it began: |tuned - original| over
+    |original|, over all numbers of the part together."""
+    change = jax.tree.map(lambda x, y: y - x, original, tuned)
+    norm = lambda part: jax.numpy.sqrt(sum(jax.numpy.square(x).sum() for x in jax.tree.leaves(part)))
+    return {part: norm(change[part]) / norm(original[part]) for part in original}
+
+
+def interpolate(original: Tree, tuned: Tree, share: float) -> Tree:
+    """Weights on the line from the original (share 0) to the tuned ones (share 1).
+
+    Tuned ones often keep more of what the original knew a part of the way back (Wortsman et al.
+    2022, arXiv 2109.01903). The similarity head, which a CLIP has not, stays the tuned one.
+    """
+    before = flatten(original)
+    return unflatten({
+        path: x if path.startswith("similarity/") else before[path] + share * (x - before[path])
+        for path, x in flatten(tuned).items()})
+
+
 def count(tree: Tree) -> int:
     """Numbers in all leaves together."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from maskclippp_jax import checkpoint, cli, config as configuration, loading, optim, report
 from maskclippp_jax import params as parameters
-from maskclippp_jax import sharding, train_step
+from maskclippp_jax import sharding, train_step, validation
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.run_log import RunLog
 from maskclippp_jax.vocabulary import draw_synonyms
@@ -34,6 +34,7 @@ def main(argv):
         if source.vocabulary.classes != vocabulary.classes:
             raise ValueError(f"the data set {name} has other classes ({source.vocabulary.name}) "
                              f"than the first one ({vocabulary.name}); mix data sets of the same")
+    looked_at = validation.open_source(config) if config.eval_every else None
     prompts = loading.tokenize(
         config.model, vocabulary, config.templates, config.sentencepiece)  # [S, T, X]
 
@@ -50,8 +51,11 @@ def main(argv):
         config.optimizer, config.train.steps, trainable_shapes, config.model)
     params = loading.load_params(config.weights, config.model, make_model, shapes)
     checkpoint.open_run(workdir, config, vocabulary.to_text())
-    report.print_parameters(optim.parameter_table(
-        shapes, is_trainable, config.optimizer, config.model))
+    table = optim.parameter_table(shapes, is_trainable, config.optimizer, config.model)
+    report.print_parameters(table)
+    if jax.process_index() == 0:
+        report.write_json(workdir / "parameters.json",
+                          [dict(zip(optim.TABLE_COLUMNS, row)) for row in table])
 
     with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
         trainable, frozen = parameters.partition(params, is_trainable)
@@ -68,7 +72,11 @@ def main(argv):
         whole = sharding.replicated(mesh)
         text = jax.device_put(prompts, whole)
         if config.tune.text == "none":
-            text = jax.device_put(loading.embed_names(config.model, frozen["text"], prompts), whole)
+            text = jax.device_put(loading.embed_names(
+                config.model, frozen["text"], prompts, folder=loading.text_folder(config)), whole)
+        if config.eval_every:
+            validate = validation.make_validator(
+                config, *looked_at, jax.device_get(trainable), mesh)
 
         del params, trainable, frozen
 
@@ -101,8 +109,11 @@ def main(argv):
                 rows = jax.device_put(draw_synonyms(
                     vocabulary, np.random.default_rng((config.seed, step))), whole)
                 state, metrics = step_function(state, batch, rows, text)
-                log.add(step + 1, metrics)
                 done = step + 1
+                if config.eval_every and (done % config.eval_every == 0
+                                          or done == config.train.steps):
+                    metrics |= validate(state)
+                log.add(done, metrics)
                 if done % config.log_every == 0 or done == config.train.steps:
                     log.flush()  # also stops on a loss that is not finite, before it is saved
                 if done % config.checkpoint_every == 0 or done == config.train.steps:

@@ -12,7 +12,7 @@ import optax
 
 from maskclippp_jax import losses, optim, sharding
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import maskclippp, resample, similarity
+from maskclippp_jax.models import clip_resnet, maskclippp, resample, similarity
 
 
 def abstract_state(config: ml_collections.ConfigDict, trainable: parameters.Tree,
@@ -36,7 +36,8 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
     The state is as in `abstract_state`. The batch has image [B, H, W, 3], image_size [B, 2],
     segments [B, H, W] and labels [B, N]. `text` is the token ids [S, T, X] of all names if the text
     tower is tuned, else their unit embeddings [S, T, E]. Randomness (dropout) follows from the seed
-    and the step.
+    and the step. Batch norms that normalise by the batch leave their running averages among the
+    frozen parameters.
 
     Args:
       config: the experiment.
@@ -47,6 +48,7 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
     """
     base_rate = optim.schedule(config.optimizer, config.train.steps)
     text_tuned = config.tune.text != "none"
+    image_trains = image_in_training(config)
 
     def loss_of(trainable, frozen, part, rows, text, num_images, key):
         model = build(parameters.combine(trainable, frozen))
@@ -54,7 +56,7 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
         if text_tuned:
             text_embeddings = encode_prompts(model, text_embeddings)
         return grid_masks_loss(model, part, text_embeddings, config.loss, num_images=num_images,
-                               key=key)
+                               key=key, image_key=key if image_trains else None)
 
     def step(state, batch, rows, text):
         model_config = config.model
@@ -83,6 +85,8 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
         updates, opt = optimizer.update(gradients, state["opt"], state["trainable"])
         trainable = optax.apply_updates(state["trainable"], updates)
         new = dict(state, step=state["step"] + 1, opt=opt, trainable=trainable)
+        if sums["statistics"] is not None:
+            new["frozen"] = _follow_statistics(state["frozen"], sums["statistics"])
         if config.ema_decay:
             new["ema"] = optax.incremental_update(trainable, state["ema"], 1 - config.ema_decay)
         metrics = dict(
@@ -97,6 +101,24 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
     whole = sharding.replicated(mesh)
     return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh), whole, whole),
                    out_shardings=(shardings, whole), donate_argnums=0)
+
+
+def image_in_training(config: ml_collections.ConfigDict) -> bool:
+    """Whether the image tower drops branches, and normalises by the batch.
+
+    A tower of which nothing is tuned stays as in evaluation (as in the public reference).
+    """
+    stored = (isinstance(config.model.image, clip_resnet.ResNetConfig)
+              and config.tune.batch_norm == "stored")
+    return config.tune.image != "none" and not stored
+
+
+def _follow_statistics(frozen: parameters.Tree, batch: dict) -> parameters.Tree:
+    """The frozen parameters with the running averages of the image tower after a batch."""
+    leaves = parameters.flatten(frozen)
+    batch = parameters.flatten(dict(image=batch))
+    stored = {path: leaves[path] for path in batch}
+    return parameters.unflatten(leaves | clip_resnet.follow_statistics(stored, batch))
 
 
 def encode_prompts(model: maskclippp.MaskCLIPpp, token_ids: jax.Array) -> jax.Array:
@@ -117,7 +139,8 @@ def counted_masks(batch: dict, settings) -> jax.Array:
 
 def grid_masks_loss(model: maskclippp.MaskCLIPpp, batch: dict, text_embeddings: jax.Array,
                     settings, *, num_images: jax.Array | None = None,
-                    key: jax.Array | None = None) -> tuple[jax.Array, dict]:
+                    key: jax.Array | None = None, image_key: jax.Array | None = None
+                    ) -> tuple[jax.Array, dict]:
     """Loss of a batch whose masks lie on the token grid.
 
     Args:
@@ -126,17 +149,20 @@ def grid_masks_loss(model: maskclippp.MaskCLIPpp, batch: dict, text_embeddings: 
       text_embeddings: [C, T, E] unit vectors, one name a class.
       settings: config.loss.
       num_images: images with counted masks of the whole batch, if this is a part of it.
-      key: of dropout; None: none.
+      key: of dropout in the head; None: none.
+      image_key: the same of the image tower, see `image_in_training`.
 
     Returns:
-      (loss, dict(loss, masks: how many counted, right: how many of them were named right)).
+      (loss, dict(loss, masks: how many counted, right: how many of them were named right,
+      statistics: as in `ImageFeatures`)).
     """
     labels, counted = batch["labels"], counted_masks(batch, settings)
     features = model.encode_image(batch["image"], batch["image_size"], batch["grid_masks"],
-                                  key=key)
+                                  key=image_key)
     logits = model.classify(features, text_embeddings, key=key)  # [B, N, C]
     loss = losses.balanced_cross_entropy(
         logits / settings.temperature, labels, counted, num_images=num_images,
         balance_classes=settings.balance_classes)
     right = (logits.argmax(-1) == labels) & counted
-    return loss, dict(loss=loss, masks=counted.sum(), right=right.sum())
+    return loss, dict(loss=loss, masks=counted.sum(), right=right.sum(),
+                      statistics=features.statistics)

@@ -233,6 +233,44 @@ def draw_contact_sheet(examples: typing.Sequence[Example], title: str, *, column
     return sheet
 
 
+def draw_dots(names: typing.Sequence[str], series: typing.Mapping[str, list[list[float]]],
+              title: str) -> Image.Image:
+    """A line for each name, with a dot for each value and a stroke at their mean.
+
+    Args:
+      names: of the lines.
+      series: for each title, values of every line; each has a colour of its own.
+      title: what the values are; they share one axis.
+    """
+    font, line, left, wide, head = _font(14), 30, 300, 620, 64
+    values = [v for rows in series.values() for row in rows for v in row] or [0.0]
+    step = next(s for s in (1, 2, 5, 10, 20, 50) if max(values) - min(values) <= 8 * s or s == 50)
+    low, high = step * (min(values) // step), step * (max(values) // step + 1)
+    x_of = lambda v: left + wide * (v - low) / (high - low)
+    drawing = Image.new("RGB", (left + wide + 40, head + line * len(names) + 40), _PAPER)
+    draw = ImageDraw.Draw(drawing)
+    draw.text((16, 20), title, fill=_INK, font=_font(16), anchor="lm")
+    bottom, x = head + line * len(names), 16.0
+    for k, name in enumerate(series):
+        draw.ellipse((x, 40, x + 10, 50), fill=class_color(k))
+        draw.text((x + 16, 45), name, fill=_INK, font=font, anchor="lm")
+        x += 40 + font.getlength(name)
+    for n in range(round((high - low) / step) + 1):
+        tick = low + n * step
+        draw.line((x_of(tick), head, x_of(tick), bottom), fill=(225, 225, 225))
+        draw.text((x_of(tick), bottom + 8), f"{tick:g}", fill=_FAINT, font=font, anchor="mt")
+    for row, name in enumerate(names):
+        y = head + line * (row + 0.5)
+        draw.text((left - 14, y), _fit(name, font, left - 30), fill=_INK, font=font, anchor="rm")
+        for k, rows in enumerate(series.values()):
+            for value in rows[row]:
+                draw.ellipse((x_of(value) - 4, y - 4, x_of(value) + 4, y + 4), fill=class_color(k))
+            if rows[row]:
+                mean = x_of(sum(rows[row]) / len(rows[row]))
+                draw.line((mean, y - 10, mean, y + 10), fill=class_color(k), width=3)
+    return drawing
+
+
 def _draw_panel(panel: Panel, side: int,
                 colors: typing.Sequence[tuple[int, int, int]] = ()) -> Image.Image:
     """The picture with borders and names of its segments, tinted if they have colours."""

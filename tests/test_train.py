@@ -116,6 +116,12 @@ def test_a_run_logs_every_step_and_keeps_whole_checkpoints(place, whole):
     assert {p.name for p in (place / "whole/checkpoints").iterdir()} == {"8", "12"}
     assert list((place / "whole/tensorboard").iterdir())
     assert (place / "whole/vocabulary.txt").read_text().startswith("# own names")
+    table = json.loads((place / "whole/parameters.json").read_text())
+    rows = {row["parameters"]: row for row in table}
+    assert rows["image/blocks/*/attention/query/kernel"]["learning_rate"] == "0.0005"
+    assert rows["image/blocks/*/attention/key/kernel"]["trainable"] == 0
+    assert sum(row["of"] for row in table) > 10 * rows["similarity/corr_in/kernel"]["of"]
+    assert len(list((place / "data/.text_embeddings").glob("*.npy"))) == 1
 
 
 def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
@@ -153,15 +159,22 @@ def test_a_batch_in_parts_gives_the_numbers_of_the_whole(place, whole):
 
 
 def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
-    done = train(place, "average", "--config.ema_decay=0.5")
+    done = train(place, "average", "--config.ema_decay=0.5", "--config.eval_every=8", devices=2)
     assert done.returncode == 0, done.stderr
     logged = metrics(place, "average")
-    assert [m["loss"] for m in logged] == [m["loss"] for m in whole]  # it changes nothing
+    assert [m["loss"] for m in logged] == pytest.approx([m["loss"] for m in whole], rel=1e-5)
+    # On the way it was evaluated, and compared with where it began.
+    looks = {m["step"]: m for m in logged if "eval/seen" in m}
+    assert set(looks) == {8, 12}
+    assert 0 <= looks[8]["eval/unseen"] <= 100 and 0 <= looks[8]["eval/mask_accuracy"] <= 100
+    assert 0 < looks[8]["distance/image"] < looks[12]["distance/image"] < 0.1
     done = command(place, "evaluate", f"--checkpoint={place}/average",
                    f"--checkpoint={place}/whole", f"--workdir={place}/averaged")
     assert done.returncode == 0, done.stderr
     models = json.loads((place / "averaged/results.json").read_text())["models"]
     assert models[0]["checkpoint"].endswith("after step 12, moving average")
+    for key, name in (("eval/mask_accuracy", "mMaskAcc"), ("eval/unseen", "unseen")):
+        assert looks[12][key] == pytest.approx(models[0]["mask_accuracy"][name], abs=1e-6)
 
 
 def test_remat_and_a_tuned_text_tower_run(place):
@@ -228,6 +241,23 @@ def test_evaluate_compares_runs_and_writes_the_protocol(place, whole):
     assert (place / "results/comparison.png").stat().st_size > 1000
     done = command(place, "evaluate", f"--checkpoint={place}/nothing", f"--workdir={place}/r2")
     assert done.returncode == 2 and "no file" in done.stderr and not (place / "r2").exists()
+
+
+def test_weights_between_the_original_and_the_tuned_ones_are_evaluated(place, whole):
+    done = command(place, "evaluate", f"--checkpoint={place}/whole", f"--workdir={place}/between",
+                   "--interpolate=0,1", "--checkpoint=untuned")
+    assert done.returncode == 0, done.stderr
+    original, tuned, untuned = json.loads(
+        (place / "between/results.json").read_text())["models"]
+    assert [m["name"] for m in (original, tuned, untuned)] == ["whole x 0", "whole x 1", "untuned"]
+    assert original["distance_from_original"] == tuned["distance_from_original"]
+    assert 0 < tuned["distance_from_original"]["image"] < 0.1
+    assert tuned["distance_from_original"]["text"] == 0
+    assert "distance_from_original" not in untuned
+    assert all("mask_accuracy" in m for m in (original, tuned, untuned))
+    done = command(place, "evaluate", f"--checkpoint={place}/whole", f"--workdir={place}/r3",
+                   "--interpolate=half")
+    assert done.returncode == 2 and "--interpolate is 'half'" in done.stderr
 
 
 def test_convert_writes_a_file_that_loads_again_to_the_same_model(place, whole):

@@ -6,7 +6,8 @@ the cells. For a mask the same query sees only the cells under it (MaskCLIP++, a
 
 Only the 3x3 convolutions, the mean and the pooling look sideways. What lies beyond an image's own
 next multiple of 32 pixels is set to zero, or hidden, before each of them, so the canvas does not
-matter.
+matter. Neither does it in training, where batch norms take mean and variance of all cells of all
+images of the batch, on whatever devices: cells beyond an image do not count.
 """
 
 import dataclasses
@@ -71,10 +72,7 @@ class Statistic(nnx.Param):
 
 
 class ResNet(nnx.Module):
-    """The image tower; `remat` as in `layers.rematerialize`, for every bottleneck.
-
-    Batch norms use their stored statistics.
-    """
+    """The image tower; `remat` as in `layers.rematerialize`, for every bottleneck."""
 
     def __init__(self, config: ResNetConfig, *, dtype=jnp.float32, by_head: bool = True,
                  remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
@@ -109,7 +107,8 @@ class ResNet(nnx.Module):
           grid_masks: [B, N, L] float in [0, 1] on the canvas' grid of 32 pixels (`resample`); zeros
             make an empty mask, which sees the whole image. None: no masks.
           dense: also embed every cell (its own value, MaskCLIP's way).
-          key: of randomness in training, of which this tower has none.
+          key: given in training: batch norms normalise by the batch, and its statistics are
+            returned. Nothing is random. None: they normalise by the stored statistics.
 
         Returns:
           ImageFeatures in the tower's dtype.
@@ -118,16 +117,22 @@ class ResNet(nnx.Module):
           ValueError: canvas not a multiple of 32, or masks on another grid.
         """
         grid = layers.lay_grid(image, image_size, grid_masks, _STRIDE)
-        run = layers.rematerialize(self.remat)
-        x = self.constrain(self.stem(layers.normalize(image, image_size), grid))
-        for blocks in self.stages:
-            for block in blocks:
-                x = self.constrain(run(block, x, layers.inside_map(x, grid)))
-        return self.pool(x, grid, jnp.exp(self.mask_logit_scale[...]), dense=dense)
+        by_batch = key is not None
+        run = layers.rematerialize(self.remat, static=(2,))
+        x, stem = self.stem(layers.normalize(image, image_size), grid, by_batch)
+        x = self.constrain(x)
+        stages: dict = {}
+        for i, blocks in enumerate(self.stages):
+            for j, block in enumerate(blocks):
+                x, found = run(block, x, layers.inside_map(x, grid), by_batch)
+                x = self.constrain(x)
+                stages.setdefault(i, {})[j] = found
+        features = self.pool(x, grid, jnp.exp(self.mask_logit_scale[...]), dense=dense)
+        return features._replace(statistics=dict(stem=stem, stages=stages) if by_batch else None)
 
 
 class BatchNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias with stored statistics, in float32."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32."""
 
     def __init__(self, channels: int, epsilon: float, *, dtype):
         self.dtype, self.epsilon = dtype, epsilon
@@ -136,11 +141,41 @@ class BatchNorm(nnx.Module):
         self.running_mean = Statistic(jnp.zeros(channels))
         self.running_var = Statistic(jnp.ones(channels))
 
-    def __call__(self, x):
-        factor = self.scale[...] * jax.lax.rsqrt(self.running_var[...] + self.epsilon)
-        shift = self.bias[...] - self.running_mean[...] * factor
-        x = x.astype(jnp.float32) * factor[None, None, None] + shift[None, None, None]
-        return x.astype(self.dtype)
+    def __call__(self, x, inside, by_batch: bool):
+        """Normalises a map.
+
+        Args:
+          x: [B, h, w, D].
+          inside: [B, h, w] bool, the cells that count.
+          by_batch: by mean and variance of the batch, else by the stored ones.
+
+        Returns:
+          Like x; and with `by_batch` dict(running_mean, running_var) of the batch, each [D], the
+          variance being the unbiased one, which is what is stored (torch's rule); else {}.
+        """
+        found = {}
+        mean, variance = self.running_mean[...], self.running_var[...]
+        x = x.astype(jnp.float32)
+        if by_batch:
+            weights = inside[..., None].astype(jnp.float32)
+            count = weights.sum()
+            mean = (x * weights).sum((0, 1, 2)) / count
+            square = jnp.square(x - mean[None, None, None]) * weights
+            variance = square.sum((0, 1, 2)) / count
+            found = jax.lax.stop_gradient(dict(
+                running_mean=mean, running_var=variance * count / jnp.maximum(count - 1, 1)))
+        factor = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
+        shift = self.bias[...] - mean * factor
+        x = x * factor[None, None, None] + shift[None, None, None]
+        return x.astype(self.dtype), found
+
+
+def follow_statistics(stored: dict, batch: dict, momentum: float = 0.1) -> dict:
+    """Running averages after a batch: both are nested dicts of the same arrays.
+
+    The momentum is torch's, which the public models were trained with.
+    """
+    return jax.tree.map(lambda old, new: (1 - momentum) * old + momentum * new, stored, batch)
 
 
 class Conv(nnx.Module):
@@ -169,12 +204,16 @@ class Stem(nnx.Module):
         self.conv2, self.norm2 = Conv(3, half, half, dtype=dtype, rngs=rngs), norm(half)
         self.conv3, self.norm3 = Conv(3, half, c.width, dtype=dtype, rngs=rngs), norm(c.width)
 
-    def __call__(self, x, grid):
-        x = jax.nn.relu(self.norm1(self.conv1(x)))
-        inside = layers.inside_map(x, grid)
-        x = jax.nn.relu(self.norm2(self.conv2(_zero_outside(x, inside))))
-        x = jax.nn.relu(self.norm3(self.conv3(_zero_outside(x, inside))))
-        return _halve(x)
+    def __call__(self, x, grid, by_batch):
+        """The map, and statistics as of `BatchNorm`, by name."""
+        x = self.conv1(x)
+        inside, found = layers.inside_map(x, grid), {}
+        x, found["norm1"] = self.norm1(x, inside, by_batch)
+        x = self.conv2(_zero_outside(jax.nn.relu(x), inside))
+        x, found["norm2"] = self.norm2(x, inside, by_batch)
+        x = self.conv3(_zero_outside(jax.nn.relu(x), inside))
+        x, found["norm3"] = self.norm3(x, inside, by_batch)
+        return _halve(jax.nn.relu(x)), found
 
 
 class Bottleneck(nnx.Module):
@@ -190,14 +229,28 @@ class Bottleneck(nnx.Module):
         self.shortcut = Shortcut(channels, out, epsilon, dtype=dtype,
                                  rngs=rngs) if changes else None
 
-    def __call__(self, x, inside):
-        """x [B, h, w, D] and what of it lies inside, [B, h, w] bool -> the next map."""
-        branch = jax.nn.relu(self.norm1(self.conv1(x)))
-        branch = jax.nn.relu(self.norm2(self.conv2(_zero_outside(branch, inside))))
+    def __call__(self, x, inside, by_batch):
+        """A block.
+
+        Args:
+          x: [B, h, w, D].
+          inside: [B, h, w] bool, what of it lies inside of images.
+          by_batch: see `BatchNorm`.
+
+        Returns:
+          The next map, and statistics as of `BatchNorm`, by name.
+        """
+        found = {}
+        branch, found["norm1"] = self.norm1(self.conv1(x), inside, by_batch)
+        branch = self.conv2(_zero_outside(jax.nn.relu(branch), inside))
+        branch, found["norm2"] = self.norm2(branch, inside, by_batch)
+        branch = jax.nn.relu(branch)
         if self.stride > 1:
-            branch, x = _halve(branch), _halve(x)
-        branch = self.norm3(self.conv3(branch))
-        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x)))
+            branch, x, inside = _halve(branch), _halve(x), inside[:, ::2, ::2]
+        branch, found["norm3"] = self.norm3(self.conv3(branch), inside, by_batch)
+        if self.shortcut is not None:
+            x, found["shortcut"] = self.shortcut(x, inside, by_batch)
+        return jax.nn.relu(branch + x), found
 
 
 class Shortcut(nnx.Module):
@@ -205,8 +258,9 @@ class Shortcut(nnx.Module):
         self.conv = Conv(1, channels, width, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(width, epsilon, dtype=dtype)
 
-    def __call__(self, x):
-        return self.norm(self.conv(x))
+    def __call__(self, x, inside, by_batch):
+        x, found = self.norm(self.conv(x), inside, by_batch)
+        return x, dict(norm=found)
 
 
 class AttentionPool(nnx.Module):

@@ -33,6 +33,9 @@ class ImageFeatures(typing.NamedTuple):
     image_embedding: jax.Array          # [B, E]
     patch_embeddings: jax.Array | None  # [B, L, E]; cells outside an image's grid mean nothing
     patch_valid: jax.Array              # [B, L] bool, the cells of each image's own grid
+    # In training, of batch norms: what the batch makes of each stored statistic, by its path in the
+    # tower as nested dicts; None: the tower has none, or normalised by the stored ones.
+    statistics: dict | None = None
 
 
 class Grid(typing.NamedTuple):
@@ -105,17 +108,19 @@ def normalize(image: jax.Array, image_size: jax.Array, mean: tuple = PIXEL_MEAN,
 # ---- Blocks of networks -------------------------------------------------------------------------
 
 
-def rematerialize(remat: str) -> typing.Callable:
+def rematerialize(remat: str, static: tuple[int, ...] = ()) -> typing.Callable:
     """A function `run(block, *arguments)` that calls the block.
 
     Args:
       remat: what the backward pass recomputes, to save memory: "none", "full", or "dots" (which
         keeps the results of matrix products without batch dimensions).
+      static: positions among the arguments of those that are no arrays.
     """
     if remat == "none":
         return lambda block, *arguments: block(*arguments)
     policy = (jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None)
-    return jax.checkpoint(lambda block, *arguments: block(*arguments), policy=policy)
+    return jax.checkpoint(lambda block, *arguments: block(*arguments), policy=policy,
+                          static_argnums=tuple(1 + i for i in static))
 
 
 def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

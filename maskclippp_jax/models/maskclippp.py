@@ -80,6 +80,34 @@ class MaskCLIPppConfig:
                              similarity.LinearSimilarityConfig(num_templates))
 
     @classmethod
+    def convnext_base_w_320(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls._convnext(clip_convnext.ConvNeXtConfig.base_w_320(), text.TextConfig.clip(640),
+                             num_templates)
+
+    @classmethod
+    def convnext_large_d_320(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls._convnext(clip_convnext.ConvNeXtConfig.large_d_320(),
+                             text.TextConfig.clip(768, 16), num_templates)
+
+    @classmethod
+    def convnext_xxlarge(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls._convnext(clip_convnext.ConvNeXtConfig.xxlarge(),
+                             text.TextConfig.clip(1024, 24), num_templates)
+
+    @classmethod
+    def _convnext(cls, image, text_config, num_templates) -> "MaskCLIPppConfig":
+        """The head's layer norm sets the scale of the logits, in place of CLIP's."""
+        head = similarity.PseudoTextSimilarityConfig(num_templates, image.embed_dim)
+        return cls(image, text_config, head, use_logit_scale=False)
+
+    @classmethod
+    def rn50x16(cls, num_templates: int) -> "MaskCLIPppConfig":
+        """OpenAI's weights want QuickGELU in the text tower."""
+        return cls(clip_resnet.ResNetConfig.rn50x16(),
+                   dataclasses.replace(text.TextConfig.clip(768), quick_gelu=True),
+                   similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
     def quickstart(cls, num_templates: int) -> "MaskCLIPppConfig":
         """The small model that ships with the project (launch/pretrain_quickstart.py)."""
         return cls(eva_vit.EvaViTConfig.quickstart(), text.TextConfig.quickstart(),
@@ -99,7 +127,7 @@ class MaskCLIPpp(nnx.Module):
         self.config = config
         self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
                                        constrain=constrain, rngs=rngs)
-        self.text = config.text.make(dtype=dtype, by_head=by_head, rngs=rngs)
+        self.text = config.text.make(dtype=dtype, by_head=by_head, remat=remat, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.has_logit_bias:
             self.logit_bias = nnx.Param(jnp.asarray(-10.0))

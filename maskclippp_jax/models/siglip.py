@@ -266,12 +266,15 @@ class AttentionPool(nnx.Module):
 
 
 class SigLIPTextTower(nnx.Module):
-    """The text tower: nothing is causal, padding is seen, and the last position is the prompt's."""
+    """The text tower: nothing is causal, padding is seen, and the last position is the prompt's.
+
+    `remat` as in `layers.rematerialize`.
+    """
 
     def __init__(self, config: SigLIPTextConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 rngs: nnx.Rngs):
+                 remat: str = "none", rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype = dtype
+        self.dtype, self.remat = dtype, remat
         normal = lambda *shape: nnx.Param(
             c.width**-0.5 * jax.random.normal(rngs.params(), shape))
         self.token_embedding = normal(c.vocab_size, c.width)
@@ -301,7 +304,8 @@ class SigLIPTextTower(nnx.Module):
         tokens = self.token_embedding[...][token_ids] + self.position_table[None]
         tokens = tokens.astype(self.dtype)  # [n, X, D]
         seen = jnp.ones((num, length), bool)
+        run = layers.rematerialize(self.remat)
         for block in self.blocks:
-            tokens, _ = block(tokens, None, seen, None, None, None)
+            tokens, _ = run(block, tokens, None, seen, None, None, None)
         last = self.norm(tokens[:, -1])  # [n, D]
         return last if self.head is None else self.head(last)

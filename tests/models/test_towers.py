@@ -174,6 +174,57 @@ def test_a_cell_of_the_resnet_that_sees_itself_only_gives_its_own_value(rng):
     near(got, mixed @ pool["out"]["kernel"] + pool["out"]["bias"][None, None])
 
 
+def test_batch_norm_takes_the_cells_inside_of_all_images_together(rng):
+    """Against the definition (torch's: biased to normalise, unbiased to store), with gradients."""
+    make_norm = lambda: clip_resnet.BatchNorm(3, 1e-5, dtype=jnp.float32)
+    build, shapes = parameters.abstract(make_norm)
+    params = {k: jnp.asarray(rng.random(x.shape), jnp.float32) for k, x in shapes.items()}
+    x = rng.normal(2.0, 3.0, (2, 4, 5, 3)).astype(np.float32)
+    inside = np.arange(5)[None, None] < np.array([5, 2])[:, None, None]
+    inside = np.broadcast_to(inside, (2, 4, 5))
+    normalised, found = jax.jit(lambda p, x: build(p)(x, inside, True))(params, x)
+    cells = x[inside].astype(np.float64)  # [4 * 7, 3]
+    near(found["running_mean"], cells.mean(0))
+    near(found["running_var"], cells.var(0, ddof=1))
+    wanted = ((cells - cells.mean(0)) / np.sqrt(cells.var(0) + 1e-5) * np.asarray(params["scale"])
+              + np.asarray(params["bias"]))
+    near(np.asarray(normalised)[inside], wanted)
+    # The result does not see what is added to all cells: neither does the gradient.
+    probe = rng.normal(size=x.shape) * inside[..., None]
+    gradient = jax.jit(jax.grad(lambda x: (build(params)(x, inside, True)[0] * probe).sum()))(x)
+    assert np.abs(np.asarray(gradient).sum((0, 1, 2))).max() < 1e-4
+    assert np.abs(gradient).max() > 1e-2
+    stored = dict(running_mean=jnp.zeros(3), running_var=jnp.ones(3))
+    near(clip_resnet.follow_statistics(stored, found)["running_var"],
+         0.9 + 0.1 * cells.var(0, ddof=1))
+
+
+def test_a_resnet_in_training_is_the_same_on_any_canvas_and_any_devices(rng):
+    """Embeddings and statistics; the padding holds noise."""
+    config = TOWERS["resnet"]
+    build, params = make(config)
+    sizes = np.array([(64, 60), (30, 64)] * 2, np.int32)
+    images = rng.integers(0, 256, (4, 96, 96, 3)).astype(np.uint8)
+    masks = rng.random((4, 2, 3, 3)).astype(np.float32)
+
+    def run(params, images, masks):
+        features = build(params)(images, sizes, masks.reshape(4, 2, -1), key=jax.random.key(0))
+        return features.mask_embeddings, features.statistics
+
+    alone = jax.jit(run)(params, images[:, :64, :64], masks[..., :2, :2])
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4],
+                         axis_types=(jax.sharding.AxisType.Auto,))
+    of_batch = jax.NamedSharding(mesh, jax.P("data"))
+    spread = jax.jit(run, in_shardings=(jax.NamedSharding(mesh, jax.P()), of_batch, of_batch))(
+        params, images, masks)
+    near(spread[0], alone[0], 1e-4)
+    statistics = parameters.flatten(alone[1])
+    assert set(statistics) == {p for p in parameters.flatten(params)
+                               if p.endswith(("running_mean", "running_var"))}
+    for path, want in statistics.items():
+        near(parameters.flatten(spread[1])[path], want, 1e-4)
+
+
 @pytest.mark.parametrize("method", ["avg", "max", "nearest", "bicubic"])
 def test_masks_reach_a_finer_grid_unchanged_where_nothing_is_to_do(method, rng):
     masks = jnp.asarray(rng.random((2, 6, 4)), jnp.float32)

@@ -1,0 +1,165 @@
+"""Trains and evaluates variants of an experiment with several seeds: one table, one plot.
+
+    python -m maskclippp_jax.sweep --config=configs/quickstart.py --workdir=runs/sweep \
+        --vary="train.masks=degraded" --vary="optimizer.image_multiplier=0.05|0.5|5" --seeds=0,1,2
+
+Every `--vary` changes one key of the configuration, or with a colon before its name one argument of
+the configuration's file, to each of its values in turn (separated by |); everything else stays.
+The first row is the configuration itself. `--override=key=value` holds for all runs.
+
+Each run is a `train` of its own in WORKDIR/<variant>/seed<k>; one that has ended is not repeated,
+so the same line started again goes on, and further variants or seeds may be added to it.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import typing
+
+import numpy as np
+from absl import flags, logging
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from maskclippp_jax import cli, report, visualize
+
+# A path, not a configuration: the runs read it.
+CONFIG = flags.DEFINE_string("config", None, "file of the experiment, with its argument if any")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs, the table and the plot")
+VARY = flags.DEFINE_multi_string("vary", [], "key=value|value|..., :argument=value|value|...")
+OVERRIDE = flags.DEFINE_multi_string("override", [], "key=value for all runs")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one run of each variant for each")
+
+# What is shown: title, and the way to it in the results of `evaluate`.
+_COLUMNS = (("mask accuracy", "mask_accuracy", "mMaskAcc"), ("seen", "mask_accuracy", "seen"),
+            ("unseen", "mask_accuracy", "unseen"), ("mIoU", "semantic", "mIoU"))
+
+
+class Variant(typing.NamedTuple):
+    name: str       # what differs, for people
+    config: str     # file and argument
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^\w.=-]+", "_", self.name)
+
+
+def main(argv):
+    del argv
+    if not CONFIG.value or not WORKDIR.value:
+        raise ValueError("got no --config or no --workdir; see --help")
+    if not all(seed.isdigit() for seed in SEEDS.value) or not SEEDS.value:
+        raise ValueError(f"--seeds is {','.join(SEEDS.value)!r}, wanted numbers such as 0,1,2")
+    variants = list_variants(CONFIG.value, VARY.value)
+    workdir, count = pathlib.Path(WORKDIR.value), len(SEEDS.value)
+    rows = [dict(name="untuned", runs=[measure(workdir / "untuned", variants[0], seed=None)])]
+    for i, variant in enumerate(variants):
+        runs = []
+        for k, seed in enumerate(SEEDS.value):
+            logging.info("run %d of %d: %s, seed %s", i * count + k + 1, len(variants) * count,
+                         variant.name, seed)
+            runs.append(measure(workdir / variant.folder / f"seed{seed}", variant, seed))
+        rows.append(dict(name=variant.name, runs=runs))
+    report.write_json(workdir / "sweep.json", dict(
+        config=CONFIG.value, overrides=OVERRIDE.value, seeds=SEEDS.value, rows=rows))
+    Console().print(table_of(rows))
+    draw(rows).save(workdir / "sweep.png")
+    logging.info("wrote %s and sweep.png", workdir / "sweep.json")
+
+
+def list_variants(config: str, vary: typing.Sequence[str]) -> list[Variant]:
+    """The experiment as it is, and every change of it.
+
+    Raises:
+      ValueError: not of the form key=value|value, or something is given twice.
+    """
+    variants = [Variant("as configured", config, ())]
+    for change in vary:
+        key, equals, values = change.partition("=")
+        if not equals or not key.strip(":") or not all(values.split("|")):
+            raise ValueError(f"--vary is {change!r}, wanted key=value|value or "
+                             ":argument=value|value")
+        for value in values.split("|"):
+            name = f"{key.lstrip(':')}={value}"
+            if key.startswith(":"):
+                joint = "," if ":" in config else ":"
+                variants.append(Variant(name, f"{config}{joint}{name}", ()))
+            else:
+                variants.append(Variant(name, config, (name,)))
+    twice = sorted({v.name for v in variants if [w.folder for w in variants].count(v.folder) > 1})
+    if twice:
+        raise ValueError(f"--vary gives {', '.join(twice)} more than once; keep one of each")
+    return variants
+
+
+def measure(place: pathlib.Path, variant: Variant, seed: str | None) -> dict:
+    """Trains a variant and evaluates it, if that has not been done.
+
+    Args:
+      place: folder of the run and its results.
+      variant: what to train.
+      seed: of the run; None: nothing is trained, the pre-trained CLIP is evaluated.
+
+    Returns:
+      Values of `_COLUMNS` by title.
+
+    Raises:
+      ValueError: a command failed; what it said last is in the message.
+    """
+    results = place / "results" / "results.json"
+    if not results.exists():
+        settings = [f"--config={variant.config}",
+                    *(f"--config.{o}" for o in (*OVERRIDE.value, *variant.overrides))]
+        checkpoint = "untuned"
+        if seed is not None:
+            settings.append(f"--config.seed={seed}")
+            checkpoint = str(place / "run")
+            _call("train", *settings, f"--workdir={checkpoint}")
+        _call("evaluate", *settings, f"--workdir={results.parent}", f"--checkpoint={checkpoint}")
+    found = json.loads(results.read_text())["models"][0]
+    return {title: found[metric][key] for title, metric, key in _COLUMNS}
+
+
+def _call(command: str, *arguments: str) -> None:
+    line = [sys.executable, "-m", f"maskclippp_jax.{command}", *arguments]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        end = " ".join(done.stdout.strip().splitlines()[-1:])
+        raise ValueError(f"{' '.join(line[2:])} ended with code {done.returncode}: {end}")
+
+
+def summary(runs: typing.Sequence[dict], title: str) -> tuple[float, float] | None:
+    """Mean over the seeds, and standard deviation (of a sample; 0 of one run)."""
+    values = [r[title] for r in runs]
+    if None in values:
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def table_of(rows: typing.Sequence[dict]) -> Table:
+    """Mean and standard deviation over the seeds, in percent."""
+    table = Table("variant", *(c[0] for c in _COLUMNS), "runs",
+                  title="percent: mean and standard deviation over seeds")
+    for row in rows:
+        cells = []
+        for title, _, _ in _COLUMNS:
+            found = summary(row["runs"], title)
+            cells.append("–" if found is None else f"{found[0]:.1f} ± {found[1]:.1f}")
+        table.add_row(row["name"], *cells, str(len(row["runs"])))
+    return table
+
+
+def draw(rows: typing.Sequence[dict]) -> Image.Image:
+    """Mask accuracy of seen and unseen classes: a line a variant, a dot a run."""
+    series = {title: [[r[title] for r in row["runs"] if r[title] is not None] for row in rows]
+              for title in ("seen", "unseen")}
+    return visualize.draw_dots([row["name"] for row in rows], series,
+                               "mask accuracy (percent), a dot a run")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,77 @@
+"""Embeddings of names by a frozen text tower, kept on disk: they are made once.
+
+A file's name is a hash of everything its numbers depend on, so it is never out of date; the folder
+may be deleted at any time.
+"""
+
+import hashlib
+import os
+import pathlib
+import typing
+
+import jax
+import numpy as np
+from absl import logging
+
+from maskclippp_jax import params as parameters
+from maskclippp_jax.models import layers, siglip, similarity, text, vit
+
+FOLDER = ".text_embeddings"  # in the folder of the data sets
+
+# Their code decides on the embeddings, beside weights and token ids.
+_CODE = (text, siglip, vit, layers, similarity)
+
+
+def key_of(config: typing.Any, params: parameters.Tree, token_ids: np.ndarray) -> str:
+    """A hash of what the embeddings depend on.
+
+    Args:
+      config: sizes of the text tower.
+      params: its weights, on the host; their content counts, not where they come from.
+      token_ids: [S, T, X] int32: what became of vocabulary, templates and tokenizer.
+
+    Returns:
+      32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+
+    def add(*values):
+        for value in values:
+            digest.update(value if isinstance(value, bytes) else repr(value).encode() + b"\0")
+
+    add(config, jax.__version__, jax.default_backend(), jax.config.jax_default_matmul_precision)
+    add(*(pathlib.Path(module.__file__).read_bytes() for module in _CODE))
+    arrays = parameters.flatten(params) | {"token_ids": token_ids}
+    for path in sorted(arrays):
+        array = np.ascontiguousarray(arrays[path])
+        add(path, array.dtype.str, array.shape, array.tobytes())
+    return digest.hexdigest()
+
+
+def load_or_make(folder: str, key: str, make: typing.Callable[[], np.ndarray]) -> np.ndarray:
+    """The embeddings of a key: read, or made and kept.
+
+    A folder that cannot be written keeps nothing; a line of the log says so.
+
+    Raises:
+      ValueError: the file holds no array.
+    """
+    file = pathlib.Path(folder) / f"{key}.npy"
+    if file.exists():
+        try:
+            return np.load(file)
+        except (ValueError, EOFError):
+            raise ValueError(f"{file} holds no embeddings (it was cut or overwritten); delete "
+                             "it") from None
+    embeddings = make()
+    temporary = file.with_name(f".{key}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.save(stream, embeddings)
+        temporary.replace(file)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        logging.warning("text embeddings are not kept in %s (%s)", folder, error.strerror)
+    return embeddings

@@ -1,0 +1,95 @@
+"""What a training run measures on the way: mask accuracy of seen and unseen classes, and how far
+the weights have moved. Tuned CLIPs gain on classes they saw and may lose on others."""
+
+import typing
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from maskclippp_jax import inference, loading, sharding
+from maskclippp_jax import params as parameters
+from maskclippp_jax.data import pipeline, records
+from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
+from maskclippp_jax.vocabulary import Vocabulary
+
+
+def open_source(config: ml_collections.ConfigDict) -> tuple[records.Source, np.ndarray]:
+    """The data set of `config.eval`, and which of its classes are seen: [C] bool.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not there.
+    """
+    settings = config.eval
+    source = records.open_source(config.data_dir, settings.dataset, settings.split)
+    return source, source.vocabulary.seen_in(Vocabulary.load(settings.seen_vocabulary))
+
+
+def make_validator(config: ml_collections.ConfigDict, source: records.Source, seen: np.ndarray,
+                   original: parameters.Tree, mesh) -> typing.Callable[[dict], dict[str, float]]:
+    """A function from the state of a run to numbers for its log.
+
+    They are those of the moving average where there is one: `eval/mask_accuracy`, `eval/seen`,
+    `eval/unseen` in percent, means over classes, on ground-truth masks; `distance/<part>`, see
+    `params.distances`.
+
+    Args:
+      config: the experiment.
+      source, seen: of `open_source`.
+      original: what is tuned, before tuning, on the host.
+      mesh: the devices of the run; to be active when the function is called.
+    """
+    name_masks = inference.make_namer(config.model, semantic=False)
+    distances = jax.jit(parameters.distances)
+    whole = sharding.replicated(mesh)
+    gather = jax.jit(lambda x: x, out_shardings=whole)
+
+    def embed(text_params):
+        names = inference.embed_vocabulary(
+            config, config.model, dict(text=jax.device_get(gather(text_params))),
+            source.vocabulary, folder=loading.text_folder(config))
+        return jax.device_put(names, whole)
+
+    kept: list = []  # names of a frozen text tower
+
+    @jax.transfer_guard("allow")
+    def validate(state: dict) -> dict[str, float]:
+        tuned = state.get("ema", state["trainable"])
+        params = parameters.combine(tuned, state["frozen"])
+        if config.tune.text != "none" or not kept:
+            kept[:] = [embed(params["text"])]
+        accuracy = MaskAccuracy(source.vocabulary.num_classes, seen)
+        for batch, classes in _name_all(config, source, mesh, name_masks, params, kept[0]):
+            used = (batch["labels"] >= 0) & batch["valid"][:, None]
+            for found, labels, mask in zip(classes, batch["labels"], used):
+                accuracy.process(found[mask], labels[mask])
+        if jax.process_count() > 1:
+            accuracy.counts = np.asarray(multihost_utils.process_allgather(accuracy.counts)).sum(0)
+        results = accuracy.evaluate()
+        named = dict(mask_accuracy=results["mMaskAcc"], seen=results["seen"],
+                     unseen=results["unseen"])
+        before = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), original, tuned)
+        moved = jax.device_get(distances(before, tuned))
+        return {f"eval/{k}": v for k, v in named.items() if v is not None} | {
+            f"distance/{k}": float(v) for k, v in moved.items()}
+
+    return validate
+
+
+def _name_all(config, source, mesh, name_masks, params, names
+              ) -> typing.Iterator[tuple[dict, np.ndarray]]:
+    """This host's batches of a data set, each with the classes [B, N] of its masks."""
+    settings = config.eval
+    batch_size = -(-settings.batch_size // mesh.size) * mesh.size
+    to_device = lambda arrays: pipeline.to_device(arrays, sharding.batch_sharding(mesh))
+    for batch in pipeline.eval_batches(
+            source.records, batch_size=batch_size, loader_min=settings.loader_min,
+            loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count()):
+        sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
+        canvas = inference.canvas_of(sizes.network, config.model.image.patch_size)
+        result = name_masks(
+            params, to_device({k: batch[k] for k in ("image", "segments", "labels")}),
+            inference.Sizes(**to_device(sizes._asdict())), names, canvas)
+        shards = sorted(result.classes.addressable_shards, key=lambda s: s.index[0].start or 0)
+        yield batch, np.concatenate([np.asarray(s.data) for s in shards])

@@ -1,0 +1,80 @@
+"""Variants of an experiment: what is run, and how results become a table and a plot."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs import quickstart_ablation
+from maskclippp_jax import sweep, visualize
+
+
+def test_variants_change_one_thing_each():
+    variants = sweep.list_variants("c.py:x=1", ["train.masks=degraded", ":head=linear|mean"])
+    assert variants == [
+        ("as configured", "c.py:x=1", ()),
+        ("train.masks=degraded", "c.py:x=1", ("train.masks=degraded",)),
+        ("head=linear", "c.py:x=1,head=linear", ()), ("head=mean", "c.py:x=1,head=mean", ())]
+    assert sweep.list_variants("c.py", [":a=b"])[1].config == "c.py:a=b"
+    assert len({v.folder for v in variants}) == 4 and " " not in variants[0].folder
+
+
+@pytest.mark.parametrize("vary, words", [
+    (["train.steps"], "wanted key=value"), ([":=3"], "wanted key=value"), (["a=1||2"], "wanted"),
+    (["a=1|2", "a=2"], "a=2 more than once")])
+def test_what_cannot_be_varied_is_said(vary, words):
+    with pytest.raises(ValueError, match=words):
+        sweep.list_variants("c.py", vary)
+
+
+def test_mean_and_deviation_are_over_seeds():
+    runs = [{"seen": 50.0, "unseen": None}, {"seen": 54.0, "unseen": 3.0}]
+    assert sweep.summary(runs, "seen") == (52.0, pytest.approx(8**0.5))
+    assert sweep.summary(runs, "unseen") is None
+    assert sweep.summary(runs[:1], "seen") == (50.0, 0.0)
+
+
+def test_a_run_that_has_ended_is_not_repeated(tmp_path, monkeypatch):
+    calls = []
+
+    def call(command, *arguments):
+        calls.append((command, arguments))
+        if command == "evaluate":
+            folder = pathlib.Path(next(a for a in arguments if a.startswith("--workdir="))[10:])
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps(dict(models=[dict(
+                mask_accuracy=dict(mMaskAcc=1.0, seen=2.0, unseen=3.0),
+                semantic=dict(mIoU=4.0))])))
+
+    monkeypatch.setattr(sweep, "_call", call)
+    monkeypatch.setattr(type(sweep.OVERRIDE), "value", ["train.steps=3"])
+    variant = sweep.Variant("a=1", "c.py", ("a=1",))
+    for _ in range(2):
+        assert sweep.measure(tmp_path / "x", variant, "7") == {
+            "mask accuracy": 1.0, "seen": 2.0, "unseen": 3.0, "mIoU": 4.0}
+    assert [c for c, _ in calls] == ["train", "evaluate"]
+    shared = ("--config=c.py", "--config.train.steps=3", "--config.a=1", "--config.seed=7")
+    assert all(a[:4] == shared for _, a in calls)
+    assert f"--checkpoint={tmp_path}/x/run" in calls[1][1]
+    sweep.measure(tmp_path / "y", variant, None)
+    assert [c for c, _ in calls] == ["train", "evaluate", "evaluate"]
+    assert "--checkpoint=untuned" in calls[2][1]
+
+
+def test_dots_lie_where_their_values_are():
+    drawing = np.asarray(visualize.draw_dots(["a", "b"], {"x": [[0.0], [10.0]]}, "t")).astype(int)
+    color = np.array(visualize.class_color(0))
+    rows, columns = np.nonzero((np.abs(drawing - color).sum(-1) == 0)[60:])
+    first, second = columns[rows < 30], columns[rows >= 30]
+    assert first.size and second.size and first.max() < second.min()
+    assert visualize.draw_dots(["none"], {"x": [[]]}, "t").size[0] > 100
+
+
+def test_arguments_of_the_ablation_change_the_model():
+    config = quickstart_ablation.get_config("head=linear_from_mean,templates=3,mask_layers=2")
+    assert config.model.similarity.start == "mean" and config.model.similarity.num_templates == 3
+    assert len(config.templates) == 3 and config.model.image.mask_layers == 2
+    assert quickstart_ablation.get_config("head=mean").model.similarity is None
+    with pytest.raises(ValueError, match="head is 'linaer'"):
+        quickstart_ablation.get_config("head=linaer")

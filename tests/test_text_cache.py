@@ -1,0 +1,55 @@
+"""Embeddings of names on disk: made once, and never those of something else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from maskclippp_jax import text_cache
+from maskclippp_jax.models.text import TextConfig
+
+CONFIG = TextConfig(8, 12, 8, 1, 2, 4)
+PARAMS = {"norm": {"scale": np.ones(3, np.float32)}, "blocks": {0: np.arange(4.0)}}
+IDS = np.arange(12, dtype=np.int32).reshape(2, 3, 2)
+
+
+def test_the_key_depends_on_weights_sizes_and_token_ids_and_on_nothing_else():
+    key = text_cache.key_of(CONFIG, PARAMS, IDS)
+    reordered = dict(reversed({k: v.copy() if isinstance(v, np.ndarray) else dict(v)
+                               for k, v in PARAMS.items()}.items()))
+    assert key == text_cache.key_of(dataclasses.replace(CONFIG), reordered, IDS.copy())
+    others = [
+        (dataclasses.replace(CONFIG, quick_gelu=True), PARAMS, IDS),
+        (CONFIG, PARAMS | {"norm": {"scale": np.float32([1, 1, 1.0001])}}, IDS),
+        (CONFIG, PARAMS | {"blocks": {0: np.arange(4.0).astype(np.float32)}}, IDS),
+        (CONFIG, PARAMS, IDS.reshape(3, 2, 2)), (CONFIG, PARAMS, IDS[::-1])]
+    assert len({key, *(text_cache.key_of(*o) for o in others)}) == 6
+
+
+def test_the_key_depends_on_the_code_and_on_how_exact_products_are(monkeypatch):
+    import jax
+    from maskclippp_jax import losses
+    key = text_cache.key_of(CONFIG, PARAMS, IDS)
+    with jax.default_matmul_precision("default"):
+        assert text_cache.key_of(CONFIG, PARAMS, IDS) != key
+    monkeypatch.setattr(text_cache, "_CODE", (*text_cache._CODE[:-1], losses))
+    assert text_cache.key_of(CONFIG, PARAMS, IDS) != key
+
+
+def test_embeddings_are_made_once(tmp_path):
+    calls = []
+    make = lambda: calls.append(1) or np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    for _ in range(2):
+        found = text_cache.load_or_make(str(tmp_path / "a/b"), "key", make)
+        np.testing.assert_array_equal(found, make())
+    assert len(calls) == 1 + 2  # two by this test
+    assert [f.name for f in (tmp_path / "a/b").iterdir()] == ["key.npy"]
+    (tmp_path / "a/b/key.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="key.npy holds no embeddings .* delete it"):
+        text_cache.load_or_make(str(tmp_path / "a/b"), "key", make)
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = text_cache.load_or_make(str(tmp_path / "file/in"), "key", lambda: np.ones(2))
+    np.testing.assert_array_equal(found, np.ones(2))
