@@ -36,7 +36,7 @@ class Evaluator:
       templates: prompts.
       seen_vocabulary: the vocabulary of training, to tell seen classes apart; "": not told apart.
       sentencepiece: vocabulary file of a SigLIP's text tower.
-      loader_min, loader_max, short_side, mask_short_side: sizes, as in `config.eval`.
+      loader_min, loader_max, short_side, mask_short_side, max_tokens: sizes, as in `config.eval`.
     """
 
     def __init__(self, predict_fn: typing.Callable, *, devices, batch_size: int, variant,
@@ -44,11 +44,14 @@ class Evaluator:
                  templates: typing.Sequence[str] = TEMPLATES_1, seen_vocabulary: str = "",
                  sentencepiece: str = "", loader_min: int | None = 512,
                  loader_max: int | None = 2048, short_side: int | None = None,
-                 mask_short_side: int | None = 800):
+                 mask_short_side: int | None = 800, max_tokens: int = 0):
         self.config = config_of(variant)
         self.source = records.open_source(data_dir, dataset, split)
         self.loader = dict(loader_min=loader_min, loader_max=loader_max)
-        self.sides = short_side or self.config.image.image_size, mask_short_side
+        patch = self.config.image.patch_size
+        self._sizes_of = functools.partial(
+            inference.sizes_of, short_side=short_side or self.config.image.image_size,
+            mask_short_side=mask_short_side, max_tokens=max_tokens, patch=patch)
         vocabulary = self.vocabulary = self.source.vocabulary
         self.token_ids = loading.tokenize(self.config, vocabulary, templates, sentencepiece)
         seen = vocabulary.seen_in(Vocabulary.load(seen_vocabulary)) if seen_vocabulary else None
@@ -58,7 +61,6 @@ class Evaluator:
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
         mesh = Mesh(devices, ("devices",))
         self._batch, self._whole = (NamedSharding(mesh, axes) for axes in (P("devices"), P()))
-        patch = self.config.image.patch_size
 
         @functools.partial(jax.jit, out_shardings=self._whole)
         def embed(train_state, token_ids):
@@ -87,7 +89,7 @@ class Evaluator:
         for batch in pipeline.eval_batches(
                 self.source.records, batch_size=self.batch_size, host=jax.process_index(),
                 hosts=jax.process_count(), **self.loader):
-            sizes = inference.sizes_of(batch, *self.sides)
+            sizes = self._sizes_of(batch)
             canvas = inference.canvas_of(sizes.network, self.config.image.patch_size)
             arrays = {k: np.asarray(batch[k]) for k in ("image", "segments", "labels", "valid")}
             arrays, sizes = (pipeline.to_device(x, self._batch) for x in (arrays, sizes._asdict()))
