@@ -80,6 +80,9 @@ def read(path: str) -> Source:
         `Parts`, `big_vision_file.read`.
     """
     local = hub.fetch(path)
+    if "://" in local:
+        raise FileNotFoundError(f"{path} is an address, not a file; download it (wget, or gsutil "
+                                "cp for gs://) and give the file's path")
     if big_vision_file.matches(local):
         return big_vision_file.read(local)
     if local.endswith(".index.json"):
