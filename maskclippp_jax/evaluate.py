@@ -58,7 +58,8 @@ def main(argv):
         masks="ground truth", vocabulary=f"{vocabulary.name} ({_hash(vocabulary)})",
         seen_classes_from=settings.seen_vocabulary, templates=len(config.templates),
         loader=f"{settings.loader_min}/{settings.loader_max}", short_side=settings.short_side,
-        mask_short_side=settings.mask_short_side, ensemble="off", dtype="float32")
+        max_tokens=settings.max_tokens, mask_short_side=settings.mask_short_side, ensemble="off",
+        dtype="float32")
     models, shown = [], []
     for name in CHECKPOINT.value:
         model_config, params, what = loading.load_checkpoint(name, config)
@@ -144,7 +145,9 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
         task = bar.add_task("evaluating", total=len(source.records))
         start = time.monotonic()
         for batch in batches:
-            sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
+            sizes = inference.sizes_of(
+                batch, settings.short_side, settings.mask_short_side,
+                max_tokens=settings.max_tokens, patch=model_config.image.patch_size)
             canvas = inference.canvas_of(sizes.network, model_config.image.patch_size)
             arrays = {k: batch[k] for k in ("image", "segments", "labels")}
             on_device = pipeline.to_device(arrays, sharding.batch_sharding(mesh))

@@ -53,7 +53,7 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     With a folder the embeddings are kept there (`text_cache`).
     """
     token_ids = loading.tokenize(
-        model, vocabulary, config.templates, config.get("sentencepiece", ""))
+        model, vocabulary, config.templates, getattr(config, "sentencepiece", ""))
     embeddings = loading.embed_names(model, params["text"], token_ids, folder=folder)
     rows = _NAMES
     while rows < len(embeddings):
@@ -64,11 +64,16 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
         np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
 
 
-def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None) -> Sizes:
-    """Sizes of an evaluation batch; a side of None leaves that size as it is."""
+def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *,
+             max_tokens: int = 0, patch: int = 1) -> Sizes:
+    """Sizes of an evaluation batch; a side of None leaves that size as it is.
+
+    With `max_tokens` the network sees pictures at `naflex_sizes`, whatever `short_side` is.
+    """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
-    return Sizes(picture, shorter_side_to(picture, short_side), segments,
-                 shorter_side_to(segments, mask_short_side))
+    network = (naflex_sizes(picture, patch, max_tokens) if max_tokens
+               else shorter_side_to(picture, short_side))
+    return Sizes(picture, network, segments, shorter_side_to(segments, mask_short_side))
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
