@@ -35,7 +35,9 @@ SMALL = {
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    arg = "dataset=coco_stuff_171,names=coco_stuff_171" if name == "own_data" else None
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config() if arg is None else module.get_config(arg)
 
 
 def shrink(config):
