@@ -15,6 +15,7 @@ def base() -> ml_collections.ConfigDict:
     config.remat = "none"       # "full" or "dots": recompute blocks to save memory
     config.data_dir = "data"    # where `prepare` put the data sets
     config.weights = ""         # file of the pre-trained CLIP, or "random"
+    config.sentencepiece = ""   # vocabulary file of a SigLIP's text tower; a CLIP needs none
     config.checkpoint_every = 4000  # steps
     config.log_every = 20           # steps
     config.eval_every = 0           # steps between looks at config.eval's data set; 0: none

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, similarity, text)
+    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, siglip, similarity, text)
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -23,6 +23,7 @@ BATCH_NORMS = ("batch", "stored")
 _SIZES = {c.__name__: c for c in (
     maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, clip_vit.ClipViTConfig,
     clip_convnext.ConvNeXtConfig, clip_resnet.ResNetConfig, text.TextConfig,
+    siglip.SigLIPConfig, siglip.SigLIPTextConfig,
     similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 

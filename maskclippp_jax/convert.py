@@ -5,11 +5,14 @@
 
 `--source` is the folder of a training run, or a checkpoint file together with its --config. The
 result loads in the public PyTorch reference (layout maskclippp), as a plain CLIP (layout eva_clip
-or open_clip, whichever the model came from), or here under our own names (layout ours).
+or open_clip, whichever the model came from), in transformers (hugging_face), in big_vision (a
+SigLIP as .npz; layout big_vision, or big_vision_scan where its configuration sets scan), or here
+under our own names (layout ours).
 """
 
 import pathlib
 
+import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 from rich.console import Console
@@ -22,7 +25,7 @@ from maskclippp_jax.weights import published
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment a file belongs to; a run knows its own", lock_config=True)
 SOURCE = flags.DEFINE_string("source", None, "run folder or checkpoint file")
-OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors")
+OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors or .npz")
 LAYOUT = flags.DEFINE_enum("layout", "maskclippp", weights.LAYOUTS, "whose names")
 LIST = flags.DEFINE_bool("list", False, "print the published models that can be read")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file that exists")
@@ -37,16 +40,17 @@ def main(argv):
         if not flags.FLAGS[flag].value:
             raise ValueError(f"got no --{flag}; see --help")
     output = pathlib.Path(OUTPUT.value)
-    if output.suffix != ".safetensors":
-        raise ValueError(f"--output is {output}, wanted a file that ends in .safetensors")
+    suffix = ".npz" if LAYOUT.value.startswith("big_vision") else ".safetensors"
+    if output.suffix != suffix:
+        raise ValueError(f"--output is {output}, wanted a file that ends in {suffix}")
     if output.exists() and not OVERWRITE.value:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite")
     config = loading.experiment_of(SOURCE.value, CONFIG.value)
     model, params, what = loading.load_checkpoint(SOURCE.value, config)
     named = weights.export(params, model, LAYOUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    save_file(named, temporary)
+    temporary = output.with_name(f".{output.stem}.tmp{suffix}")
+    np.savez(temporary, **named) if suffix == ".npz" else save_file(named, temporary)
     temporary.replace(output)
     logging.info("wrote %s: %d tensors, %.1f MB, from %s", output, len(named),
                  output.stat().st_size / 1e6, what)
@@ -55,12 +59,14 @@ def main(argv):
 def print_published() -> None:
     """One row a file: what `config.weights` can name, or where to get it."""
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "training", "image", "mean", "deviation", "licence", "file"):
+    for column in ("model", "training", "M parameters", "image", "mean", "deviation", "licence",
+                   "file"):
         table.add_column(column, no_wrap=True)
     for entry in published.MODELS:
         statistics = (" ".join(f"{x / 255:.3f}" for x in row) for row in entry.pixels)
-        table.add_row(entry.name, entry.training, str(entry.image.image_size), *statistics,
-                      entry.licence, entry.source)
+        millions = " + ".join(f"{n:.1f}" for n in published.MILLIONS[entry.name])
+        table.add_row(entry.name, entry.training, millions, str(entry.image.image_size),
+                      *statistics, entry.licence, entry.source)
     # As wide as it needs to be: an address cut in two is of no use.
     Console(width=300).print(table)
 

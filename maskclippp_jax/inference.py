@@ -52,7 +52,8 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
 
     With a folder the embeddings are kept there (`text_cache`).
     """
-    token_ids = loading.tokenize(model, vocabulary, config.templates)
+    token_ids = loading.tokenize(
+        model, vocabulary, config.templates, config.get("sentencepiece", ""))
     embeddings = loading.embed_names(model, params["text"], token_ids, folder=folder)
     rows = _NAMES
     while rows < len(embeddings):
@@ -75,6 +76,22 @@ def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
     if side is None:
         return sizes
     return (sizes * side // sizes.min(-1, keepdims=True)).astype(np.int32)
+
+
+def naflex_sizes(sizes: np.ndarray, patch: int, max_tokens: int) -> np.ndarray:
+    """[B, 2] sizes at which pictures become at most so many patches, as SigLIP 2 NaFlex has them.
+
+    The largest scale is found by bisection in float32 and each side rounded up to whole patches, so
+    that the shape of a picture changes by less than a patch.
+    """
+    sides = sizes.astype(np.float32)
+    patches = lambda scale: np.maximum(np.ceil(scale[:, None] * sides / np.float32(patch)), 1)
+    low, high = np.full(len(sizes), 1e-6, np.float32), np.full(len(sizes), 100, np.float32)
+    while (high - low).max() >= 1e-5:
+        middle = (low + high) / 2
+        fits = patches(middle).prod(-1) <= max_tokens
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return (patches(low) * patch).astype(np.int32)
 
 
 def canvas_of(network_sizes: np.ndarray, patch: int, cells: int = 4) -> tuple[int, int]:

@@ -15,10 +15,11 @@ from flax import nnx
 from maskclippp_jax import checkpoint, config as configuration
 from maskclippp_jax import params as parameters
 from maskclippp_jax import text_cache, weights
-from maskclippp_jax.data.tokenizer import Tokenizer
+from maskclippp_jax.data.tokenizer import (
+    VOCABULARIES, SentencePieceTokenizer, Tokenizer, canonicalize)
 from maskclippp_jax.models import maskclippp, similarity, text
 from maskclippp_jax.vocabulary import Vocabulary
-from maskclippp_jax.weights import hub
+from maskclippp_jax.weights import big_vision_file, hub
 
 # The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
 QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_clip.safetensors")
@@ -141,18 +142,61 @@ def load_original(path: str, config: ml_collections.ConfigDict,
 
 
 def _is_folder(path: str) -> bool:
-    return not hub.is_on_hub(path) and epath.Path(path).is_dir()
+    """Whether a path is a run of ours, not a checkpoint that is a folder."""
+    return (not hub.is_on_hub(path) and not big_vision_file.matches(path)
+            and epath.Path(path).is_dir())
+
+
+def make_tokenizer(model: maskclippp.MaskCLIPppConfig, sentencepiece: str = ""
+                   ) -> Tokenizer | SentencePieceTokenizer:
+    """The tokenizer of a model.
+
+    Args:
+      model: its sizes.
+      sentencepiece: the vocabulary file of a SigLIP (`config.sentencepiece`); a CLIP needs none.
+
+    Raises:
+      FileNotFoundError, ValueError: no vocabulary file where one is needed, or of another model.
+    """
+    words = model.text
+    if isinstance(words, text.TextConfig):
+        tokenizer = Tokenizer(words.context_length, words=words.words)
+        if tokenizer.vocab_size != words.vocab_size:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the text tower "
+                             f"{words.vocab_size}")
+        return tokenizer
+    if not sentencepiece:
+        raise ValueError("the text tower of a SigLIP needs its vocabulary, a sentencepiece file; "
+                         f"give its path as --config.sentencepiece=FILE. {VOCABULARIES}")
+    tokenizer = SentencePieceTokenizer(sentencepiece, words.context_length, words.padding)
+    # The vocabulary for many languages has a hundred pieces that the text tower has no rows for.
+    if not words.vocab_size <= tokenizer.vocab_size <= words.vocab_size + 100:
+        raise ValueError(f"{sentencepiece} has {tokenizer.vocab_size} pieces, the text tower "
+                         f"{words.vocab_size}; give the file of this model. {VOCABULARIES}")
+    return tokenizer
 
 
 def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
-             templates: typing.Sequence[str]) -> np.ndarray:
-    """Token ids [S, T, X] int32 of every name in every template, no longer than needed."""
-    tokenizer = Tokenizer(model.text.context_length, words=model.text.words)
-    if tokenizer.vocab_size != model.text.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the text tower "
-                         f"{model.text.vocab_size}")
-    token_ids = text.truncate_prompts(tokenizer(vocabulary.prompts(templates)))
+             templates: typing.Sequence[str], sentencepiece: str = "") -> np.ndarray:
+    """Token ids [S, T, X] int32 of every name in every template; see `make_tokenizer`.
+
+    Those of a causal text tower are no longer than needed; a SigLIP's have its fixed length, and
+    are of canonical prompts.
+    """
+    prompts, tokenizer = vocabulary.prompts(templates), make_tokenizer(model, sentencepiece)
+    if isinstance(model.text, text.TextConfig):
+        token_ids = text.truncate_prompts(tokenizer(prompts))
+    else:
+        token_ids = tokenizer([canonicalize(p) for p in prompts])
     return token_ids.reshape(vocabulary.num_synonyms, len(templates), -1)
+
+
+def prompts_shape(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
+                  templates: typing.Sequence[str]) -> tuple[int, int, int]:
+    """Shape of what `tokenize` gives; needs no vocabulary file."""
+    if isinstance(model.text, text.TextConfig):
+        return tokenize(model, vocabulary, templates).shape
+    return vocabulary.num_synonyms, len(templates), model.text.context_length
 
 
 def text_folder(config: ml_collections.ConfigDict) -> str | None:
@@ -181,7 +225,7 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
 
 
 @functools.lru_cache
-def _text_encoder(config: text.TextConfig):
-    build, _ = parameters.abstract(lambda: text.TextTower(
-        config, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+def _text_encoder(config: maskclippp.TextConfig):
+    build, _ = parameters.abstract(lambda: config.make(
+        by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
     return jax.jit(lambda params, ids: similarity.unit(build(params)(ids)))

@@ -13,12 +13,17 @@ import numpy as np
 import optax
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, siglip)
 
 # Parameters without weight decay in every model; everything else decays, biases included.
 NO_DECAY = (r"/\w*norm\d?/(scale|bias)$", r"^text/token_embedding$")
 # In EVA-CLIP also tables and class token; OpenCLIP's decay.
 EVA_NO_DECAY = (r"/position_table$", r"^image/class_token$")
+
+# Last blocks of a SigLIP that "attention" tunes beside the pooling head: as many as have mask
+# tokens in the EVA models.
+_SIGLIP_BLOCKS = 3
 
 # Stored statistics of batch norms: in every file and state, but nothing to learn.
 _STATISTICS = ("/running_mean", "/running_var")
@@ -26,6 +31,8 @@ _STATISTICS = ("/running_mean", "/running_var")
 
 def image_tuning(config: maskclippp.ImageConfig) -> dict[str, tuple[str, ...]]:
     """What each type of tuning trains of an image tower: names and sets are the published ones.
+
+    Of a SigLIP, which nobody has tuned on masks yet, they are our own.
 
     The scale of the mask bias is trained by every type but "none".
     """
@@ -52,12 +59,23 @@ def image_tuning(config: maskclippp.ImageConfig) -> dict[str, tuple[str, ...]]:
         case clip_resnet.ResNetConfig():
             # The norms of shortcuts do learn: the reference knows batch norms by their names.
             kinds["all_but_bn"] = (r"(?!.*/norm\d/).*",)
+        case siglip.SigLIPConfig():
+            last = "|".join(str(config.depth - 1 - i) for i in range(_SIGLIP_BLOCKS))
+            kinds["attention"] = (rf"blocks/({last})/attention/(query|key|value)/kernel",
+                                  r"pool/(query|key|value)/kernel", r"position_table")
+            kinds["pool"] = (r"pool/.*",)
     return {kind: (*patterns, r"mask_logit_scale") if patterns else ()
             for kind, patterns in kinds.items()}
 
 
 def text_tuning(model: maskclippp.MaskCLIPppConfig) -> dict[str, tuple[str, ...]]:
     """The same of a text tower; whole paths, as CLIP's logit scale may be among them."""
+    if isinstance(model.text, siglip.SigLIPTextConfig):
+        logits = r"logit_(scale|bias)"
+        return {"none": (), "all": (r"text/.*", logits),
+                "attention": (r"text/blocks/\d+/attention/(query|key|value)/kernel",
+                              r"text/position_table"),
+                "proj": (r"text/(norm|head)/.*", logits)}
     attention = (r"text/blocks/\d+/attention/qkv/kernel", r"text/position_table")
     if isinstance(model.image, eva_vit.EvaViTConfig):
         # The released EVA models trained norms and MLPs of the text tower under this name as well.

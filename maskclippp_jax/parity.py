@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax import cli
-from maskclippp_jax.parity_cases import class_scores, encoders, heads, scoring, training
+from maskclippp_jax.parity_cases import class_scores, encoders, heads, scoring, siglip, training
 from maskclippp_jax.parity_cases.case import Absent, Case, NotBuilt
 
 REQUIRE_ALL = flags.DEFINE_bool("require_all", False,
@@ -24,7 +24,7 @@ REQUIRE_ALL = flags.DEFINE_bool("require_all", False,
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"],
                           "arithmetic of the towers; bfloat16 compares directions of embeddings")
 
-# What a case's `kind` runs. A case of another kind is "not built".
+# What a case's `kind`, or the name of a file without one, runs. Any other case is "not built".
 RUN = {
     "vit": encoders.image_tower, "conv": encoders.image_tower, "text": encoders.text_tower,
     "tokenizer": encoders.tokenizer, "preprocess": encoders.preprocess,
@@ -41,6 +41,8 @@ RUN = {
     "metric_mask_accuracy": scoring.metric_mask_accuracy,
     "metric_semantic": scoring.metric_semantic, "metric_panoptic": scoring.metric_panoptic,
     "metric_instance": scoring.metric_instance, "metric_gt_assign": scoring.oracle_assignment,
+    "manifest": siglip.models, "ids": siglip.tokenizers,
+    "published_shapes": siglip.published_shapes,
 }
 
 
@@ -105,7 +107,7 @@ def run(case: Case) -> list:
     Raises:
       NotBuilt: of a kind, or a model, that does not exist here.
     """
-    kind = case.spec.get("kind") if isinstance(case.spec, dict) else None
+    kind = case.spec.get("kind", case.name) if isinstance(case.spec, dict) else None
     if kind not in RUN:
         raise NotBuilt(f"kind {kind}" if kind else "no kind given")
     with jax.default_matmul_precision("highest"):

@@ -154,7 +154,7 @@ def plan_training(config, topology: str, images_per_chip: int) -> Plan:
 def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
     """The training step of an experiment, lowered for the devices of a mesh."""
     vocabulary = Vocabulary.shipped(catalogue.DATASETS[config.train.dataset].vocabulary)
-    prompts = loading.tokenize(config.model, vocabulary, config.templates)  # [S, T, X]
+    prompts = loading.prompts_shape(config.model, vocabulary, config.templates)  # [S, T, X]
     make_model = loading.model_maker(config, platform=mesh.devices.flat[0].platform,
                                      constrain=sharding.constrain_batch)
     build, shapes = parameters.abstract(make_model)
@@ -168,9 +168,9 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
                  image_size=like((batch_size, 2), jnp.int32),
                  segments=like((batch_size, size, size), jnp.uint16),
                  labels=like((batch_size, config.train.num_masks), jnp.int32))
-    text = like(prompts.shape, jnp.int32)
+    text = like(prompts, jnp.int32)
     if config.tune.text == "none":
-        text = like((*prompts.shape[:2], config.model.image.embed_dim), jnp.float32)
+        text = like((*prompts[:2], config.model.image.embed_dim), jnp.float32)
     rows = like((vocabulary.num_classes,), jnp.int32)
     step = train_step.make_step(config, build, optimizer, shardings, mesh)
     with jax.set_mesh(mesh):

@@ -19,7 +19,6 @@ from ml_collections import config_flags
 
 from maskclippp_jax import cli, inference, loading, report, visualize
 from maskclippp_jax.data import images, regions, transforms
-from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.vocabulary import Vocabulary
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -65,7 +64,7 @@ def main(argv):
     config = loading.experiment_of(CHECKPOINT.value, CONFIG.value)
     model_config, params, what = loading.load_checkpoint(CHECKPOINT.value, config)
     logging.info("loaded %s", what)
-    warn_unknown(model_config, vocabulary)
+    warn_unknown(config, model_config, vocabulary)
     names = jax.device_put(inference.embed_vocabulary(config, model_config, params, vocabulary))
     params = jax.device_put(params)
     name_masks = inference.make_namer(model_config, semantic=False)
@@ -96,9 +95,9 @@ def read(file: str) -> tuple[np.ndarray, np.ndarray | None]:
     return image, images.read_label_map(mask_file(file), image.shape[:2]) if MASKS.value else None
 
 
-def warn_unknown(model_config, vocabulary: Vocabulary) -> None:
+def warn_unknown(config, model_config, vocabulary: Vocabulary) -> None:
     """Says which words a small model has never seen; it cannot tell them apart."""
-    tokenizer = Tokenizer(model_config.text.context_length, words=model_config.text.words)
+    tokenizer = loading.make_tokenizer(model_config, config.get("sentencepiece", ""))
     unknown = tokenizer.unknown_words(n for c in vocabulary.classes for n in c)
     if unknown:
         print(f"warning: this model has never seen {', '.join(map(repr, unknown))}; it knows the "

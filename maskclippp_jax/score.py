@@ -75,7 +75,7 @@ def main(argv):
 def score_semantic(folder: str, manifest: dict | None) -> dict:
     """Results of label maps under `semantic` and `boundary`."""
     source = records.open_source(DATA_DIR.value, DATASET.value, SPLIT.value)
-    vocabulary = Vocabulary.shipped(source.vocabulary)
+    vocabulary = source.vocabulary
     if manifest and manifest["classes"] != [list(c) for c in vocabulary.classes]:
         raise ValueError(f"{folder} holds classes of {manifest['vocabulary']}, but "
                          f"{DATASET.value} has those of {vocabulary.name}; score them against "

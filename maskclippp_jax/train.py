@@ -35,7 +35,8 @@ def main(argv):
             raise ValueError(f"the data set {name} has other classes ({source.vocabulary.name}) "
                              f"than the first one ({vocabulary.name}); mix data sets of the same")
     looked_at = validation.open_source(config) if config.eval_every else None
-    prompts = loading.tokenize(config.model, vocabulary, config.templates)  # [S, T, X]
+    prompts = loading.tokenize(
+        config.model, vocabulary, config.templates, config.sentencepiece)  # [S, T, X]
 
     # Model, and the part of it that learns.
     mesh = sharding.make_mesh(config.mesh.fsdp)

@@ -15,6 +15,7 @@ CASES = (
     "encoders/eva02", "encoders/eva02_ragged", "encoders/eva02_mixed", "encoders/eva02_edge",
     "encoders/eva01", "encoders/tokenizer", "encoders/preprocess", "encoders/ckpt_layouts",
     "encoders/finetune_types", "small/convnext", "small/resnet",
+    "siglip/manifest", "siglip/tokenize/ids",
     "training/psm_dummy", "training/psm_linear", "training/psm_pseudotext",
     "training/psm_pseudotext_residual", "training/psm_pseudotext_clamp", "training/loss",
     "training/train_step_eva02_wtext", "training/trajectory_eva02",
@@ -41,7 +42,8 @@ def test_case_lies_within_its_tolerance(name):
     assert not missed
 
 
-@pytest.mark.parametrize("name", ["encoders/eva02", "encoders/ckpt_layouts", "small/resnet"])
+@pytest.mark.parametrize("name", ["encoders/eva02", "encoders/ckpt_layouts", "small/resnet",
+                                  "siglip/manifest"])
 def test_bfloat16_keeps_the_direction_of_embeddings(name):
     checks = run(name, "bfloat16")
     assert all(c.ratio <= 1 for c in checks)

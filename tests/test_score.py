@@ -15,7 +15,7 @@ from array_record.python import array_record_data_source  # noqa: F401, defines 
 from pycocotools.coco import COCO
 
 from maskclippp_jax import predictions, score
-from maskclippp_jax.data import coco_files, records
+from maskclippp_jax.data import build, coco_files, images, records
 from maskclippp_jax.metrics.instance import decode, encode
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
@@ -42,8 +42,8 @@ def predicted_label(number):
 
 
 def make_record(number):
-    image = records.encode_png(np.full((24, 32, 3), 40 * number, np.uint8))
-    return records.semantic_record(image, NAMES[number], true_label(number), VOCABULARY.is_thing)
+    image = images.encode_png(np.full((24, 32, 3), 40 * number, np.uint8))
+    return [records.semantic_record(image, NAMES[number], true_label(number), VOCABULARY.is_thing)]
 
 
 def segments_of(label):
@@ -111,8 +111,8 @@ def write_predictions(folder, finish=True, numbers=range(3)):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a place")
-    records.build(str(folder / "data"), "scenes", "scenes", dict(validation=[0, 1, 2]), make_record,
-                  source="test", description="test")
+    build.build(str(folder / "data"), "scenes", VOCABULARY, "semantic",
+                build.Reading(dict(validation=[0, 1, 2]), make_record), description="test")
     write_truth(folder)
     write_predictions(folder / "found")
     return folder
@@ -270,8 +270,8 @@ def test_files_of_another_form_are_refused(place, copy, file, content, kind, say
 
 
 def test_a_label_map_of_another_size_is_named(place, copy):
-    records_png = records.encode_png(np.zeros((24, 31), np.uint8))
-    (copy / "semantic/one.png").write_bytes(records_png)
+    other_size = images.encode_png(np.zeros((24, 31), np.uint8))
+    (copy / "semantic/one.png").write_bytes(other_size)
     with pytest.raises(ValueError, match=r"semantic/one.png: the prediction is \(24, 31\)"):
         run(place, copy, dataset="scenes", data_dir=f"{place}/data")
 

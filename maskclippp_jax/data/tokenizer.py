@@ -1,17 +1,21 @@
-"""CLIP's byte-pair tokenizer.
+"""CLIP's byte-pair tokenizer, and SigLIP's.
 
-The merging is done by the `instant-clip-tokenizer` package, which has wheels for Python 3.11 and
-3.12; this is the only module that knows it. Text is repaired and cleaned before, as in CLIP.
+CLIP's merging is done by the `instant-clip-tokenizer` package, which has wheels for Python 3.11 and
+3.12; SigLIP's by `sentencepiece`, with a vocabulary file that the user gives. This is the only
+module that knows them.
 """
 
 import html
+import pathlib
 import re
+import string
 import typing
 
 import ftfy
 import numpy as np
 
 START, END = 49406, 49407  # CLIP's ids of <start_of_text> and <end_of_text>
+SIGLIP_END = 1  # in the vocabularies of SigLIP and SigLIP 2
 _SPECIAL = re.compile(r"(<start_of_text>|<end_of_text>)")
 PADDING, UNKNOWN = 0, 1  # of a model that knows a few words only
 
@@ -79,3 +83,77 @@ def clean(text: str) -> str:
     """Repairs broken Unicode, unescapes HTML twice, collapses white space, lowers the case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
+
+
+class SentencePieceTokenizer:
+    """The tokenizer of SigLIP and SigLIP 2, after google-research/big_vision.
+
+    Their vocabularies differ and so do their paddings; both lower the 26 letters of ASCII only, and
+    end every text with the token 1.
+    """
+
+    def __init__(self, file: str, context_length: int, padding: int):
+        """Reads a vocabulary.
+
+        Args:
+          file: a sentencepiece model, see `VOCABULARIES` for where they are published.
+          context_length: tokens of a row, end included.
+          padding: id that fills a row.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: no sentencepiece model, or one whose end token is another.
+        """
+        import sentencepiece  # only these models need it
+
+        if not pathlib.Path(file).is_file():
+            raise FileNotFoundError(f"no sentencepiece model {file}; give one as config.tokenizer. "
+                                    + VOCABULARIES)
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            self._pieces.Load(file)
+        except RuntimeError:
+            raise ValueError(f"{file} is no sentencepiece model. {VOCABULARIES}") from None
+        if self._pieces.eos_id() != SIGLIP_END:
+            raise ValueError(f"{file} has the end token {self._pieces.eos_id()}, wanted "
+                             f"{SIGLIP_END}. {VOCABULARIES}")
+        self.context_length, self.padding = context_length, padding
+
+    @property
+    def vocab_size(self) -> int:
+        return self._pieces.GetPieceSize()
+
+    def __call__(self, texts: typing.Sequence[str]) -> np.ndarray:
+        """Token ids [n, context_length] int32; a text that is too long is cut before its end."""
+        rows = np.full((len(texts), self.context_length), self.padding, np.int32)
+        for row, text in zip(rows, texts):
+            ids = self._pieces.EncodeAsIds(lower_ascii(text))[:self.context_length - 1]
+            row[:len(ids) + 1] = [*ids, SIGLIP_END]
+        return rows
+
+    def unknown_words(self, texts: typing.Iterable[str]) -> list[str]:
+        """None: pieces make up every word."""
+        del texts
+        return []
+
+
+# Where the files are; they may not be shipped.
+VOCABULARIES = (
+    "SigLIP has gs://t5-data/vocabs/cc_en.32000/sentencepiece.model (for many languages "
+    "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model), SigLIP 2 has "
+    "gs://big_vision/gemma_tokenizer.model; the model's repository on the hub holds it as "
+    "spiece.model or tokenizer.model")
+
+
+def lower_ascii(text: str) -> str:
+    """Lowers A to Z and leaves all other letters as they are."""
+    return text.translate({ord(c): c.lower() for c in string.ascii_uppercase})
+
+
+def canonicalize(text: str) -> str:
+    """Class names and prompts as SigLIP's zero-shot evaluation in big_vision writes them.
+
+    "_" is a blank, punctuation goes, letters are small, white space is single.
+    """
+    text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.lower().split())

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 # Logit of a key that does not exist (padding). Finite, so a row without any key gives no NaN.
-_NO_KEY = -1e30
+NO_KEY = -1e30
 # Bias of a patch outside a mask. Finite on purpose: an empty mask shifts all patches alike and the
 # token attends to the whole image, as in the public reference.
 OUTSIDE_BIAS = -100.0
@@ -221,7 +221,7 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
         if masks is not None:
             logits = logits + jnp.where(inside, masks * factor, OUTSIDE_BIAS)
         if allowed is not None:
-            logits = jnp.where(allowed, logits, _NO_KEY)
+            logits = jnp.where(allowed, logits, NO_KEY)
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
@@ -290,6 +290,29 @@ def bicubic_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
     return matrix
 
 
+def linear_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a linear resize with aligned corners; shapes as in `bicubic_matrix`."""
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    steps = jnp.maximum(num_out - 1, 1)
+    first = row * (num_in - 1) // steps
+    part = (row * (num_in - 1) % steps) / steps  # [canvas] float32 in [0, 1)
+    one_hot = lambda column: jax.nn.one_hot(jnp.minimum(column, num_in - 1), num_in)
+    return one_hot(first) * (1 - part)[:, None] + one_hot(first + 1) * part[:, None]
+
+
+def antialiased_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a linear resize with half-pixel centres that averages where it shrinks.
+
+    Shapes as in `bicubic_matrix`.
+    """
+    step = num_in / num_out.astype(jnp.float32)
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    centre = (row + 0.5) * step - 0.5  # [canvas]
+    apart = jnp.abs(centre[:, None] - jnp.arange(num_in)[None])
+    weights = jnp.maximum(0.0, 1.0 - apart / jnp.maximum(step, 1.0))
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int]) -> jax.Array:
     """Lays a learnt square position table over the true grid of every image.
 
@@ -301,14 +324,31 @@ def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, 
     Returns:
       [B, 1 + h*w, D] float32; cells outside the true grid repeat the border.
     """
-    side = int(round((table.shape[0] - 1) ** 0.5))
-    square = table[1:].reshape(side, side, -1)
+    patches = resize_table(table[1:], grid, canvas, bicubic_matrix)
+    first = jnp.broadcast_to(table[:1], (len(patches), 1, table.shape[-1]))
+    return jnp.concatenate([first, patches], 1)
+
+
+def resize_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int],
+                 matrix: typing.Callable) -> jax.Array:
+    """Lays a learnt square table over the true grid of every image.
+
+    Args:
+      table: [g*g, D] float32.
+      grid: [B, 2] int32, true (gh, gw) of each image, at least 1.
+      canvas: (h, w), cells of the padded canvas.
+      matrix: weights of the resize along one axis, e.g. `bicubic_matrix`.
+
+    Returns:
+      [B, h*w, D] float32; cells outside the true grid mean nothing.
+    """
+    side = int(round(table.shape[0] ** 0.5))
+    square = table.reshape(side, side, -1)
 
     def one_image(size):
-        rows = bicubic_matrix(side, size[0], canvas[0])
-        columns = bicubic_matrix(side, size[1], canvas[1])
+        rows, columns = (matrix(side, size[i], canvas[i]) for i in range(2))
         patches = jnp.einsum("hi,ijd,wj->hwd", rows, square, columns, precision="highest")
-        return jnp.concatenate([table[:1], patches.reshape(-1, table.shape[-1])])
+        return patches.reshape(-1, table.shape[-1])
 
     return jax.vmap(one_image)(grid)
 

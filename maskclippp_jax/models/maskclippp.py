@@ -9,19 +9,22 @@ import numpy as np
 from flax import nnx
 
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, similarity, text)
+    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, siglip, similarity, text)
 
 ImageConfig = (eva_vit.EvaViTConfig | clip_vit.ClipViTConfig | clip_convnext.ConvNeXtConfig
-               | clip_resnet.ResNetConfig)
+               | clip_resnet.ResNetConfig | siglip.SigLIPConfig)
+TextConfig = text.TextConfig | siglip.SigLIPTextConfig
+SimilarityConfig = similarity.LinearSimilarityConfig | similarity.PseudoTextSimilarityConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskCLIPppConfig:
     image: ImageConfig
-    text: text.TextConfig
-    # None: mean over templates
-    similarity: (similarity.LinearSimilarityConfig | similarity.PseudoTextSimilarityConfig | None)
-    use_logit_scale: bool = True  # multiply similarities by CLIP's scale, at most 100
+    text: TextConfig
+    similarity: SimilarityConfig | None  # None: mean over templates
+    use_logit_scale: bool = True  # multiply similarities by CLIP's scale
+    max_logit_scale: float | None = 100.0  # the scale is cut here; None: never
+    has_logit_bias: bool = False  # SigLIP adds a number to all logits; softmax does not see it
 
     @classmethod
     def eva02_b16(cls, num_templates: int) -> "MaskCLIPppConfig":
@@ -37,6 +40,44 @@ class MaskCLIPppConfig:
     def eva01_g14_plus(cls, num_templates: int) -> "MaskCLIPppConfig":
         return cls(eva_vit.EvaViTConfig.eva01_g14_plus(), text.TextConfig.clip(1024, 24),
                    similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def of_siglip(cls, image: siglip.SigLIPConfig, text: siglip.SigLIPTextConfig,
+                  head: SimilarityConfig | None = None) -> "MaskCLIPppConfig":
+        """A SigLIP or SigLIP 2 of two towers; its scale of 109 to 118 is not cut."""
+        return cls(image, text, head, max_logit_scale=None, has_logit_bias=True)
+
+    @classmethod
+    def siglip2_b16_256(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_siglip(siglip.SigLIPConfig.b16(256), siglip.SigLIPTextConfig.siglip2("B"),
+                             similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def siglip2_b16_512(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_siglip(siglip.SigLIPConfig.b16(512), siglip.SigLIPTextConfig.siglip2("B"),
+                             similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def siglip2_l16_512(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_siglip(siglip.SigLIPConfig.l16(512), siglip.SigLIPTextConfig.siglip2("L"),
+                             similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def siglip2_so400m16_512(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_siglip(siglip.SigLIPConfig.so400m16(512),
+                             siglip.SigLIPTextConfig.siglip2("So400m"),
+                             similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def siglip2_b16_naflex(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_siglip(siglip.SigLIPConfig.b16_naflex(), siglip.SigLIPTextConfig.siglip2("B"),
+                             similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def siglip2_so400m16_naflex(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_siglip(siglip.SigLIPConfig.so400m16_naflex(),
+                             siglip.SigLIPTextConfig.siglip2("So400m"),
+                             similarity.LinearSimilarityConfig(num_templates))
 
     @classmethod
     def convnext_base_w_320(cls, num_templates: int) -> "MaskCLIPppConfig":
@@ -86,8 +127,10 @@ class MaskCLIPpp(nnx.Module):
         self.config = config
         self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
                                        constrain=constrain, rngs=rngs)
-        self.text = text.TextTower(config.text, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.text = config.text.make(dtype=dtype, by_head=by_head, remat=remat, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
+        if config.has_logit_bias:
+            self.logit_bias = nnx.Param(jnp.asarray(-10.0))
         if config.similarity is not None:
             self.similarity = config.similarity.make(rngs=rngs)
 
@@ -114,17 +157,17 @@ class MaskCLIPpp(nnx.Module):
           key: source of randomness in training; None: evaluation.
 
         Returns:
-          [B, N, S] float32.
+          [B, N, S] float32. Of a SigLIP they are logits of a sigmoid as well.
         """
-        scale = 1.0
-        if self.config.use_logit_scale:
-            scale = jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
-        if self.config.similarity is None:
-            return similarity.mean_similarity(features.mask_embeddings, text_embeddings, scale)
-        condition = None
-        if self.config.similarity.needs_patches:
+        c, scale, condition = self.config, 1.0, None
+        if c.use_logit_scale:
+            scale = jnp.exp(self.logit_scale[...])
+            scale = scale if c.max_logit_scale is None else jnp.minimum(scale, c.max_logit_scale)
+        if c.similarity is not None and c.similarity.needs_patches:
             condition = similarity.Condition(features.patch_embeddings, features.patch_valid, key)
-        return self.similarity(features.mask_embeddings, text_embeddings, scale, condition)
+        head = similarity.mean_similarity if c.similarity is None else self.similarity
+        logits = head(features.mask_embeddings, text_embeddings, scale, condition)
+        return logits + self.logit_bias[...] if c.has_logit_bias else logits
 
 
 def class_logits(name_logits: jax.Array, synonym_class: jax.Array) -> jax.Array:

@@ -57,12 +57,17 @@ class TextConfig:
                                "grey pink zero one two three four five six seven eight nine brick "
                                "grass gravel stars coins writing".split()))
 
+    def make(self, **settings) -> "TextTower":
+        return TextTower(self, **settings)
+
 
 class TextTower(nnx.Module):
+    """The text tower; `remat` as in `layers.rematerialize`."""
+
     def __init__(self, config: TextConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 rngs: nnx.Rngs):
+                 remat: str = "none", rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype = dtype
+        self.dtype, self.remat = dtype, remat
         normal = lambda std, *shape: nnx.Param(std * jax.random.normal(rngs.params(), shape))
         self.token_embedding = normal(0.02, c.vocab_size, c.width)
         self.position_table = normal(0.01, c.context_length, c.width)
@@ -88,8 +93,9 @@ class TextTower(nnx.Module):
         tokens = self.token_embedding[...][token_ids] + self.position_table[None, :length]
         tokens = tokens.astype(self.dtype)  # [n, X, D]
         causal = jnp.tril(jnp.ones((1, length, length), bool))
+        run = layers.rematerialize(self.remat)
         for block in self.blocks:
-            tokens = block(tokens, causal)
+            tokens = run(block, tokens, causal)
         end = jnp.argmax(token_ids, -1)  # the first end token
         pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]  # [n, D]
         return self.norm(pooled) @ self.projection[...].astype(self.dtype)

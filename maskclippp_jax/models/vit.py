@@ -51,12 +51,13 @@ class Attention(nnx.Module):
       num_heads: A.
       key_bias: whether keys have a bias, as queries and values have.
       inner_norm: epsilon of a norm over the mixed heads, before the output; None: no such norm.
+      class_tokens: tokens in front of the patches, which every token of the image sees.
     """
 
     def __init__(self, width: int, num_heads: int, *, key_bias: bool, inner_norm: float | None,
-                 dtype, by_head: bool, rngs: nnx.Rngs):
+                 class_tokens: int = 1, dtype, by_head: bool, rngs: nnx.Rngs):
         linear = lambda **kw: nnx.Linear(width, width, dtype=dtype, rngs=rngs, **kw)
-        self.num_heads, self.by_head = num_heads, by_head
+        self.num_heads, self.by_head, self.class_tokens = num_heads, by_head, class_tokens
         self.query, self.key, self.value = linear(), linear(use_bias=key_bias), linear()
         self.inner_norm = None if inner_norm is None else layers.layer_norm(
             width, epsilon=inner_norm, dtype=dtype, rngs=rngs)
@@ -71,7 +72,8 @@ class Attention(nnx.Module):
         if rotary is not None:
             turn = lambda t: jnp.concatenate([t[:, :1], layers.rotate(t[:, 1:], rotary)], 1)
             of_image, keys = turn(of_image), turn(keys)
-        seen = jnp.pad(patch_valid, ((0, 0), (1, 0)), constant_values=True)[:, None]  # [B, 1, 1+L]
+        seen = jnp.pad(patch_valid, ((0, 0), (self.class_tokens, 0)),
+                       constant_values=True)[:, None]  # [B, 1, 1+L]
         mixed = layers.attend(of_image, keys, values, allowed=seen, by_head=self.by_head)
         if masks is not None:
             pooled = layers.attend(

@@ -11,13 +11,17 @@ from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
 from maskclippp_jax.models.eva_vit import EvaViTConfig
+from maskclippp_jax.models.siglip import SigLIPConfig
 from maskclippp_jax.models.similarity import PseudoTextSimilarityConfig
+from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.weights import (
-    eva_clip, hugging_face, maskclippp, open_clip, published, rules)
-from maskclippp_jax.weights.files import Source, read
+    big_vision, eva_clip, hugging_face, maskclippp, open_clip, published, rules)
+from maskclippp_jax.weights.files import read
+from maskclippp_jax.weights.source import Source
 
-# What `export` can write.
-LAYOUTS = ("eva_clip", "maskclippp", "open_clip", "ours")
+# What `export` can write. big_vision_scan: all blocks of a tower in one array.
+LAYOUTS = ("big_vision", "big_vision_scan", "eva_clip", "hugging_face", "maskclippp", "open_clip",
+           "ours")
 
 # A pre-trained CLIP has neither mask tokens nor a similarity head.
 ABSENT = ("image/mask_logit_scale", "similarity/")
@@ -29,8 +33,8 @@ _IMAGE_RULES = {
 # How to recognise a layout: one name begins like this.
 _MARKS = (
     ("maskclippp", maskclippp.IMAGE_PREFIX), ("fc_clip", "backbone.clip_model."),
-    ("hugging_face", "vision_model."), ("ours", "image/"), ("eva_clip", "visual.blocks."),
-    ("open_clip", "visual."))
+    ("hugging_face", "vision_model."), ("ours", "image/"), ("big_vision", "img/"),
+    ("eva_clip", "visual.blocks."), ("open_clip", "visual."))
 
 
 def layout_of(source: Source, path: str) -> str:
@@ -52,7 +56,14 @@ def layout_of(source: Source, path: str) -> str:
 
 
 def image_rules(prefix: str, config: model_file.ImageConfig) -> tuple[rules.Rule, ...]:
-    """The rules of an image tower in its publishers' names, below a prefix such as `visual.`."""
+    """The rules of an image tower in its publishers' names, below a prefix such as `visual.`.
+
+    Raises:
+      ValueError: a SigLIP, which has no such names.
+    """
+    if type(config) not in _IMAGE_RULES:
+        raise ValueError(f"a {type(config).__name__} has no names of CLIP's kind; it can be "
+                         "written as big_vision, big_vision_scan, hugging_face or ours")
     return _IMAGE_RULES[type(config)](prefix, config)
 
 
@@ -61,14 +72,19 @@ def rules_for(layout: str, model: model_file.MaskCLIPppConfig) -> tuple[rules.Ru
 
     Args:
       layout: "open_clip" (OpenAI's and OpenCLIP's files), "eva_clip", "hugging_face" (transformers'
-        CLIPModel), "fc_clip" (the CLIP inside an FC-CLIP or MAFT+), "maskclippp".
+        CLIPModel and SiglipModel), "fc_clip" (the CLIP inside an FC-CLIP or MAFT+), "maskclippp",
+        "big_vision" (SigLIP).
       model: its sizes.
 
     Raises:
       ValueError: the layout has no names for this kind of image tower.
     """
-    is_eva = isinstance(model.image, EvaViTConfig)
+    is_eva, is_siglip = (isinstance(model.image, kind) for kind in (EvaViTConfig, SigLIPConfig))
     match layout:
+        case "big_vision" if is_siglip:
+            return big_vision.clip_rules(model)
+        case "hugging_face" if is_siglip:
+            return hugging_face.siglip_rules(model.image)
         case "maskclippp":
             is_pseudo = isinstance(model.similarity, PseudoTextSimilarityConfig)
             return maskclippp.model_rules(
@@ -77,9 +93,9 @@ def rules_for(layout: str, model: model_file.MaskCLIPppConfig) -> tuple[rules.Ru
                 maskclippp.PSEUDO_TEXT if is_pseudo else maskclippp.LINEAR_HEAD)
         case "eva_clip" if is_eva:
             return eva_clip.clip_rules(model.image)
-        case "open_clip" if not is_eva:
+        case "open_clip" if not is_eva and not is_siglip:
             return open_clip.clip_rules(image_rules("visual.", model.image))
-        case "fc_clip" if not is_eva:
+        case "fc_clip" if not is_eva and not is_siglip:
             prefix = "backbone.clip_model."
             return open_clip.clip_rules(image_rules(f"{prefix}visual.", model.image), prefix)
         case "hugging_face" if isinstance(model.image, ClipViTConfig):
@@ -107,7 +123,8 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
     """
     source = read(path)
     layout = layout_of(source, path)
-    if "input_resolution" in source and not model.text.quick_gelu:
+    is_causal = isinstance(model.text, TextConfig)
+    if "input_resolution" in source and is_causal and not model.text.quick_gelu:
         raise ValueError(f"{path} is of OpenAI, whose weights want QuickGELU; set quick_gelu in "
                          "the sizes of the text tower, and of a Vision Transformer")
     absent = ABSENT
@@ -166,4 +183,5 @@ def export(params: parameters.Tree, model: model_file.MaskCLIPppConfig,
         if left_out:
             logging.info("a plain CLIP has no place for %s; left out", ", ".join(left_out))
         params = parameters.unflatten({p: x for p, x in leaves.items() if p not in left_out})
-    return rules.export(params, rules_for(layout, model))
+    named = rules.export(params, rules_for(layout.removesuffix("_scan"), model))
+    return big_vision.stack_blocks(named) if layout == "big_vision_scan" else named

@@ -1,29 +1,13 @@
 """Opens checkpoint files of any kind as mappings from names to arrays, each read when asked for."""
 
-import collections.abc
 import pathlib
-import typing
 
 import numpy as np
 import safetensors
 
-from maskclippp_jax.weights import hub
+from maskclippp_jax.weights import hub, big_vision_file
+from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
-
-
-class Source(collections.abc.Mapping):
-    """A mapping from names to arrays that knows all shapes without reading anything."""
-
-    shapes: typing.Mapping[str, tuple[int, ...]]
-
-    def __iter__(self):
-        return iter(self.shapes)
-
-    def __len__(self):
-        return len(self.shapes)
-
-    def __contains__(self, name):
-        return name in self.shapes
 
 
 class SafetensorsFile(Source):
@@ -49,29 +33,23 @@ class SafetensorsFile(Source):
         return self._file.get_tensor(name)
 
 
-class _WithoutPrefix(Source):
-    """A source whose names all begin alike, without that beginning."""
-
-    def __init__(self, source: Source, prefix: str):
-        self._source, self._prefix = source, prefix
-        self.shapes = {name.removeprefix(prefix): shape for name, shape in source.shapes.items()}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[self._prefix + name]
-
-
 def read(path: str) -> Source:
     """The tensors of a checkpoint file by name, read one by one.
 
     Args:
       path: a .safetensors file or a file of torch (.pt, .pth, .bin), here or on the hub
-        (`hf://owner/name/file`, see `hub.fetch`).
+        (`hf://owner/name/file`, see `hub.fetch`); or a checkpoint of big_vision (.npz, or a folder,
+        see `big_vision_file.read`).
 
     Raises:
-      FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`.
+      FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`,
+        `big_vision_file.read`.
     """
     path = hub.fetch(path)
+    if big_vision_file.matches(path):
+        return big_vision_file.read(path)
     file = SafetensorsFile(path) if pathlib.Path(path).suffix == ".safetensors" else TorchFile(path)
     if len(file) and all(name.startswith("module.") for name in file):
-        return _WithoutPrefix(file, "module.")  # saved by a parallel wrapper
+        # Saved by a parallel wrapper.
+        return Renamed(file, {name: name.removeprefix("module.") for name in file})
     return file

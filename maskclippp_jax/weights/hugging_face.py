@@ -1,11 +1,14 @@
-"""CLIP under the names of transformers' `CLIPModel` (github.com/huggingface/transformers)."""
+"""CLIP and SigLIP under the names of github.com/huggingface/transformers."""
 
-from maskclippp_jax.weights.rules import Rule, conv, linear, linear_rules, norm_rules
+from maskclippp_jax.models.siglip import SigLIPConfig
+from maskclippp_jax.weights.rules import (
+    Change, Rule, conv, leading_ones, linear, linear_rules, norm_rules)
+
+_HEADS = ("query", "key", "value")
 
 
 def clip_rules() -> tuple[Rule, ...]:
-    """A whole pre-trained CLIP with a Vision Transformer."""
-    attention = "image/blocks/{i}/attention"
+    """`CLIPModel`: a whole pre-trained CLIP with a Vision Transformer."""
     vision, words = "vision_model", "text_model"
     apart = {x: f"{words}.encoder.layers.{{i}}.self_attn.{x}_proj" for x in "qkv"}
     return (
@@ -13,10 +16,7 @@ def clip_rules() -> tuple[Rule, ...]:
         Rule(f"{vision}.embeddings.position_embedding.weight", "image/position_table"),
         Rule(f"{vision}.embeddings.patch_embedding.weight", "image/patch_embed/kernel", conv),
         *norm_rules(f"{vision}.pre_layrnorm", "image/pre_norm"),  # spelt so
-        *_block(vision, "image"),
-        *linear_rules(f"{vision}.encoder.layers.{{i}}.self_attn.q_proj", f"{attention}/query"),
-        *linear_rules(f"{vision}.encoder.layers.{{i}}.self_attn.k_proj", f"{attention}/key"),
-        *linear_rules(f"{vision}.encoder.layers.{{i}}.self_attn.v_proj", f"{attention}/value"),
+        *_block(vision, "image"), *_apart(vision, "image"),
         *norm_rules(f"{vision}.post_layernorm", "image/norm"),
         Rule("visual_projection.weight", "image/projection", linear),
 
@@ -34,6 +34,50 @@ def clip_rules() -> tuple[Rule, ...]:
         Rule(r"(vision|text)_model\.embeddings\.position_ids", None,
              why="the numbers 0, 1, 2, ..."),
     )
+
+
+def siglip_rules(image: SigLIPConfig) -> tuple[Rule, ...]:
+    """`SiglipModel`, and `Siglip2Model`, which is the NaFlex kind of SigLIP 2."""
+    vision, words, pool, ours = "vision_model", "text_model", "vision_model.head", "image/pool"
+    patch = f"{vision}.embeddings.patch_embedding"
+    kernel = conv
+    if image.position_resize == "antialiased":  # patches are rows of numbers, channels innermost
+        p = image.patch_size
+        kernel = Change(lambda x, shape: x.T.reshape(p, p, 3, -1) if x.ndim == 2 else x,
+                        lambda x, shape: x.reshape(-1, shape[-1]).T)
+    return (
+        Rule(f"{patch}.weight", "image/patch_embed/kernel", kernel),
+        Rule(f"{patch}.bias", "image/patch_embed/bias"),
+        Rule(f"{vision}.embeddings.position_embedding.weight", "image/position_table"),
+        *_block(vision, "image"), *_apart(vision, "image"),
+        *norm_rules(f"{vision}.post_layernorm", "image/norm"),
+        Rule(f"{pool}.probe", f"{ours}/probe", leading_ones(2)),
+        Rule(f"{pool}.attention.in_proj_weight", tuple(f"{ours}/{x}/kernel" for x in _HEADS),
+             linear),
+        Rule(f"{pool}.attention.in_proj_bias", tuple(f"{ours}/{x}/bias" for x in _HEADS)),
+        *linear_rules(f"{pool}.attention.out_proj", f"{ours}/out"),
+        *norm_rules(f"{pool}.layernorm", f"{ours}/norm"),
+        *linear_rules(f"{pool}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *linear_rules(f"{pool}.mlp.fc2", f"{ours}/mlp/fc2"),
+
+        Rule(f"{words}.embeddings.token_embedding.weight", "text/token_embedding"),
+        Rule(f"{words}.embeddings.position_embedding.weight", "text/position_table"),
+        *_block(words, "text"), *_apart(words, "text"),
+        *norm_rules(f"{words}.final_layer_norm", "text/norm"),
+        *linear_rules(f"{words}.head", "text/head"),
+
+        Rule("logit_scale", "logit_scale", leading_ones(1)),
+        Rule("logit_bias", "logit_bias", leading_ones(1)),
+        Rule(r"(vision|text)_model\.embeddings\.position_ids", None,
+             why="the numbers 0, 1, 2, ..."),
+    )
+
+
+def _apart(source: str, ours: str) -> tuple[Rule, ...]:
+    """Queries, keys and values of a tower's blocks, three matrices there and here."""
+    attention = f"{source}.encoder.layers.{{i}}.self_attn"
+    return tuple(rule for name in _HEADS for rule in linear_rules(
+        f"{attention}.{name[0]}_proj", f"{ours}/blocks/{{i}}/attention/{name}"))
 
 
 def _block(source: str, ours: str) -> tuple[Rule, ...]:

@@ -1,4 +1,4 @@
-"""The published CLIPs that can be read here: names, sizes, where their files are, and licences.
+"""The published CLIPs and SigLIPs that can be read here: names, sizes, files, and licences.
 
 Licences are as the publishers state them; look there before relying on one. All take pictures with
 CLIP's own mean and deviation unless a row says otherwise.
@@ -14,28 +14,32 @@ from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
+from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.maskclippp import ImageConfig, MaskCLIPpp, MaskCLIPppConfig
+from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.weights import rules
 
 
 class Published(typing.NamedTuple):
-    name: str        # of the model, as OpenCLIP or EVA-CLIP has it
+    name: str        # of the model, as OpenCLIP, EVA-CLIP or big_vision has it
     training: str    # OpenCLIP's tag, or the file's name
     source: str      # a path for `hub.fetch`, or an address to download from
     licence: str
     image: ImageConfig
-    text: TextConfig
+    text: maskclippp.TextConfig
 
     @property
     def model(self) -> MaskCLIPppConfig:
         """The untuned model: mean over templates."""
+        if isinstance(self.image, SigLIPConfig):
+            return MaskCLIPppConfig.of_siglip(self.image, self.text)
         return MaskCLIPppConfig(self.image, self.text, similarity=None)
 
     @property
     def pixels(self) -> tuple[tuple, tuple]:
         """Mean and deviation of RGB on 0..255."""
-        if isinstance(self.image, ClipViTConfig):
+        if isinstance(self.image, ClipViTConfig | SigLIPConfig):
             return self.image.pixel_mean, self.image.pixel_std
         return PIXEL_MEAN, PIXEL_STD
 
@@ -76,6 +80,60 @@ def _eva(name: str, file: str, image, text) -> Published:
     return Published(name, file.removesuffix(".pt"), f"hf://QuanSun/EVA-CLIP/{file}", "MIT", image,
                      text)
 
+
+def _siglip(name: str, file: str, repository: str, image, text) -> tuple[Published, Published]:
+    """The same weights twice: big_vision's file, and transformers' on the hub."""
+    folder = "siglip2" if name.startswith("SigLIP2") else "siglip"
+    return tuple(Published(name, file, source, "Apache-2.0", image, text) for source in (
+        f"https://storage.googleapis.com/big_vision/{folder}/{file}.npz",
+        f"hf://google/{repository}"))
+
+
+_SIG, _WORDS = SigLIPConfig, SigLIPTextConfig.siglip
+_WORDS2 = {size: SigLIPTextConfig.siglip2(size) for size in ("B", "L", "So400m")}
+_SIGLIP = (
+    _siglip("SigLIP B/16 224", "webli_en_b16_224_63724782", "siglip-base-patch16-224",
+            _SIG.b16(224), _WORDS("B")),
+    _siglip("SigLIP B/16 256", "webli_en_b16_256_60500360", "siglip-base-patch16-256",
+            _SIG.b16(256), _WORDS("B")),
+    _siglip("SigLIP B/16 384", "webli_en_b16_384_68578854", "siglip-base-patch16-384",
+            _SIG.b16(384), _WORDS("B")),
+    _siglip("SigLIP B/16 512", "webli_en_b16_512_68580893", "siglip-base-patch16-512",
+            _SIG.b16(512), _WORDS("B")),
+    _siglip("SigLIP L/16 256", "webli_en_l16_256_60552751", "siglip-large-patch16-256",
+            _SIG.l16(256), _WORDS("L")),
+    _siglip("SigLIP L/16 384", "webli_en_l16_384_63634585", "siglip-large-patch16-384",
+            _SIG.l16(384), _WORDS("L")),
+    _siglip("SigLIP So400m/14 224", "webli_en_so400m_224_57633886", "siglip-so400m-patch14-224",
+            _SIG.so400m14(224), _WORDS("So400m", context_length=16)),
+    _siglip("SigLIP So400m/14 384", "webli_en_so400m_384_58765454", "siglip-so400m-patch14-384",
+            _SIG.so400m14(384), _WORDS("So400m")),
+    _siglip("SigLIP B/16 256 i18n", "webli_i18n_b16_256_66117334",
+            "siglip-base-patch16-256-multilingual", _SIG.b16(256), _WORDS("B", vocab_size=250_000)),
+    _siglip("SigLIP So400m/16 256 i18n", "webli_i18n_so400m_16_256_78061115",
+            "siglip-so400m-patch16-256-i18n", _SIG.so400m16(256),
+            _WORDS("So400m", vocab_size=250_000, has_head=False)),
+
+    _siglip("SigLIP2 B/32 256", "siglip2_b32_256", "siglip2-base-patch32-256", _SIG.b32(256),
+            _WORDS2["B"]),
+    *(_siglip(f"SigLIP2 B/16 {px}", f"siglip2_b16_{px}", f"siglip2-base-patch16-{px}",
+              _SIG.b16(px), _WORDS2["B"]) for px in (224, 256, 384, 512)),
+    *(_siglip(f"SigLIP2 L/16 {px}", f"siglip2_l16_{px}", f"siglip2-large-patch16-{px}",
+              _SIG.l16(px), _WORDS2["L"]) for px in (256, 384, 512)),
+    *(_siglip(f"SigLIP2 So400m/14 {px}", f"siglip2_so400m14_{px}",
+              f"siglip2-so400m-patch14-{px}", _SIG.so400m14(px), _WORDS2["So400m"])
+      for px in (224, 384)),
+    *(_siglip(f"SigLIP2 So400m/16 {px}", f"siglip2_so400m16_{px}",
+              f"siglip2-so400m-patch16-{px}", _SIG.so400m16(px), _WORDS2["So400m"])
+      for px in (256, 384, 512)),
+    *(_siglip(f"SigLIP2 g-opt/16 {px}", f"siglip2_g-opt16_{px}",
+              f"siglip2-giant-opt-patch16-{px}", _SIG.g_opt16(px),
+              SigLIPTextConfig.siglip2("So400m", embed_dim=1536)) for px in (256, 384)),
+    _siglip("SigLIP2 B/16 NaFlex", "siglip2_b16_naflex", "siglip2-base-patch16-naflex",
+            _SIG.b16_naflex(), _WORDS2["B"]),
+    _siglip("SigLIP2 So400m/16 NaFlex", "siglip2_so400m16_naflex", "siglip2-so400m-patch16-naflex",
+            _SIG.so400m16_naflex(), _WORDS2["So400m"]),
+)
 
 _VIT, _CONVNEXT, _RESNET, _EVA = ClipViTConfig, ConvNeXtConfig, ResNetConfig, EvaViTConfig
 
@@ -141,7 +199,38 @@ MODELS = (
             _RESNET.rn50x16(), _L),
     _openai("RN50x64", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
             _RESNET.rn50x64(), TextConfig.clip(1024)),
+
+    *(row for both in _SIGLIP for row in both),
 )
+
+
+# Millions of parameters, image and text tower, as OpenCLIP's table of model profiles and
+# big_vision's code have them.
+MILLIONS = {
+    "EVA02-CLIP-B-16": (86.26, 63.43), "EVA02-CLIP-L-14": (304.11, 123.65),
+    "EVA02-CLIP-L-14-336": (304.43, 123.65), "EVA01-CLIP-g-14-plus": (1012.59, 354.03),
+    "ViT-B-32": (87.85, 63.43), "ViT-B-16": (86.19, 63.43), "ViT-L-14": (303.97, 123.65),
+    "ViT-L-14-336": (304.29, 123.65), "ViT-H-14": (632.08, 354.03), "ViT-g-14": (1012.65, 354.03),
+    "ViT-bigG-14": (1844.91, 694.66), "convnext_base_w": (88.22, 91.16),
+    "convnext_base_w_320": (88.22, 91.16), "convnext_large_d": (199.77, 152.0),
+    "convnext_large_d_320": (199.77, 152.0), "convnext_xxlarge": (846.54, 354.03),
+    "RN50": (38.32, 63.69), "RN101": (56.26, 63.43), "RN50x4": (87.14, 91.16),
+    "RN50x16": (167.33, 123.65), "RN50x64": (420.38, 202.88),
+    "SigLIP B/16 224": (92.88, 110.27), "SigLIP B/16 256": (92.93, 110.27),
+    "SigLIP B/16 384": (93.18, 110.27), "SigLIP B/16 512": (93.52, 110.27),
+    "SigLIP L/16 256": (315.96, 336.19), "SigLIP L/16 384": (316.28, 336.19),
+    "SigLIP So400m/14 224": (427.68, 449.68), "SigLIP So400m/14 384": (428.23, 449.73),
+    "SigLIP B/16 256 i18n": (92.93, 277.70), "SigLIP So400m/16 256 i18n": (427.89, 699.54),
+    "SigLIP2 B/32 256": (94.55, 282.30), "SigLIP2 B/16 224": (92.88, 282.30),
+    "SigLIP2 B/16 256": (92.93, 282.30), "SigLIP2 B/16 384": (93.18, 282.30),
+    "SigLIP2 B/16 512": (93.52, 282.30), "SigLIP2 L/16 256": (315.96, 565.57),
+    "SigLIP2 L/16 384": (316.28, 565.57), "SigLIP2 L/16 512": (316.74, 565.57),
+    "SigLIP2 So400m/14 224": (427.68, 707.78), "SigLIP2 So400m/14 384": (428.23, 707.78),
+    "SigLIP2 So400m/16 256": (427.89, 707.78), "SigLIP2 So400m/16 384": (428.26, 707.78),
+    "SigLIP2 So400m/16 512": (428.77, 707.78), "SigLIP2 g-opt/16 256": (1163.17, 708.23),
+    "SigLIP2 g-opt/16 384": (1163.66, 708.23), "SigLIP2 B/16 NaFlex": (92.93, 282.30),
+    "SigLIP2 So400m/16 NaFlex": (427.89, 707.78),
+}
 
 
 def find(name: str, training: str) -> Published:
@@ -159,17 +248,17 @@ def find(name: str, training: str) -> Published:
 def name_of(model: MaskCLIPppConfig) -> str:
     """What a model is called: a published name, or its kind of image tower."""
     for entry in MODELS:
-        if _same_shapes(entry.image, model.image):
+        if _same_shapes(entry.image, model.image) and _same_shapes(entry.text, model.text):
             return entry.name
     return f"an unpublished {type(model.image).__name__}"
 
 
-def _same_shapes(one: ImageConfig, other: ImageConfig) -> bool:
-    """Whether two image towers differ at most in what does not show in their parameters' shapes."""
+def _same_shapes(one: typing.Any, other: typing.Any) -> bool:
+    """Whether two towers differ at most in what does not show in their parameters' shapes."""
     if type(one) is not type(other):
         return False
     free = {"mask_layers", "quick_gelu", "mask_threshold", "norm_epsilon", "pixel_mean",
-            "pixel_std", "drop_path", "rotary_grid"}
+            "pixel_std", "drop_path", "rotary_grid", "exact_gelu", "padding", "words"}
     return all(getattr(one, f.name) == getattr(other, f.name)
                for f in dataclasses.fields(one) if f.name not in free)
 
@@ -190,15 +279,24 @@ def looks_like(shapes: typing.Mapping[str, tuple], rules_for: typing.Callable,
         except ValueError:
             continue
         parts = [part for part in ("image/", "text/") if any(p.startswith(part) for p in found)]
-        # Without this look beforehand, all models would have to be laid out: ten seconds.
-        joint = (model.text.width, model.text.embed_dim)
-        if "image/" in parts and found.get("text/projection", joint) == joint:
+        if "image/" in parts and _may_be(model, found):
             wanted = _shapes_of(model)
             belongs = lambda path: path.startswith(tuple(parts)) and not path.startswith(absent)
             if ({p: s for p, s in found.items() if belongs(p)}
                     == {p: s for p, s in wanted.items() if belongs(p)}):
                 names.append(name)
     return names
+
+
+def _may_be(model: MaskCLIPppConfig, shapes: typing.Mapping[str, tuple]) -> bool:
+    """A first look at a few shapes; without it all models would be laid out: ten seconds."""
+    words = model.text
+    few = {"text/projection": (words.width, words.embed_dim),
+           "text/token_embedding": (words.vocab_size, words.width)}
+    if isinstance(model.image, SigLIPConfig):
+        cells = (model.image.image_size // model.image.patch_size)**2
+        few["image/position_table"] = (cells, model.image.width)
+    return all(shapes.get(path, shape) == shape for path, shape in few.items())
 
 
 @functools.lru_cache

@@ -11,7 +11,6 @@ and no code is looked at.
 """
 
 import collections
-import collections.abc
 import dataclasses
 import math
 import pathlib
@@ -20,6 +19,8 @@ import zipfile
 
 import ml_dtypes
 import numpy as np
+
+from maskclippp_jax.weights.source import Source
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -41,7 +42,7 @@ class TensorEntry:
     strides: tuple[int, ...]  # elements
 
 
-class TorchFile(collections.abc.Mapping):
+class TorchFile(Source):
     """The tensors of a checkpoint by name, each read from the file when it is asked for.
 
     `content` is the whole unpickled object, with a `TensorEntry` in place of every tensor. The
@@ -83,20 +84,7 @@ class TorchFile(collections.abc.Mapping):
             raise ValueError(f"{path} holds a {type(tensors).__name__}, wanted a dictionary of "
                              "tensors")
         self._entries = {k: v for k, v in tensors.items() if isinstance(v, TensorEntry)}
-
-    def __iter__(self):
-        return iter(self._entries)
-
-    def __len__(self):
-        return len(self._entries)
-
-    def __contains__(self, name):  # without reading it
-        return name in self._entries
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors; nothing is read."""
-        return {name: entry.shape for name, entry in self._entries.items()}
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]

@@ -242,6 +242,21 @@ def test_cutting_prompts_after_the_longest_changes_nothing(rng):
                  for ids in (cut, token_ids)), 2e-5)
 
 
+def test_recomputing_the_text_blocks_changes_nothing(rng):
+    ids = jnp.asarray(np.c_[rng.integers(1, 40, (3, 6)), np.full(3, 49)], jnp.int32)
+    probe = jnp.asarray(rng.normal(size=(3, 16)), jnp.float32)
+    gradients, recomputed = [], []
+    for remat in ("none", "full"):
+        make = lambda: text.TextTower(TEXT, remat=remat, rngs=nnx.Rngs(0))
+        build, _ = parameters.abstract(make)
+        gradient = jax.value_and_grad(lambda p: (build(p)(ids) * probe).sum())
+        params = parameters.initialize(make)
+        gradients.append(jax.jit(gradient)(params))
+        recomputed.append("remat" in str(jax.make_jaxpr(gradient)(params)))
+    near_trees(*gradients, 1e-6)
+    assert recomputed == [False, True]
+
+
 def test_the_best_name_of_a_class_equals_a_loop(rng):
     counts = [2, 1, 3]
     classes = np.repeat(np.arange(3), counts)
@@ -332,7 +347,7 @@ def test_sentences_spread_over_eight_devices_give_the_same(rng):
 
 def test_a_canvas_off_the_patch_and_masks_off_the_grid_are_refused(tower):
     image = np.zeros((1, 30, 32, 3), np.uint8)
-    with pytest.raises(ValueError, match="multiples of the patch, 8"):
+    with pytest.raises(ValueError, match="multiples of 8"):
         run(tower, image, [[30, 32]], np.zeros((1, 1, 16), np.float32))
     with pytest.raises(ValueError, match="grid of 9 cells, tokens on 16"):
         run(tower, np.zeros((1, 32, 32, 3), np.uint8), [[32, 32]], np.zeros((1, 1, 9), np.float32))

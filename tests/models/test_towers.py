@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import clip_convnext, clip_resnet, clip_vit, eva_vit, layers, resample
+from maskclippp_jax.models import (
+    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, resample, siglip)
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
@@ -24,6 +25,12 @@ TOWERS = {
         image_size=64, widths=(8, 12, 16, 24), depths=(1, 1, 2, 1), embed_dim=16, head_width=20),
     "resnet": clip_resnet.ResNetConfig(
         image_size=64, width=4, depths=(1, 1, 1, 1), num_heads=2, embed_dim=16),
+    "siglip": siglip.SigLIPConfig(
+        image_size=64, patch_size=16, width=32, depth=2, num_heads=2, mlp_width=48, embed_dim=16,
+        has_head=True),
+    "naflex": siglip.SigLIPConfig(
+        image_size=48, patch_size=16, width=16, depth=1, num_heads=2, mlp_width=24, embed_dim=16,
+        position_resize="antialiased", exact_gelu=True, mask_threshold=0.3),
 }
 
 

@@ -3,9 +3,10 @@
     pip install torch==2.13.0 transformers==5.24.0 timm==1.0.31 open_clip_torch==2.24.0
     python tests/golden/small/make.py
 
-Small random towers: transformers' CLIPModel, timm's ConvNeXt, OpenCLIP's modified ResNet, in
-evaluation mode. The pooling of masks is written out here from the method's definition. The files
-have the format of the stored cases of the reference (`parity`), and are kept small for the tests.
+Small random towers: transformers' CLIPModel, SiglipModel and Siglip2Model, timm's ConvNeXt,
+OpenCLIP's modified ResNet, in evaluation mode. The pooling of masks is written out here from the
+method's definition. The files have the format of the stored cases of the reference (`parity`), and
+are kept small for the tests.
 """
 
 import json
@@ -16,7 +17,8 @@ import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from safetensors.numpy import save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import (
+    CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel)
 
 HERE = pathlib.Path(__file__).parent
 MEAN = np.array((122.7709383, 116.7460125, 104.09373615), np.float32).reshape(1, 3, 1, 1)
@@ -26,6 +28,7 @@ ENCODER = dict(DOWNSAMPLE_METHOD="bilinear", TEST_RESIZE_TYPE="none")
 
 def main():
     hugging_face()
+    siglip()
     convnext()
     resnet()
 
@@ -72,6 +75,37 @@ def hugging_face():
         HERE / "hugging_face.npz", images=images, token_ids=ids.astype(np.int32),
         i_embs=model.visual_projection(vision).detach().numpy(),
         t_embs=model.text_projection(words).detach().numpy())
+
+
+def siglip():
+    """transformers' SiglipModel, and its Siglip2Model, which is the NaFlex kind of SigLIP 2."""
+    sizes = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2)
+    words = dict(sizes, vocab_size=30, max_position_embeddings=6, projection_size=8,
+                 bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    rng = np.random.default_rng(4)
+    ids = rng.integers(1, 30, (3, 6))
+    images = rng.integers(0, 256, (2, 12, 12, 3)).astype(np.uint8)
+    model = shake(SiglipModel(SiglipConfig(
+        vision_config=dict(sizes, image_size=12, patch_size=4), text_config=words)), 5)
+    pixels = torch.tensor(images / 127.5 - 1).float().permute(0, 3, 1, 2)
+    store_siglip("siglip", model, images, ids, pixel_values=pixels)
+
+    model = shake(Siglip2Model(Siglip2Config(
+        vision_config=dict(sizes, num_patches=9, patch_size=4), text_config=words)), 6)
+    # The second picture has 2 x 3 patches of the canvas' 3 x 3, in rows of channels.
+    patches = (images / 127.5 - 1).reshape(2, 3, 4, 3, 4, 3).swapaxes(2, 3).reshape(2, 9, 48)
+    store_siglip("siglip2_naflex", model, images, ids, pixel_values=torch.tensor(patches).float(),
+                 pixel_attention_mask=torch.tensor([[1] * 9, [1] * 6 + [0] * 3]),
+                 spatial_shapes=torch.tensor([[3, 3], [2, 3]]))
+
+
+def store_siglip(name: str, model, images, ids, **pictures):
+    found = model(input_ids=torch.tensor(ids), **pictures)
+    save_file(numbers(model), HERE / f"{name}.safetensors")
+    np.savez_compressed(
+        HERE / f"{name}.npz", images=images, token_ids=ids.astype(np.int32),
+        i_embs=found.image_embeds.detach().numpy(), t_embs=found.text_embeds.detach().numpy(),
+        logits=found.logits_per_image.detach().numpy())
 
 
 def store(name, spec, weights, pooled, plain, pixels, images, masks, named):
