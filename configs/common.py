@@ -46,6 +46,7 @@ def base() -> ml_collections.ConfigDict:
     config.ema_decay = 0.0      # of a moving average of what is tuned, kept beside it; 0: none
     config.eval = dict(
         batch_size=1,            # pictures a step, over all chips
+        max_tokens=0,            # pictures at most so many patches, for NaFlex; 0: by short_side
         # With masks of a generator (--bundle):
         ensemble=False,          # whether its opinion of the class counts
         alpha=1.0, beta=1.0,     # our share in it, for classes of `seen_vocabulary` and for others

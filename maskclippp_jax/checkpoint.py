@@ -1,9 +1,9 @@
 """Saving and restoring runs with Orbax.
 
 A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `parameters.json`
-(what learns, how fast, with which decay), `metrics.jsonl`, TensorBoard events, and `checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a
-temporary folder and renamed. The position in the data needs no file of its own: it follows from the
-seed and the step.
+(what learns, how fast, with which decay), `metrics.jsonl`, TensorBoard events, and
+`checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a temporary folder and
+renamed. The position in the data needs no file of its own: it follows from the seed and the step.
 """
 
 import json

@@ -77,7 +77,9 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
         hosts=jax.process_count())
 
     def start(batch):
-        sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
+        sizes = inference.sizes_of(
+            batch, settings.short_side, settings.mask_short_side, max_tokens=settings.max_tokens,
+            patch=image_config.patch_size)
         canvas = inference.canvas_of(sizes.network, image_config.patch_size)
         arrays = {k: batch[k] for k in ("image", "segments", "labels")}
         arrays, sizes = (pipeline.to_device(x, sharding.batch_sharding(mesh))
@@ -148,6 +150,7 @@ def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing
 
 def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_masks):
     settings, vocabulary = config.eval, truth.vocabulary
+    patch = model.config.image.patch_size
     names = inference.embed_vocabulary(config, model.config, model.params, vocabulary,
                                        folder=loading.text_folder(config))
     num_columns = len(names.synonym_class)
@@ -169,8 +172,9 @@ def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_mas
         hosts=jax.process_count())
 
     def start(batch):
-        network = inference.shorter_side_to(batch["image_size"], settings.short_side)
-        canvas = inference.canvas_of(network, model.config.image.patch_size)
+        network = inference.network_sizes(batch["image_size"], settings.short_side,
+                                          settings.max_tokens, patch)
+        canvas = inference.canvas_of(network, patch)
         if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
             kept = (batch["stored"] if settings.mask_short_side is None else
                     inference.shorter_side_to(batch["image_size"], settings.mask_short_side))

@@ -53,7 +53,7 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     With a folder the embeddings are kept there (`text_cache`).
     """
     token_ids = loading.tokenize(
-        model, vocabulary, config.templates, config.get("sentencepiece", ""))
+        model, vocabulary, config.templates, getattr(config, "sentencepiece", ""))
     embeddings = loading.embed_names(model, params["text"], token_ids, folder=folder)
     rows = num_rows(vocabulary)
     padding = rows - len(embeddings)
@@ -70,14 +70,27 @@ def num_rows(vocabulary: Vocabulary) -> int:
     return rows
 
 
-def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None) -> Sizes:
+def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *,
+             max_tokens: int = 0, patch: int = 1) -> Sizes:
     """Sizes of an evaluation batch; a side of None leaves that size as it is.
 
-    Like a generator's, the masks' size follows from that of the loaded picture.
+    Like a generator's, the masks' size follows from that of the loaded picture. The last two
+    arguments: see `network_sizes`.
     """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
     masks = segments if mask_short_side is None else shorter_side_to(picture, mask_short_side)
-    return Sizes(picture, shorter_side_to(picture, short_side), segments, masks)
+    return Sizes(picture, network_sizes(picture, short_side, max_tokens, patch), segments, masks)
+
+
+def network_sizes(picture: np.ndarray, short_side: int | None, max_tokens: int,
+                  patch: int) -> np.ndarray:
+    """[B, 2] sizes at which the image tower sees pictures of sizes [B, 2].
+
+    With `max_tokens` they are `naflex_sizes`, whatever `short_side` is.
+    """
+    if max_tokens:
+        return naflex_sizes(picture, patch, max_tokens)
+    return shorter_side_to(picture, short_side)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:

@@ -31,7 +31,8 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundle: Bundle | N
         vocabulary=_named(truth.vocabulary),
         seen_classes_from=_named(Vocabulary.load(settings.seen_vocabulary)),
         templates=len(config.templates), loader=f"{settings.loader_min}/{settings.loader_max}",
-        short_side=settings.short_side, mask_short_side=settings.mask_short_side, ensemble="off",
+        short_side=settings.short_side, max_tokens=settings.max_tokens,
+        mask_short_side=settings.mask_short_side, ensemble="off",
         mIoU="mean over classes in the ground truth", labels="semantic maps", dtype="float32",
         code=code_version())
     if "panoptic" in truth.parts and "semantic" not in [s.kind for s in truth.sources.values()]:

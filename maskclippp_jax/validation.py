@@ -86,7 +86,9 @@ def _name_all(config, source, mesh, name_masks, params, names
     for batch in pipeline.eval_batches(
             source.records, batch_size=batch_size, loader_min=settings.loader_min,
             loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count()):
-        sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
+        sizes = inference.sizes_of(
+            batch, settings.short_side, settings.mask_short_side,
+            max_tokens=settings.max_tokens, patch=config.model.image.patch_size)
         canvas = inference.canvas_of(sizes.network, config.model.image.patch_size)
         result = name_masks(
             params, to_device({k: batch[k] for k in ("image", "segments", "labels")}),

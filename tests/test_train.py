@@ -260,6 +260,24 @@ def test_weights_between_the_original_and_the_tuned_ones_are_evaluated(place, wh
     assert done.returncode == 2 and "--interpolate is 'half'" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_sweep_makes_one_table_and_one_plot_and_goes_on(place):
+    flags = [f"--config={place}/tiny.py", f"--workdir={place}/sweep", "--seeds=0,1",
+             f"--override=data_dir={place}/data", "--override=train.steps=2"]
+    done = command(place, "sweep", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "untuned" in done.stdout and "as configured" in done.stdout and "±" in done.stdout
+    before = {f: f.stat().st_mtime for f in (place / "sweep").rglob("results.json")}
+    assert len(before) == 3
+    done = command(place, "sweep", *flags, "--vary=tune.image=none")
+    assert done.returncode == 0, done.stderr
+    assert all(f.stat().st_mtime == before[f] for f in before)  # nothing was done twice
+    rows = json.loads((place / "sweep/sweep.json").read_text())["rows"]
+    assert [(r["name"], len(r["runs"])) for r in rows] == [
+        ("untuned", 1), ("as configured", 2), ("tune.image=none", 2)]
+    assert (place / "sweep/sweep.png").stat().st_size > 1000
+
+
 def test_convert_writes_a_file_that_loads_again_to_the_same_model(place, whole):
     output = place / "tuned.safetensors"
     done = command(place, "convert", f"--source={place}/whole", f"--output={output}")

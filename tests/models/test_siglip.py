@@ -259,3 +259,7 @@ def test_sizes_of_naflex_keep_the_shape_and_the_number_of_patches():
     assert (found % 16 == 0).all() and ((found // 16).prod(-1) <= 256).all()
     assert [tuple(x) for x in found[:2] // 16] == [(8, 32), (16, 16)]
     assert found[2, 0] == 16
+    batch = dict(image_size=sizes, segments_size=sizes)
+    wanted = inference.sizes_of(batch, 100, None, max_tokens=256, patch=16)
+    np.testing.assert_array_equal(wanted.network, found)
+    np.testing.assert_array_equal(wanted.masks, sizes)
