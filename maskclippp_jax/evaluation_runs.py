@@ -209,12 +209,12 @@ def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
                          "configs/eval do")
     text_params = loading.load_text_tower(settings.generator_weights, settings.generator)
     token_ids = loading.tokenize(settings.generator, vocabulary, bundle.classes["templates"])
-    embeddings = loading.embed_names(settings.generator, text_params, token_ids).mean(1)  # [S, E]
+    embeddings = segmenter.mean_over_templates(
+        loading.embed_names(settings.generator, text_params, token_ids))  # [S, E]
     if embeddings.shape[1] != bundle.width:
         raise ValueError(f"{bundle.folder} stores class embeddings of {bundle.width} channels, the "
                          f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
                          "the CLIP that the generator was built on")
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
 
 

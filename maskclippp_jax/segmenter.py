@@ -79,6 +79,12 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
     return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights)
 
 
+def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
+    """Unit vectors of every sentence [S, T, E] -> unit vectors of the names [S, E]."""
+    mean = embeddings.mean(1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
 def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kind: str, *,
                    ensemble: bool, dtype=jnp.float32) -> typing.Callable[..., Results]:
     """The jitted program `(params, batch, network, names, opinion, classes, canvas,

@@ -1,4 +1,4 @@
-"""Bundles of masks: written, read, refused; plain files of masks as the reference reads them."""
+"""Bundles of masks: written, read, refused; plain files of masks."""
 
 import json
 import os
@@ -10,40 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax import bundle_tools, mask_chain
+from maskclippp_jax import bundle_tools
 from maskclippp_jax.data import build, bundle_writer, bundles, images, mask_files, records
-from maskclippp_jax.models import resample
 from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
-GOLDEN = ROOT / "tests/golden/generators"
 SIZES = {"a": (40, 50), "b/c": (50, 40)}
 PREPARATION = dict(loader_min=20, loader_max=100, short_side=32, multiple=16)
 # Of SIZES under PREPARATION; the long side is 40 pixels, padded to 48.
 WAY = {"a": ((40, 50), (20, 25), (32, 40), (32, 48)),
        "b/c": ((50, 40), (25, 20), (40, 32), (48, 32))}
 EMBEDDINGS = dict(kind="embeddings", void_embedding=[0.5] * 3, logit_scale=10.0, templates=["{}"])
-
-
-@pytest.mark.parametrize("kind", ["json", "png_rgb", "png_l", "png_i16", "png_palette", "npy"])
-def test_files_are_read_as_the_reference_reads_them(kind):
-    file = next((GOLDEN / "offline_segmentor" / kind).iterdir())
-    with np.load(GOLDEN / "offline_segmentor.npz") as arrays:
-        got = mask_files.read_masks(str(file), (53, 71))
-        np.testing.assert_array_equal(got, arrays[f"{kind}_masks"])
-        if kind != "json":
-            return
-        wanted = arrays["json_padded"]  # resized to the short side 64, padded
-    sizes = mask_chain.given_mask_sizes(np.array([53, 71]), np.array([64, 85]))
-    resize = jax.jit(lambda masks: resample.resize_masks(
-        mask_chain.probabilities(masks),
-        *mask_chain.mask_taps(sizes, sizes.kept, wanted.shape[1:])))
-    np.testing.assert_allclose(resize(got), wanted, atol=5e-5, rtol=1e-5)
-
-
-def test_an_empty_list_is_a_picture_without_masks():
-    file = GOLDEN / "offline_segmentor/json_empty/img_0.json"
-    assert mask_files.read_masks(str(file), (5, 7)).shape == (0, 5, 7)
 
 
 @pytest.mark.parametrize("name, content, says", [
