@@ -4,15 +4,19 @@
 serves every vocabulary its classes can speak of: with embeddings any, with logits one.
 """
 
+import io
 import json
 import pathlib
+import threading
 import typing
+import zipfile
 
 import numpy as np
 
 from maskclippp_jax.data import bundle_writer, transforms
 from maskclippp_jax.vocabulary import Vocabulary
 
+_HEADERS = threading.Lock()
 KINDS = ("none", "closed", "open", "embeddings")
 
 
@@ -106,10 +110,10 @@ class Bundle:
         if not file.is_file():
             raise FileNotFoundError(f"no file {file}, which the manifest names; make the bundle "
                                     "again")
-        with np.load(file) as arrays:
-            masks = self._masks_of(dict(arrays), file)
-            name = "class_embeddings" if self.kind == "embeddings" else "class_logits"
-            classes = arrays[name] if name in arrays.files else None
+        arrays = _read_arrays(file)
+        masks = self._masks_of(arrays, file)
+        name = "class_embeddings" if self.kind == "embeddings" else "class_logits"
+        classes = arrays.get(name)
         picture = self.pictures[image_id]
         if len(masks) != picture["masks"]:
             raise ValueError(f"{file} holds {len(masks)} masks, the manifest says "
@@ -208,6 +212,19 @@ def some(names: typing.Sequence[str]) -> str:
     """"2 pictures (a, b)"."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} picture{'s' * (len(names) != 1)} ({shown})"
+
+
+def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; may be called by several threads."""
+    try:
+        with zipfile.ZipFile(file) as parts:  # decompresses beside other threads
+            content = {name.removesuffix(".npy"): parts.read(name) for name in parts.namelist()}
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file} is no npz file ({error}); make the bundle again") from None
+    # numpy reads headers with Python's parser, which up to 3.11 fails now and then when two
+    # threads are in it ("AST constructor recursion depth mismatch").
+    with _HEADERS:
+        return {name: np.load(io.BytesIO(data)) for name, data in content.items()}
 
 
 def _read_manifest(folder: pathlib.Path) -> dict:

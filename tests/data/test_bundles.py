@@ -1,5 +1,6 @@
 """Bundles of masks: written, read, refused; plain files of masks."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -117,6 +118,22 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
         change(tmp_path / f"{number}", **new)
         with pytest.raises(ValueError, match=says):
             bundles.Bundle(tmp_path / f"{number}").read("a")
+
+
+def test_a_file_that_is_cut_short_is_named(tmp_path):
+    write_bundle(tmp_path)
+    file = bundle_writer.file_of(tmp_path, "a")
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="a.npz is no npz file"):
+        bundles.Bundle(tmp_path).read("a")
+
+
+def test_many_threads_may_read(tmp_path):
+    write_bundle(tmp_path)
+    bundle = bundles.Bundle(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(bundle.read, ["a"] * 400))
+    assert all(np.array_equal(f.masks, found[0].masks) for f in found)
 
 
 @pytest.mark.parametrize("change_, says", [
