@@ -23,7 +23,6 @@ from maskclippp_jax.segmenter import Found
 from maskclippp_jax.truth import IGNORE, Truth
 from maskclippp_jax.vocabulary import Vocabulary
 
-
 # What of a batch goes to the device.
 _ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
               "kept", "classes")
@@ -182,8 +181,9 @@ def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_mas
             batch = batch | sizes._asdict()
         arrays = {k: v for k, v in batch.items() if k in _ON_DEVICE} | dict(network=network)
         arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
+        network = arrays.pop("network")
         params, names, opinion, classes = shared
-        return run(params, arrays, arrays.pop("network"), names, opinion, classes, canvas=canvas,
+        return run(params, arrays, network, names, opinion, classes, canvas=canvas,
                    output_canvas=batch["output_canvas"])
 
     for batch, results in _one_ahead(batches, start):
