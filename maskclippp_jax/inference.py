@@ -110,7 +110,8 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
             labels = sharding.each_picture(
                 lambda x, _: postprocess.segment_labels(*x),
                 (batch["segments"], sizes.segments, sizes.masks, scores))
-        return Result(scores, postprocess.mask_classes(logits), labels)
+        result = Result(scores, postprocess.mask_classes(logits), labels)
+        return jax.tree.map(sharding.constrain_batch, result)
 
     return name_masks
 
