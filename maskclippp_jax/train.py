@@ -15,16 +15,19 @@ from maskclippp_jax import (
     checkpoint, cli, config as configuration, hosts, loading, optim, report, sharding, train_step)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.run_log import RunLog
+from maskclippp_jax.run_log import Profile, RunLog, open_wandb
 from maskclippp_jax.vocabulary import draw_synonyms
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made, or resumed")
+PROFILE = flags.DEFINE_string("profile", "", "steps to record in WORKDIR/profile, such as 20-25; "
+                              "xprof and TensorBoard show them")
+WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to as well")
 
 
 def main(argv):
     del argv
-    preemption = hosts.Preemption()
+    preemption, profile = hosts.Preemption(), Profile(PROFILE.value)
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
     workdir = epath.Path(WORKDIR.value).absolute()
 
@@ -89,11 +92,15 @@ def main(argv):
             workers=config.train.workers)
         broken = 0  # records of this host that could not be decoded
 
-        log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size)
+        log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size,
+                     array_names=train_step.names_of_arrays(trainable_shapes),
+                     wandb=open_wandb(WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
+        compiled = None
         with checkpoint.open_checkpoints(workdir) as checkpoints, jax.transfer_guard("disallow"):
             while done < config.train.steps and not preemption.reached(done):
-                batch = next(batches)
+                with log.waiting():
+                    batch = next(batches)
                 broken += int(batch.pop("broken").sum())
                 if broken > config.train.skip_broken:
                     raise ValueError(f"{broken} records could not be decoded (named above), "
@@ -102,9 +109,15 @@ def main(argv):
                 batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
                 rows = sharding.put(draw_synonyms(
                     vocabulary, np.random.default_rng((config.seed, done))), whole)
-                state, metrics = step_function(state, batch, rows, text)
+                if compiled is None:
+                    compiled = step_function.lower(state, batch, rows, text).compile()
+                    # The body of the loop over parts is counted once.
+                    log.flops = compiled.cost_analysis()["flops"] * config.train.accumulate
+                profile.before(done + 1, workdir)
+                state, metrics = compiled(state, batch, rows, text)
                 done += 1
                 log.add(done, metrics)
+                profile.after(done, metrics)
                 if done % config.log_every == 0:
                     log.flush()  # also stops on a loss that is not finite, before it is saved
                 if done % config.checkpoint_every == 0:
