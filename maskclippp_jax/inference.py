@@ -71,9 +71,16 @@ def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *
     With `max_tokens` the network sees pictures at `naflex_sizes`, whatever `short_side` is.
     """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
-    network = (naflex_sizes(picture, patch, max_tokens) if max_tokens
-               else shorter_side_to(picture, short_side))
+    network = network_sizes(picture, short_side, max_tokens=max_tokens, patch=patch)
     return Sizes(picture, network, segments, shorter_side_to(segments, mask_short_side))
+
+
+def network_sizes(sizes: np.ndarray, short_side: int | None, *, max_tokens: int,
+                  patch: int) -> np.ndarray:
+    """[B, 2] sizes at which the network sees pictures of these sizes; see `sizes_of`."""
+    if max_tokens:
+        return naflex_sizes(sizes, patch, max_tokens)
+    return shorter_side_to(sizes, short_side)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
@@ -136,7 +143,8 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
             labels = sharding.each_picture(
                 lambda x, _: postprocess.segment_labels(*x),
                 (batch["segments"], sizes.segments, sizes.masks, scores))
-        return Result(scores, postprocess.mask_classes(logits), labels)
+        result = Result(scores, postprocess.mask_classes(logits), labels)
+        return jax.tree.map(sharding.constrain_batch, result)
 
     return name_masks
 

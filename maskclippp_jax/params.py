@@ -9,6 +9,7 @@ import typing
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 Tree = typing.Any  # nested dict of arrays, or of anything shaped like one
@@ -87,11 +88,11 @@ def combine(first: Tree, second: Tree) -> Tree:
 
 
 def distances(original: Tree, tuned: Tree) -> dict[str, jax.Array]:
-    """How far each part (`image`, `text`, ...) is from where it began: |tuned - original| over
-    |original|, over all numbers of the part together."""
-    change = jax.tree.map(lambda x, y: y - x, original, tuned)
-    norm = lambda part: jax.numpy.sqrt(sum(jax.numpy.square(x).sum() for x in jax.tree.leaves(part)))
-    return {part: norm(change[part]) / norm(original[part]) for part in original}
+    """|tuned - original| / |original| of each part (`image`, `text`, ...), all its numbers as one
+    vector."""
+    norm = optax.tree.norm
+    return {part: norm(jax.tree.map(lambda x, y: y - x, original[part], tuned[part]))
+            / norm(original[part]) for part in original}
 
 
 def interpolate(original: Tree, tuned: Tree, share: float) -> Tree:

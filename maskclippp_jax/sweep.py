@@ -8,12 +8,14 @@ the configuration's file, to each of its values in turn (separated by |); everyt
 The first row is the configuration itself. `--override=key=value` holds for all runs.
 
 Each run is a `train` of its own in WORKDIR/<variant>/seed<k>; one that has ended is not repeated,
-so the same line started again goes on, and further variants or seeds may be added to it.
+so the same line started again goes on, and further variants or seeds may be added to it. What was
+made with another configuration is refused.
 """
 
 import json
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import typing
@@ -24,7 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import cli, report, visualize
+from maskclippp_jax import cli, config as configuration, report, visualize
 
 # A path, not a configuration: the runs read it.
 CONFIG = flags.DEFINE_string("config", None, "file of the experiment, with its argument if any")
@@ -108,20 +110,37 @@ def measure(place: pathlib.Path, variant: Variant, seed: str | None) -> dict:
       Values of `_COLUMNS` by title.
 
     Raises:
-      ValueError: a command failed; what it said last is in the message.
+      ValueError: the place holds a run of other settings; or a command failed, and what it said
+        last is in the message.
     """
-    results = place / "results" / "results.json"
+    settings = [f"--config={variant.config}",
+                *(f"--config.{o}" for o in (*OVERRIDE.value, *variant.overrides))]
+    if seed is not None:
+        settings.append(f"--config.seed={seed}")
+    made_with = dict(settings=settings, config=read_config(variant.config))
+    results, stored = place / "results" / "results.json", place / "made_with.json"
+    if stored.exists() and json.loads(stored.read_text()) != made_with:
+        raise ValueError(f"{place} was made with other settings or another configuration (see "
+                         f"{stored}); take another --workdir")
     if not results.exists():
-        settings = [f"--config={variant.config}",
-                    *(f"--config.{o}" for o in (*OVERRIDE.value, *variant.overrides))]
+        place.mkdir(parents=True, exist_ok=True)
+        report.write_json(stored, made_with)
         checkpoint = "untuned"
         if seed is not None:
-            settings.append(f"--config.seed={seed}")
             checkpoint = str(place / "run")
             _call("train", *settings, f"--workdir={checkpoint}")
         _call("evaluate", *settings, f"--workdir={results.parent}", f"--checkpoint={checkpoint}")
     found = json.loads(results.read_text())["models"][0]
     return {title: found[metric][key] for title, metric, key in _COLUMNS}
+
+
+def read_config(config: str) -> dict:
+    """What a configuration's file says, with its argument, as JSON."""
+    file, colon, arg = config.partition(":")
+    if not pathlib.Path(file).is_file():
+        raise FileNotFoundError(f"no file {file}; give --config=configs/x.py")
+    get_config = runpy.run_path(file)["get_config"]
+    return json.loads(json.dumps(configuration.to_json(get_config(arg) if colon else get_config())))
 
 
 def _call(command: str, *arguments: str) -> None:

@@ -35,7 +35,9 @@ SMALL = {
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    arg = "dataset=coco_stuff_171,names=coco_stuff_171" if name == "own_data" else None
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config() if arg is None else module.get_config(arg)
 
 
 def shrink(config):
@@ -153,3 +155,14 @@ def test_batch_norms_follow_the_batch_unless_frozen(image, batch_norm, trains):
             configuration.check(config, workdir="x")
     else:
         configuration.check(config, workdir="x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("coco_")])
+def test_its_step_is_traced_at_full_size_from_shapes_alone(name):
+    from maskclippp_jax import plan  # sets the environment of JAX, which has started here
+    config = load(name)
+    lowered = plan.lower_training(config, sharding.make_mesh(1), 8)
+    state, metrics = lowered.out_info
+    assert metrics["loss"].shape == ()
+    assert parameters.count(state["frozen"]) + parameters.count(state["trainable"]) > 1.4e8

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +30,15 @@ def test_what_cannot_be_varied_is_said(vary, words):
         sweep.list_variants("c.py", vary)
 
 
+def test_a_sweep_that_cannot_run_ends_in_one_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "maskclippp_jax.sweep", "--config=configs/none.py", "--seeds=0",
+         f"--workdir={tmp_path}/sweep"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no file configs/none.py; give --config=configs/x.py" in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_mean_and_deviation_are_over_seeds():
     runs = [{"seen": 50.0, "unseen": None}, {"seen": 54.0, "unseen": 3.0}]
     assert sweep.summary(runs, "seen") == (52.0, pytest.approx(8**0.5))
@@ -35,7 +46,7 @@ def test_mean_and_deviation_are_over_seeds():
     assert sweep.summary(runs[:1], "seen") == (50.0, 0.0)
 
 
-def test_a_run_that_has_ended_is_not_repeated(tmp_path, monkeypatch):
+def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path, monkeypatch):
     calls = []
 
     def call(command, *arguments):
@@ -47,19 +58,29 @@ def test_a_run_that_has_ended_is_not_repeated(tmp_path, monkeypatch):
                 mask_accuracy=dict(mMaskAcc=1.0, seen=2.0, unseen=3.0),
                 semantic=dict(mIoU=4.0))])))
 
+    config = tmp_path / "c.py"
+    config.write_text("def get_config():\n    return dict(a=0, size=(1, 2))\n")
     monkeypatch.setattr(sweep, "_call", call)
     monkeypatch.setattr(type(sweep.OVERRIDE), "value", ["train.steps=3"])
-    variant = sweep.Variant("a=1", "c.py", ("a=1",))
+    variant = sweep.Variant("a=1", str(config), ("a=1",))
     for _ in range(2):
         assert sweep.measure(tmp_path / "x", variant, "7") == {
             "mask accuracy": 1.0, "seen": 2.0, "unseen": 3.0, "mIoU": 4.0}
     assert [c for c, _ in calls] == ["train", "evaluate"]
-    shared = ("--config=c.py", "--config.train.steps=3", "--config.a=1", "--config.seed=7")
+    shared = (f"--config={config}", "--config.train.steps=3", "--config.a=1", "--config.seed=7")
     assert all(a[:4] == shared for _, a in calls)
     assert f"--checkpoint={tmp_path}/x/run" in calls[1][1]
     sweep.measure(tmp_path / "y", variant, None)
     assert [c for c, _ in calls] == ["train", "evaluate", "evaluate"]
     assert "--checkpoint=untuned" in calls[2][1]
+
+    with pytest.raises(ValueError, match="x was made with other settings"):
+        sweep.measure(tmp_path / "x", variant._replace(overrides=("a=2",)), "7")
+    config.write_text("def get_config():\n    return dict(a=0, size=(1, 3))\n")
+    with pytest.raises(ValueError, match="x was made with .* another configuration"):
+        sweep.measure(tmp_path / "x", variant, "7")
+    with pytest.raises(FileNotFoundError, match="no file nothing.py"):
+        sweep.read_config("nothing.py:x=1")
 
 
 def test_dots_lie_where_their_values_are():
