@@ -192,6 +192,11 @@ def test_a_prompt_of_another_length_is_refused(words):
         jax.eval_shape(lambda p: build(p)(jnp.zeros((1, 7), jnp.int32)), params)
 
 
+def test_an_unknown_resize_of_the_table_is_named():
+    with pytest.raises(ValueError, match="'cubic'; it can be linear, bicubic, antialiased"):
+        dataclasses.replace(IMAGE, position_resize="cubic").make(rngs=parameters.Keys(0))
+
+
 def test_the_scale_is_not_cut_and_the_bias_is_added(rng):
     config = maskclippp.MaskCLIPppConfig.of_siglip(IMAGE, dataclasses.replace(TEXT, embed_dim=48))
     embeddings = jnp.asarray(rng.normal(size=(1, 2, 48)), jnp.float32)
