@@ -119,7 +119,8 @@ def measure(place: pathlib.Path, variant: Variant, seed: str | None) -> dict:
         settings.append(f"--config.seed={seed}")
     made_with = dict(settings=settings, config=read_config(variant.config))
     results, stored = place / "results" / "results.json", place / "made_with.json"
-    if stored.exists() and json.loads(stored.read_text()) != made_with:
+    known = json.loads(stored.read_text()) if stored.exists() else None
+    if known != made_with and (known or results.exists()):
         raise ValueError(f"{place} was made with other settings or another configuration (see "
                          f"{stored}); take another --workdir")
     if not results.exists():
