@@ -23,7 +23,7 @@ from maskclippp_jax import hosts
 from maskclippp_jax import params as parameters
 
 # What may differ between two starts of the same run.
-_FREE_KEYS = ("data_dir", "log_every", "train/workers")
+_FREE_KEYS = ("data_dir", "log_every", "eval_every", "train/workers")
 
 
 def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str) -> None:

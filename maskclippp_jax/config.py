@@ -69,6 +69,7 @@ def check(config: ml_collections.ConfigDict | None, *,
         need(config.train[key] > 0, f"train.{key} is {config.train[key]}; it must be at least 1")
     for key in ("checkpoint_every", "log_every"):
         need(config[key] > 0, f"{key} is {config[key]}; it must be at least 1")
+    need(config.eval_every >= 0, f"eval_every is {config.eval_every}; 0 means never")
     patch = config.model.image.patch_size
     need(config.train.size % patch == 0,
          f"train.size is {config.train.size}; the patch of this model wants a multiple of {patch}")
