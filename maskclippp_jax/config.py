@@ -69,6 +69,7 @@ def check(config: ml_collections.ConfigDict | None, *,
         need(config.train[key] > 0, f"train.{key} is {config.train[key]}; it must be at least 1")
     for key in ("checkpoint_every", "log_every"):
         need(config[key] > 0, f"{key} is {config[key]}; it must be at least 1")
+    need(config.eval_every >= 0, f"eval_every is {config.eval_every}; 0 means never")
     for key in ("alpha", "beta", "object_threshold", "overlap_threshold"):
         need(0 <= config.eval.get(key, 0) <= 1,
              f"eval.{key} is {config.eval.get(key)}; it is a share between 0 and 1")

@@ -34,7 +34,7 @@ from ml_collections import config_flags
 from rich.progress import Progress as Bar
 
 from maskclippp_jax import (cli, config as configuration, evaluation_report, evaluation_suite,
-                            loading, predictions, protocol as protocols, sharding)
+                            hosts, loading, predictions, protocol as protocols, sharding)
 from maskclippp_jax import evaluation_runs as runs
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
@@ -233,7 +233,7 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
         else:
             pictures = runs.name_true_masks(config, model, truth, parts, mesh, chosen)
         start = time.monotonic()
-        with jax.set_mesh(mesh), Bar(transient=True) as bar:
+        with jax.set_mesh(mesh), Bar(transient=True, disable=host > 0) as bar:
             task = bar.add_task("evaluating", total=len(chosen))
             for picture in pictures:
                 evaluation.add(picture.image_id, picture.found, picture.labels)
@@ -258,9 +258,9 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
         if writer:
             finish.append(functools.partial(
                 writer.finish, [i for i in truth.ids if i not in missing], protocol))
-    results["images_per_second"] = round(done * jax.process_count() / max(seconds, 1e-9), 2)
+    results["images_per_second"] = round(hosts.sum_of(done) / max(seconds, 1e-9), 2)
     return results, shown, finish
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(hosts.together(main))

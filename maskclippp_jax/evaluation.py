@@ -1,6 +1,5 @@
 """What an evaluation counts, picture by picture, and how it goes on after a stop."""
 
-import io
 import json
 import pathlib
 import time
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maskclippp_jax import metrics, predictions, report
+from maskclippp_jax import hosts, metrics, predictions, report
 from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.metrics import instance
 from maskclippp_jax.metrics.boundary import BoundaryIoU
@@ -113,7 +112,7 @@ class Evaluation:
         """Gives every host what all of them have counted together."""
         if jax.process_count() > 1:
             for metric in self.metrics.values():
-                sum_over_hosts(metric)
+                hosts.sum_metric(metric)
 
     def _add_semantic(self, image_id: str, labels: np.ndarray | None) -> None:
         truth = self.truth.semantic(image_id)
@@ -229,16 +228,3 @@ class Progress:
                              "now; go on with as many as before, or remove that folder")
         if jax.process_index() == 0 and not file.exists():
             report.write_json(file, protocol)
-
-
-def sum_over_hosts(metric: metrics.Metric) -> None:
-    """Gives a metric what all hosts have counted together; the same on every host."""
-    data = io.BytesIO()
-    np.savez(data, **metric.state())
-    mine = np.frombuffer(data.getvalue(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine))))
-    padded = np.pad(mine, (0, lengths.max() - len(mine)))
-    metric.reset()
-    for row, length in zip(np.asarray(multihost_utils.process_allgather(padded)), lengths):
-        with np.load(io.BytesIO(row[:length].tobytes())) as state:
-            metric.add_state(dict(state))

@@ -68,7 +68,7 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
     settings, image_config = config.eval, model.config.image
     names = inference.embed_vocabulary(config, model.config, model.params, truth.vocabulary,
                                        folder=loading.text_folder(config))
-    params, names = jax.device_put((model.params, names), sharding.replicated(mesh))
+    params, names = sharding.put((model.params, names), sharding.replicated(mesh))
     run = inference.make_namer(model.config, semantic=True)
     batches = pipeline.eval_batches(
         truth.records, batch_size=_batch_size(settings, mesh), loader_min=settings.loader_min,
@@ -79,7 +79,7 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
         sizes = inference.sizes_of(
             batch, settings.short_side, settings.mask_short_side, max_tokens=settings.max_tokens,
             patch=image_config.patch_size)
-        canvas = inference.canvas_of(sizes.network, image_config.patch_size)
+        canvas = _canvas_of(batch, settings, image_config.patch_size)
         arrays = {k: batch[k] for k in ("image", "segments", "labels")}
         arrays, sizes = (pipeline.to_device(x, sharding.batch_sharding(mesh))
                          for x in (arrays, sizes._asdict()))
@@ -164,7 +164,7 @@ def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_mas
     wanted = heads_of(parts, settings)
     run = segmenter.make_segmenter(model.config, wanted, kind,
                                    ensemble=settings.ensemble and bundle is not None)
-    shared = jax.device_put((model.params, names, opinion, classes), sharding.replicated(mesh))
+    shared = sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
     batches = mask_batches.mask_batches(
         truth.records, read, sizes, most_masks, batch_size=_batch_size(settings, mesh),
         loader_min=settings.loader_min, loader_max=settings.loader_max, host=jax.process_index(),
@@ -172,8 +172,8 @@ def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_mas
 
     def start(batch):
         network = inference.network_sizes(batch["image_size"], settings.short_side,
-                                          settings.max_tokens, patch)
-        canvas = inference.canvas_of(network, patch)
+                                          max_tokens=settings.max_tokens, patch=patch)
+        canvas = _canvas_of(batch, settings, patch)
         if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
             kept = (batch["stored"] if settings.mask_short_side is None else
                     inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
@@ -218,6 +218,13 @@ def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
     return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
 
 
+def _canvas_of(batch: dict, settings, patch: int) -> tuple[int, int]:
+    """The image tower's canvas, the same on every host."""
+    sizes = inference.network_sizes(batch["image_sizes"], settings.short_side,
+                                    max_tokens=settings.max_tokens, patch=patch)
+    return inference.canvas_of(sizes, patch)
+
+
 def _batch_size(settings, mesh: jax.sharding.Mesh) -> int:
     return -(-settings.batch_size // mesh.size) * mesh.size
 
@@ -229,15 +236,7 @@ def _one_ahead(batches: typing.Iterator[dict], start: typing.Callable
     for batch in batches:
         started = batch, start(batch)
         if waiting:
-            yield waiting[0], jax.tree.map(_local, waiting[1])
+            yield waiting[0], jax.tree.map(sharding.local_rows, waiting[1])
         waiting = started
     if waiting:
-        yield waiting[0], jax.tree.map(_local, waiting[1])
-
-
-def _local(array: jax.Array) -> np.ndarray:
-    """The rows of a batch that belong to this host."""
-    if jax.process_count() == 1:
-        return jax.device_get(array)
-    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
-    return np.concatenate([np.asarray(s.data) for s in shards])
+        yield waiting[0], jax.tree.map(sharding.local_rows, waiting[1])

@@ -79,18 +79,19 @@ def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *
     """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
     masks = segments if mask_short_side is None else shorter_side_to(picture, mask_short_side)
-    return Sizes(picture, network_sizes(picture, short_side, max_tokens, patch), segments, masks)
+    network = network_sizes(picture, short_side, max_tokens=max_tokens, patch=patch)
+    return Sizes(picture, network, segments, masks)
 
 
-def network_sizes(picture: np.ndarray, short_side: int | None, max_tokens: int,
+def network_sizes(sizes: np.ndarray, short_side: int | None, *, max_tokens: int,
                   patch: int) -> np.ndarray:
-    """[B, 2] sizes at which the image tower sees pictures of sizes [B, 2].
+    """[B, 2] sizes at which the network sees pictures of these sizes.
 
     With `max_tokens` they are `naflex_sizes`, whatever `short_side` is.
     """
     if max_tokens:
-        return naflex_sizes(picture, patch, max_tokens)
-    return shorter_side_to(picture, short_side)
+        return naflex_sizes(sizes, patch, max_tokens)
+    return shorter_side_to(sizes, short_side)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
@@ -153,7 +154,8 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
             labels = sharding.each_picture(
                 lambda x, _: postprocess.segment_labels(*x),
                 (batch["segments"], sizes.segments, sizes.masks, scores))
-        return Result(scores, postprocess.mask_classes(logits), labels)
+        result = Result(scores, postprocess.mask_classes(logits), labels)
+        return jax.tree.map(sharding.constrain_batch, result)
 
     return name_masks
 

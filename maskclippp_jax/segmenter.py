@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import ensembles, inference, mask_chain, postprocess
+from maskclippp_jax import ensembles, inference, mask_chain, postprocess, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.ensembles import GeneratorLogits
@@ -127,7 +127,8 @@ def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kin
             logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
         scores = ensembles.scores(logits, generator, valid)
         proposals = Proposals(masks, valid, sizes, batch["output_size"], scores)
-        return heads(proposals, classes, canvas=output_canvas)
+        results = heads(proposals, classes, canvas=output_canvas)
+        return jax.tree.map(sharding.constrain_batch, results)
 
     return segment
 

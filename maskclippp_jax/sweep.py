@@ -12,6 +12,7 @@ so the same line started again goes on, and further variants or seeds may be add
 made with another configuration is refused.
 """
 
+import concurrent.futures
 import json
 import pathlib
 import re
@@ -34,6 +35,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs, the table an
 VARY = flags.DEFINE_multi_string("vary", [], "key=value|value|..., :argument=value|value|...")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "key=value for all runs")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "one run of each variant for each")
+JOBS = flags.DEFINE_integer("jobs", 1, "runs at the same time", lower_bound=1)
 
 # What is shown: title, and the way to it in the results of `evaluate`.
 _COLUMNS = (("mask accuracy", "mask_accuracy", "mMaskAcc"), ("seen", "mask_accuracy", "seen"),
@@ -57,15 +59,23 @@ def main(argv):
     if not all(seed.isdigit() for seed in SEEDS.value) or not SEEDS.value:
         raise ValueError(f"--seeds is {','.join(SEEDS.value)!r}, wanted numbers such as 0,1,2")
     variants = list_variants(CONFIG.value, VARY.value)
-    workdir, count = pathlib.Path(WORKDIR.value), len(SEEDS.value)
+    workdir = pathlib.Path(WORKDIR.value)
+    jobs = [(variant, seed) for variant in variants for seed in SEEDS.value]
+
+    def job(number: int) -> dict:
+        variant, seed = jobs[number]
+        logging.info("run %d of %d: %s, seed %s", number + 1, len(jobs), variant.name, seed)
+        return measure(workdir / variant.folder / f"seed{seed}", variant, seed)
+
     rows = [dict(name="untuned", runs=[measure(workdir / "untuned", variants[0], seed=None)])]
-    for i, variant in enumerate(variants):
-        runs = []
-        for k, seed in enumerate(SEEDS.value):
-            logging.info("run %d of %d: %s, seed %s", i * count + k + 1, len(variants) * count,
-                         variant.name, seed)
-            runs.append(measure(workdir / variant.folder / f"seed{seed}", variant, seed))
-        rows.append(dict(name=variant.name, runs=runs))
+    pool = concurrent.futures.ThreadPoolExecutor(JOBS.value)  # each waits for its own process
+    try:
+        runs = list(pool.map(job, range(len(jobs))))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    count = len(SEEDS.value)
+    rows += [dict(name=variant.name, runs=runs[i * count:(i + 1) * count])
+             for i, variant in enumerate(variants)]
     report.write_json(workdir / "sweep.json", dict(
         config=CONFIG.value, overrides=OVERRIDE.value, seeds=SEEDS.value, rows=rows))
     Console().print(table_of(rows))
@@ -119,7 +129,8 @@ def measure(place: pathlib.Path, variant: Variant, seed: str | None) -> dict:
         settings.append(f"--config.seed={seed}")
     made_with = dict(settings=settings, config=read_config(variant.config))
     results, stored = place / "results" / "results.json", place / "made_with.json"
-    if stored.exists() and json.loads(stored.read_text()) != made_with:
+    known = json.loads(stored.read_text()) if stored.exists() else None
+    if known != made_with and (known or results.exists()):
         raise ValueError(f"{place} was made with other settings or another configuration (see "
                          f"{stored}); take another --workdir")
     if not results.exists():

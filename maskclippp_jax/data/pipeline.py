@@ -154,7 +154,7 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
 
     Yields:
       image uint8 [B, H, W, 3], image_size int32 [B, 2], segments uint16 [B, H, W], labels int32
-      [B, N]; broken int32 [B], 1 for a record that could not be decoded.
+      [B, N]; broken int32 [B], 1 for a record that could not be decoded. B is this host's share.
     """
     if batch_size % hosts:
         raise ValueError(f"train.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
@@ -165,8 +165,9 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
     dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights).seed(seed)
     dataset = dataset.random_map(
         _Augment(family, num_masks, masks, drop_smallest, skip_broken))
-    # Hosts are told apart last: before the random map they would all draw the same numbers.
-    dataset = dataset[host::hosts].batch(batch_size // hosts, drop_remainder=True)[start_step:]
+    # Hosts are told apart last: before the random map they would all draw the same numbers. Each
+    # takes its stretch of every batch, so a batch has the same rows in the same order for any hosts.
+    dataset = dataset.batch(batch_size // hosts, drop_remainder=True)[host::hosts][start_step:]
     threads = max(2, os.cpu_count() or 2)
     batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads,
                                                         prefetch_buffer_size=2 * threads))
@@ -220,40 +221,43 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
       image uint8 [B, H, W, 3] after the loader's resize, image_size int32 [B, 2]; segments uint16
       [B, H', W'] at the stored size, segments_size int32 [B, 2]; labels int32 [B, N], with N the
       most masks of any picture, rounded up to a multiple of 8; valid bool [B], False for filling;
-      image_id, a list of str.
+      image_id, a list of str. B is this host's share; image_sizes int32 [batch_size, 2] are those
+      of all hosts, which must agree on a canvas.
     """
     facts = [(size_of(r), len(r["table"]["id"])) for r in map(records.__getitem__,
                                                                           range(len(records)))]
     num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
-    canvases = {}
+    canvases, sizes = {}, {}  # sizes of the loaded pictures
     for i in range(len(records)) if chosen is None else chosen:
         stored, _ = facts[i]
-        loaded = loaded_size(stored, loader_min, loader_max)
-        canvases[i] = up(loaded, canvas_multiple) + up(stored, canvas_multiple)
+        sizes[i] = loaded_size(stored, loader_min, loader_max)
+        canvases[i] = up(sizes[i], canvas_multiple) + up(stored, canvas_multiple)
+    share = batch_size // hosts
 
     def load(job):
         canvas, members = job
+        image_sizes = np.array([sizes[i] for i, _ in members], np.int32)
+        members = members[host * share:(host + 1) * share]
         rows = [_eval_row(records[i], valid, canvas, num_masks, loader_min, loader_max)
                 for i, valid in members]
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
-        return batch | dict(image_id=[r["image_id"] for r in rows])
+        return batch | dict(image_id=[r["image_id"] for r in rows], image_sizes=image_sizes)
 
-    return load_jobs(share_out(canvases, batch_size, host, hosts), load)
+    return load_jobs(share_out(canvases, batch_size, hosts), load)
 
 
-def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, hosts: int
+def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, hosts: int
               ) -> list[tuple[tuple, list[tuple[int, bool]]]]:
-    """Batches of pictures with the same canvas, of this host.
+    """Batches of pictures with the same canvas.
 
     Args:
       canvases: of each picture.
       batch_size: pictures a step over all hosts.
-      host: number of this host.
       hosts: how many there are; must divide `batch_size`.
 
     Returns:
-      For each batch the canvas and its pictures, with False for those that only fill it up: copies,
-      so that they fit the canvas.
+      For each batch the canvas and the pictures of all hosts, with False for those that only fill
+      it up: copies, so that they fit the canvas.
     """
     if batch_size % hosts:
         raise ValueError(f"eval.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
@@ -261,12 +265,11 @@ def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, 
     groups: dict[tuple, list[int]] = {}
     for i, canvas in canvases.items():
         groups.setdefault(canvas, []).append(i)
-    share, jobs = batch_size // hosts, []
+    jobs = []
     for canvas, numbers in sorted(groups.items()):
         members = [(i, True) for i in numbers]
         members += [(numbers[0], False)] * (-len(members) % batch_size)
-        jobs += [(canvas, members[k + host * share:k + (host + 1) * share])
-                 for k in range(0, len(members), batch_size)]
+        jobs += [(canvas, members[k:k + batch_size]) for k in range(0, len(members), batch_size)]
     return jobs
 
 
@@ -308,5 +311,6 @@ def size_of(record: dict) -> tuple[int, int]:
 def to_device(batch: dict[str, np.ndarray],
               sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
     """This host's share of a batch as global arrays. The one place where numpy becomes JAX."""
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
-            for name, array in batch.items()}
+    with jax.transfer_guard_host_to_device("allow"):  # this is meant
+        return {name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+                for name, array in batch.items()}

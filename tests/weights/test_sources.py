@@ -192,7 +192,7 @@ def test_every_tensor_is_read_once():
 def test_a_file_of_another_model_is_recognised(name, training, layout, kind, monkeypatch):
     """By names and shapes alone: nothing of the file is read."""
     other = published.find(name, training).model
-    table, shapes = weights.rules_for(layout, other), {}
+    table = weights.rules_for(layout, other)
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes_of(other))
     leaves = {p: x for p, x in parameters.flatten(zeros).items()
               if not p.startswith(weights.ABSENT)}
