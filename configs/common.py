@@ -45,8 +45,16 @@ def base() -> ml_collections.ConfigDict:
         temperature=1.0)
     config.ema_decay = 0.0      # of a moving average of what is tuned, kept beside it; 0: none
     config.eval = dict(
-        batch_size=1,
-        max_tokens=0)           # pictures at most so many patches, for NaFlex; 0: by short_side
+        batch_size=1,            # pictures a step, over all chips
+        max_tokens=0,            # pictures at most so many patches, for NaFlex; 0: by short_side
+        # With masks of a generator (--bundle):
+        ensemble=False,          # whether its opinion of the class counts
+        alpha=1.0, beta=1.0,     # our share in it, for classes of `seen_vocabulary` and for others
+        object_threshold=0.0,    # masks must score more to become panoptic segments ...
+        overlap_threshold=0.8,   # ... and win this share of what they cover
+        num_instances=100,       # pairs of mask and class a picture, stuff among them
+        generator=None,          # the CLIP whose text tower its class embeddings speak to ...
+        generator_weights="")    # ... and its file
     return config
 
 

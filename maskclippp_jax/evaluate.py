@@ -1,86 +1,156 @@
-"""Evaluates models on ground-truth masks.
+"""Evaluates models: on ground-truth masks, or on the masks of a generator.
 
     python -m maskclippp_jax.evaluate --config=configs/x.py --checkpoint=P --workdir=D
+    python -m maskclippp_jax.evaluate --config=... --checkpoint=P --workdir=D --bundle=B \
+        --config.eval.dataset=ade20k_150,ade20k_150_panoptic,ade20k_150_instance
+    python -m maskclippp_jax.evaluate --suite=published --bundles=DIR --checkpoints=DIR --workdir=D
 
-Every ground-truth mask is given to the model, which names it: mask accuracy, and mIoU of the label
-map that the named masks make. `--checkpoint` is the folder of a training run, a checkpoint file, or
-"untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared.
+Without `--bundle` every ground-truth mask is given to the model, which names it: mask accuracy, and
+what follows from masks named so. With it the masks are those of a bundle (`maskclippp_jax.masks`,
+launch/export). What is measured depends on the data sets (see `truth.py`): mIoU, panoptic quality,
+average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or "untuned"
+(the pre-trained CLIP, mean over templates); given several times, all are compared. An evaluation
+that was stopped goes on when the same command is given again.
+
 `--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
 ones (1), with the tuned similarity head.
+
+`--oracle=masks` is the first form, perfect masks, with all results the data sets allow, each on
+masks of its own kind; `--oracle=classes` gives the masks of the bundle perfect classes, without a
+model: what the generator alone allows.
+
+`--suite=published` runs every published row (configs/eval) that has data, and prints our numbers
+beside the published ones; `evaluation_suite.py` says what it looks for.
 """
 
-import hashlib
+import functools
 import time
+import typing
 
 import jax
-import numpy as np
 from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
-from rich.progress import Progress
+from rich.progress import Progress as Bar
 
-from maskclippp_jax import (
-    cli, config as configuration, hosts, inference, loading, report, sharding)
+from maskclippp_jax import (cli, config as configuration, evaluation_report, evaluation_suite,
+                            hosts, loading, predictions, protocol as protocols, sharding)
+from maskclippp_jax import evaluation_runs as runs
 from maskclippp_jax import params as parameters
-from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
-from maskclippp_jax.metrics.semantic import SemanticSegmentation
-from maskclippp_jax.vocabulary import Vocabulary
+from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.evaluation import Evaluation, Extremes, Progress, picture_score
+from maskclippp_jax.truth import Truth, open_truth
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
 CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint", [], "run folder, checkpoint file, or 'untuned'")
+BUNDLE = flags.DEFINE_string("bundle", None, "folder of a generator's masks")
+ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures that the bundle lacks count as "
+                                  "missed")
+ORACLE = flags.DEFINE_enum("oracle", None, ["masks", "classes"], "perfect masks named by the "
+                           "model, or masks of the bundle named perfectly")
+SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the predictions, "
+                                       "which maskclippp_jax.score scores; with several models "
+                                       "one below it for each, 0, 1, ...")
+SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
+SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
 INTERPOLATE = flags.DEFINE_list(
     "interpolate", [], "shares of the tuned weights, such as 0,0.5,1; the rest is pre-trained")
-PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks")
+PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks, "
+                                "and as many of the best and of the worst", lower_bound=0)
+SUITE = flags.DEFINE_enum("suite", None, ["published"], "run all rows of a table")
+BUNDLES = flags.DEFINE_string("bundles", "bundles", "of a suite: folder of all bundles")
+CHECKPOINTS = flags.DEFINE_string("checkpoints", "checkpoints", "of a suite: folder of all models")
+DATA_DIR = flags.DEFINE_string("data_dir", "data", "of a suite: folder of the prepared data sets")
+ROWS = flags.DEFINE_list("rows", [], "of a suite: these rows only")
 
-_IGNORE = 65535  # truth of pixels without a class
+_PERFECT = "perfect classes"  # what stands for a model with --oracle=classes
 
 
 def main(argv):
     del argv
+    if SUITE.value:
+        if not WORKDIR.value or CONFIG.value is not None:
+            raise ValueError("--suite takes --workdir and no --config; see --help")
+        evaluation_suite.run(
+            epath.Path(WORKDIR.value).absolute(), bundles=BUNDLES.value,
+            checkpoints=CHECKPOINTS.value, data_dir=DATA_DIR.value, rows=ROWS.value,
+            evaluate=lambda config, name, bundle, workdir: run(config, [name], bundle, workdir)[0])
+        return
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
-    if not CHECKPOINT.value:
+    names = CHECKPOINT.value
+    if ORACLE.value == "classes":
+        if names or not BUNDLE.value:
+            raise ValueError("--oracle=classes asks no model: give --bundle and no --checkpoint")
+        names = [_PERFECT]
+    elif not names:
         raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or "
                          "'untuned'")
-    shares = read_shares(INTERPOLATE.value)
-    workdir = epath.Path(WORKDIR.value).absolute()
-    settings = config.eval
-    source = records.open_source(config.data_dir, settings.dataset, settings.split)
-    vocabulary = source.vocabulary
-    seen = vocabulary.seen_in(Vocabulary.load(settings.seen_vocabulary))
+    if ORACLE.value == "masks" and BUNDLE.value:
+        raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle")
+    run(config, names, BUNDLE.value, epath.Path(WORKDIR.value).absolute())
 
-    protocol = dict(
-        dataset=settings.dataset, split=settings.split, pictures=len(source.records),
-        masks="ground truth", vocabulary=f"{vocabulary.name} ({_hash(vocabulary)})",
-        seen_classes_from=settings.seen_vocabulary, templates=len(config.templates),
-        loader=f"{settings.loader_min}/{settings.loader_max}", short_side=settings.short_side,
-        max_tokens=settings.max_tokens, mask_short_side=settings.mask_short_side, ensemble="off",
-        dtype="float32")
-    models, shown = [], []
-    for name in CHECKPOINT.value:
+
+def run(config, names: list[str], bundle_folder: str | None, workdir: epath.Path) -> list[dict]:
+    """Evaluates models, writes and prints the results.
+
+    Args:
+      config: the experiment.
+      names: see --checkpoint.
+      bundle_folder: of the masks; None: those of the ground truth.
+      workdir: for the results.
+
+    Returns:
+      The results of each model, see `report.print_results`.
+    """
+    shares = read_shares(INTERPOLATE.value)
+    bundle = Bundle(bundle_folder) if bundle_folder else None
+    together = open_truth(config.data_dir, config.eval.dataset, config.eval.split)
+    truths, missing = [together], []
+    if bundle:
+        missing = bundle.check_pictures(together.sizes(), together.what,
+                                        allow_missing=ALLOW_MISSING.value)
+        if config.eval.ensemble and bundle.kind == "none" and not ORACLE.value:
+            raise ValueError(f"the masks of {bundle.folder} have no classes, so there is no "
+                             "ensemble; add --config.eval.ensemble=False")
+    else:  # each data set has masks of its own
+        truths = [Truth({name: source}, config.eval.split)
+                  for name, source in together.sources.items()]
+    protocol = protocols.describe(config, together, bundle, missing=missing, oracle=ORACLE.value)
+
+    models, shown, finish = [], [], []
+    for title, what, facts, model in models_of(config, names, shares):
+        logging.info("evaluating %s", what)
+        results, pictures, left = evaluate(
+            config, model, truths, bundle, missing, dict(protocol, checkpoint=what),
+            workdir / "progress" / f"{len(models)}", several=len(names) > 1 or len(shares) > 1)
+        models.append(dict(name=title, checkpoint=what, **facts, **results))
+        shown.append(pictures)
+        finish += left
+    if jax.process_index() == 0:
+        evaluation_report.write(workdir, models, protocol, together, shown)
+        for step in finish:
+            step()
+        (workdir / "progress").rmtree()
+    return models
+
+
+def models_of(config, names: list[str], shares: list[float]):
+    """Every model to be evaluated, one in memory at a time.
+
+    Yields:
+      Its title, what it is, facts for the results, and the model; None for perfect classes.
+    """
+    for name in names:
+        if name == _PERFECT:
+            yield name, name, {}, None
+            continue
         model_config, params, what = loading.load_checkpoint(name, config)
         for share, facts, weights in on_the_way(name, config, model_config, params, shares):
-            logging.info("evaluating %s%s", what, "" if share is None else f", {share:g} of it")
-            results, pictures = evaluate(config, model_config, weights, source, vocabulary, seen,
-                                         keep_pictures=PICTURES.value)
-            title = epath.Path(name).name + ("" if share is None else f" x {share:g}")
-            models.append(dict(name=title, checkpoint=what, **facts, **results))
-            shown.append(pictures)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
-        report.print_results(models, protocol)
-        for m in models:
-            report.print_per_class(m["mask_accuracy"]["per_class"],
-                                   [c[0] for c in vocabulary.classes],
-                                   f"mask accuracy, {m['name']}")
-        logging.info("wrote %s", workdir / "results.json")
-        if PICTURES.value:
-            picture = compare(shown, [m["name"] for m in models])
-            picture.save(workdir / "comparison.png")
-            logging.info("wrote %s", workdir / "comparison.png")
+            part = "" if share is None else f" x {share:g}"
+            yield (epath.Path(name).name + part, what + part, facts,
+                   runs.Model(model_config, weights))
 
 
 def read_shares(given: list[str]) -> list[float]:
@@ -110,93 +180,79 @@ def on_the_way(name: str, config, model_config, params, shares: list[float]):
         yield share, facts, parameters.interpolate(original, params, share)
 
 
-def evaluate(config, model_config, params, source: records.Source, vocabulary: Vocabulary,
-             seen: np.ndarray, *, keep_pictures: int = 0) -> tuple[dict, list]:
-    """Runs one model over a data set.
+def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bundle | None,
+             missing: list[str], protocol: dict, folder: epath.Path, *, several: bool
+             ) -> tuple[dict, evaluation_report.Shown, list[typing.Callable[[], None]]]:
+    """Runs one model, or the oracle of classes, over the ground truth.
 
     Args:
-      config: the experiment; `config.eval` and `config.templates` are used.
-      model_config: sizes of the model.
-      params: its parameters.
-      source: the data set.
-      vocabulary: the classes of its ids.
-      seen: [C] bool.
-      keep_pictures: how many pictures of this host to return with their named masks.
+      config: the experiment.
+      model: None: the masks of the bundle get perfect classes.
+      truths: each is evaluated on masks of its own, or the only one on those of the bundle.
+      bundle: the masks; None: those of the ground truth.
+      missing: pictures that the bundle lacks.
+      protocol: how all is measured.
+      folder: for what was counted, in case of a stop.
+      several: whether other models are evaluated as well.
 
     Returns:
-      dict(mask_accuracy, semantic, images_per_second), and the pictures (see `compare`).
+      Results by metric and images_per_second, pictures to be shown, and what is left to do to
+      finish saved predictions.
     """
-    settings = config.eval
-    mesh = sharding.make_mesh(1)
-    batch_size = -(-settings.batch_size // mesh.size) * mesh.size
-    accuracy = MaskAccuracy(vocabulary.num_classes, seen, vocabulary.is_thing)
-    semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
-    names = inference.embed_vocabulary(config, model_config, params, vocabulary,
-                                       folder=loading.text_folder(config))
-    name_masks = inference.make_namer(model_config, semantic=True)
-    batches = pipeline.eval_batches(
-        source.records, batch_size=batch_size, loader_min=settings.loader_min,
-        loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count())
-    pictures, done = [], 0
-    with jax.set_mesh(mesh), Progress(
-            transient=True, disable=jax.process_index() > 0) as bar:
-        params, names = sharding.put((params, names), sharding.replicated(mesh))
-        task = bar.add_task("evaluating", total=len(source.records))
+    results, shown, finish = {}, evaluation_report.Shown([], []), []
+    done, seconds, host = 0, 0.0, jax.process_index()
+    for number, truth in enumerate(truths):
+        parts = [p for p in truth.parts if p not in results]
+        if bundle is None and "mask_accuracy" not in results:
+            parts.append("mask_accuracy")
+        writer = None
+        if SAVE_PREDICTIONS.value:
+            path = [SAVE_PREDICTIONS.value, *[folder.name] * several,
+                    *[next(iter(truth.sources))] * (len(truths) > 1)]
+            writer = predictions.Writer("/".join(path), truth.vocabulary)
+        evaluation = Evaluation(truth, runs.seen_classes(config, truth.vocabulary), parts,
+                                writer=writer)
+        progress = Progress(folder / f"{number}", evaluation, protocol)
+        extremes = Extremes(folder / f"{number}-extremes", PICTURES.value if host == 0 else 0)
+        chosen = [i for i, name in enumerate(truth.ids)
+                  if name not in progress.done and name not in missing]
+        mesh = sharding.make_mesh(1)
+        if model is None:
+            pictures = runs.classify_perfectly(truth, parts, chosen, bundle)
+        elif bundle:
+            pictures = runs.name_bundle(config, model, truth, parts, mesh, chosen, bundle)
+        elif truth.parts == ["semantic"]:
+            pictures = runs.name_segments(config, model, truth, mesh, chosen)
+        else:
+            pictures = runs.name_true_masks(config, model, truth, parts, mesh, chosen)
         start = time.monotonic()
-        for batch in batches:
-            sizes = inference.sizes_of(
-                batch, settings.short_side, settings.mask_short_side,
-                max_tokens=settings.max_tokens, patch=model_config.image.patch_size)
-            canvas = inference.canvas_of(  # the same on every host
-                inference.network_sizes(
-                    batch["image_sizes"], settings.short_side, max_tokens=settings.max_tokens,
-                    patch=model_config.image.patch_size), model_config.image.patch_size)
-            arrays = {k: batch[k] for k in ("image", "segments", "labels")}
-            on_device = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
-            sizes = inference.Sizes(**pipeline.to_device(
-                sizes._asdict(), sharding.batch_sharding(mesh)))
-            result = name_masks(params, on_device, sizes, names, canvas)
-            classes, label_maps = (sharding.local_rows(x) for x in (result.classes, result.labels))
-            for b in np.flatnonzero(batch["valid"]):
-                labels, (height, width) = batch["labels"][b], batch["segments_size"][b]
-                used = labels >= 0
-                if not used.any():
-                    continue  # a picture without any class says nothing
-                accuracy.process(classes[b][used], labels[used])
-                segments = batch["segments"][b, :height, :width]
-                truth = np.concatenate([[_IGNORE], labels])[segments]
-                semantic.process(label_maps[b, :height, :width], truth)
-                if len(pictures) < keep_pictures:
-                    pictures.append((batch["image"][b], batch["image_size"][b], segments,
-                                     [(vocabulary.classes[p][0], vocabulary.classes[t][0])
-                                      for p, t in zip(classes[b][used], labels[used])]))
-            done += int(batch["valid"].sum())
-            bar.update(task, completed=done)
-        seconds = time.monotonic() - start
-    if jax.process_count() > 1:
-        for metric in (accuracy, semantic):
-            hosts.sum_metric(metric)
-    return dict(mask_accuracy=accuracy.evaluate(), semantic=semantic.evaluate(),
-                images_per_second=round(hosts.sum_of(done) / seconds, 2)), pictures
-
-
-def compare(shown: list[list], titles: list[str]):
-    """A grid of pictures: the ground truth's names first, then one column for each model."""
-    from maskclippp_jax import visualize  # draws with Pillow, which only this needs
-
-    rows = []
-    for views in zip(*shown):
-        image, (height, width), segments, pairs = views[0]
-        image = image[:height, :width]
-        row = [(image, segments, [(truth, None) for _, truth in pairs])]
-        row += [(image, segments, [(said, said == truth) for said, truth in view[3]])
-                for view in views]
-        rows.append(row)
-    return visualize.draw_comparison(rows, ["ground truth", *titles])
-
-
-def _hash(vocabulary: Vocabulary) -> str:
-    return hashlib.sha256(repr(vocabulary.classes).encode()).hexdigest()[:8]
+        with jax.set_mesh(mesh), Bar(transient=True) as bar:
+            task = bar.add_task("evaluating", total=len(chosen))
+            for picture in pictures:
+                evaluation.add(picture.image_id, picture.found, picture.labels)
+                progress.add(picture.image_id)
+                bar.advance(task, jax.process_count())
+                if picture.view and len(shown.views) < PICTURES.value:
+                    shown.views.append(evaluation_report.view_of(picture, truth.vocabulary))
+                if extremes.count and "semantic" in parts:
+                    labels, image_id = picture.found.labels, picture.image_id
+                    score = picture_score(labels, truth.semantic(image_id))
+                    if score is not None:
+                        extremes.add(image_id, score, labels)
+                done += 1
+        seconds += time.monotonic() - start
+        progress.save()
+        shown.extremes.extend(extremes.ranked())
+        if host == 0:
+            for name in missing:
+                evaluation.add_missing(name)
+        evaluation.sum_over_hosts()
+        results |= evaluation.results(SAMPLES.value, SEED.value)
+        if writer:
+            finish.append(functools.partial(
+                writer.finish, [i for i in truth.ids if i not in missing], protocol))
+    results["images_per_second"] = round(hosts.sum_of(done) / max(seconds, 1e-9), 2)
+    return results, shown, finish
 
 
 if __name__ == "__main__":

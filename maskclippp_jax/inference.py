@@ -55,32 +55,42 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     token_ids = loading.tokenize(
         model, vocabulary, config.templates, getattr(config, "sentencepiece", ""))
     embeddings = loading.embed_names(model, params["text"], token_ids, folder=folder)
-    rows = _NAMES
-    while rows < len(embeddings):
-        rows *= 2
+    rows = num_rows(vocabulary)
     padding = rows - len(embeddings)
     return Names(
         np.pad(embeddings, ((0, padding), (0, 0), (0, 0))),
         np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
 
 
+def num_rows(vocabulary: Vocabulary) -> int:
+    """S', the rows of a vocabulary's names with their padding."""
+    rows = _NAMES
+    while rows < vocabulary.num_synonyms:
+        rows *= 2
+    return rows
+
+
 def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *,
              max_tokens: int = 0, patch: int = 1) -> Sizes:
     """Sizes of an evaluation batch; a side of None leaves that size as it is.
 
-    With `max_tokens` the network sees pictures at `naflex_sizes`, whatever `short_side` is.
+    Like a generator's, the masks' size follows from that of the loaded picture. The last two
+    arguments: see `network_sizes`.
     """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
-    network = network_sizes(picture, short_side, max_tokens=max_tokens, patch=patch)
-    return Sizes(picture, network, segments, shorter_side_to(segments, mask_short_side))
+    masks = segments if mask_short_side is None else shorter_side_to(picture, mask_short_side)
+    return Sizes(picture, network_sizes(picture, short_side, max_tokens, patch), segments, masks)
 
 
-def network_sizes(sizes: np.ndarray, short_side: int | None, *, max_tokens: int,
+def network_sizes(picture: np.ndarray, short_side: int | None, max_tokens: int,
                   patch: int) -> np.ndarray:
-    """[B, 2] sizes at which the network sees pictures of these sizes; see `sizes_of`."""
+    """[B, 2] sizes at which the image tower sees pictures of sizes [B, 2].
+
+    With `max_tokens` they are `naflex_sizes`, whatever `short_side` is.
+    """
     if max_tokens:
-        return naflex_sizes(sizes, patch, max_tokens)
-    return shorter_side_to(sizes, short_side)
+        return naflex_sizes(picture, patch, max_tokens)
+    return shorter_side_to(picture, short_side)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
@@ -110,6 +120,12 @@ def canvas_of(network_sizes: np.ndarray, patch: int, cells: int = 4) -> tuple[in
     """The canvas (height, width) for pictures of these sizes: multiples of a few patches."""
     multiple = patch * cells
     return tuple(int(-(-side // multiple) * multiple) for side in network_sizes.max(0))
+
+
+def canvas_for(batch: dict, short_side: int | None, max_tokens: int, patch: int
+               ) -> tuple[int, int]:
+    """The canvas of an evaluation batch: the same on every host, as all have its `image_sizes`."""
+    return canvas_of(network_sizes(batch["image_sizes"], short_side, max_tokens, patch), patch)
 
 
 def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,

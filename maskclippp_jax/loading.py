@@ -75,6 +75,13 @@ def load_params(file: str, model: maskclippp.MaskCLIPppConfig, make_model: typin
     return params
 
 
+def load_text_tower(file: str, model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:
+    """Parameters of the text tower of a CLIP's file (see `load_params`)."""
+    make = functools.partial(_make_model, model, jnp.float32, "none", lambda x: x, 0)
+    _, shapes = parameters.abstract(make)
+    return load_params(file, model, make, shapes)["text"]
+
+
 def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
     """The configuration a checkpoint belongs to: the one given, else the one its run started with.
 

@@ -49,6 +49,16 @@ def given_mask_sizes(stored: np.ndarray, generator_size: np.ndarray) -> MaskSize
     return MaskSizes(np.asarray(stored, np.int32), generator_size, generator_size)
 
 
+def probabilities(masks: jax.Array) -> jax.Array:
+    """Stored masks as float32 in [0, 1]: floats are logits, other dtypes see `resample.soft`.
+
+    A generator's own code enlarges logits and takes the sigmoid last; here it comes first.
+    """
+    if jnp.issubdtype(masks.dtype, jnp.floating):
+        return jax.nn.sigmoid(masks.astype(jnp.float32))
+    return resample.soft(masks)
+
+
 def mask_taps(sizes: MaskSizes, target: jax.Array, canvas: tuple[int, int]) -> tuple[Taps, Taps]:
     """Rows and columns of one picture's masks on a canvas, at the true size `target` [2].
 

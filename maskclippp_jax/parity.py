@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax import cli
-from maskclippp_jax.parity_cases import class_scores, encoders, heads, scoring, siglip, training
+from maskclippp_jax.parity_cases import (
+    class_scores, encoders, generators, heads, scoring, siglip, training)
 from maskclippp_jax.parity_cases.case import Absent, Case, NotBuilt
 
 REQUIRE_ALL = flags.DEFINE_bool("require_all", False,
@@ -40,6 +41,8 @@ RUN = {
     "tta": heads.augmentation, "pipeline": heads.pipeline,
     "metric_mask_accuracy": scoring.metric_mask_accuracy,
     "metric_semantic": scoring.metric_semantic, "metric_panoptic": scoring.metric_panoptic,
+    "offline_segmentor": generators.offline_segmentor,
+    "generator_classes": generators.generator_classes,
     "metric_instance": scoring.metric_instance, "metric_gt_assign": scoring.oracle_assignment,
     "manifest": siglip.models, "ids": siglip.tokenizers,
     "published_shapes": siglip.published_shapes,
@@ -95,6 +98,9 @@ def find(path: str) -> list[pathlib.Path]:
     """
     root = pathlib.Path(path)
     files = [root] if root.is_file() else sorted(root.rglob("*.json"))
+    # A folder named as a case holds files that the case is about.
+    about = lambda file: any((p.parent / f"{p.name}.json").is_file() for p in file.parents)
+    files = [f for f in files if f == root or not about(f)]
     if not files:
         raise FileNotFoundError(f"no stored case (<case>.json) in {path}; give a folder that "
                                 "has some")

@@ -30,15 +30,39 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
     """Metrics as rows, models as columns, and the protocol they were measured under.
 
     Args:
-      models: dicts of `name` and the results of the metrics under `mask_accuracy`, `semantic`,
-        `boundary`, `panoptic` and `instances`; a metric that was not run may be missing. Ranges
-        under `intervals` of a metric are shown beside its values.
+      models: see `result_rows`.
       protocol: names and values, printed as they are.
     """
     table = Table(title="evaluation (percent)")
     table.add_column("")
     for m in models:
         table.add_column(escape(m["name"]), justify="right")
+    for row in result_rows(models):
+        table.add_row(*row) if row else table.add_section()
+    _CONSOLE.print(table)
+    for key, value in protocol.items():
+        _CONSOLE.print(f"  {key}: {value}", soft_wrap=True, markup=False, highlight=False)
+
+
+def markdown(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing.Any]) -> str:
+    """The same as a table in Markdown, and the protocol as a list."""
+    plain = lambda x: str(x).strip().replace("|", "\\|")
+    line = lambda cells: "| " + " | ".join(map(plain, cells)) + " |\n"
+    text = line(["percent", *(m["name"] for m in models)]) + line(["---"] + ["---:"] * len(models))
+    text += "".join(line(row) for row in result_rows(models) if row)
+    return text + "\n" + "".join(f"- {key}: {value}\n" for key, value in protocol.items())
+
+
+def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
+    """Title and one cell for each model; None between groups.
+
+    Args:
+      models: dicts of `name` and the results of the metrics under `mask_accuracy`, `semantic`,
+        `boundary`, `panoptic` and `instances`; a metric that was not run may be missing. Ranges
+        under `intervals` of a metric are shown beside its values. "–": not defined.
+    """
+    rows: list[list[str] | None] = []
+    models = [dict(m, panoptic=_flat(m.get("panoptic"))) for m in models]
 
     def row(title, metric, *keys):
         """A row of the sum of these keys; "–" where it is undefined."""
@@ -49,7 +73,11 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
             cell = "–" if None in values else _number(sum(values))
             around = results.get("intervals", {}).get(keys[0])
             cells.append(f"{cell} ({around[0]:.1f} ... {around[1]:.1f})" if around else cell)
-        table.add_row(title, *cells)
+        rows.append([title, *cells])
+
+    def end_group():
+        if rows and rows[-1]:
+            rows.append(None)
 
     if any(m.get("mask_accuracy") for m in models):
         row("mask accuracy, mean over classes", "mask_accuracy", "mMaskAcc")
@@ -61,7 +89,7 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
         row("  share of all masks (micro)", "mask_accuracy", "micro")
         row("  number of masks", "mask_accuracy", "masks")
         row("  classes that occur", "mask_accuracy", "classes")
-        table.add_section()
+        end_group()
     if any(m.get("semantic") for m in models):
         row("mIoU, classes in the ground truth", "semantic", "mIoU")
         row("  number of these classes", "semantic", "classes_in_ground_truth")
@@ -74,26 +102,23 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
         row("mIoU weighted by frequency", "semantic", "fwIoU")
         row("pixel accuracy", "semantic", "pACC")
         row("  mean over classes", "semantic", "mACC")
-        table.add_section()
+        end_group()
     if any(m.get("boundary") for m in models):
         row("mean boundary IoU", "boundary", "mBIoU")
-        table.add_section()
+        end_group()
     if any(m.get("panoptic") for m in models):
-        models = [dict(m, panoptic=_flat(m.get("panoptic"))) for m in models]
         for key in ("PQ", "SQ", "RQ"):
             row(key, "panoptic", key)
         row("  number of categories", "panoptic", "categories")
         row("PQ of things", "panoptic", "PQ_things")
         row("PQ of stuff", "panoptic", "PQ_stuff")
-        table.add_section()
+        end_group()
     if any(m.get("instances") for m in models):
         for key in ("AP", "AP50", "AP75"):
             row(key, "instances", key)
         for key, what in (("APs", "small"), ("APm", "medium"), ("APl", "large")):
             row(f"AP of {what} masks", "instances", key)
-    _CONSOLE.print(table)
-    for key, value in protocol.items():
-        _CONSOLE.print(f"  {key}: {value}", soft_wrap=True, markup=False, highlight=False)
+    return rows
 
 
 def print_per_class(values: typing.Sequence[float | None], names: typing.Sequence[str], title: str,
@@ -122,16 +147,37 @@ def print_per_class(values: typing.Sequence[float | None], names: typing.Sequenc
     _CONSOLE.print(table)
 
 
+def print_confusions(pairs: typing.Sequence[dict], names: typing.Sequence[str], title: str,
+                     count: int = 10) -> None:
+    """The worst confusions.
+
+    Args:
+      pairs: see `metrics.confusions`, worst first.
+      names: [K].
+      title: of the table.
+      count: lines.
+    """
+    table = Table("true", "named", "share of the true class", title=title)
+    for pair in pairs[:count]:
+        table.add_row(escape(names[pair["true"]]), escape(names[pair["predicted"]]),
+                      f"{pair['percent']:.1f} %")
+    _CONSOLE.print(table)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def write_json(path: pathlib.Path, content: typing.Any) -> None:
     """Writes JSON whole or not at all; numpy's numbers and arrays become JSON's.
 
     Raises:
       ValueError: a number is not finite; undefined ones must be None. Nothing is written then.
     """
-    text = json.dumps(_plain(content, ""), indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(x, where: str):

@@ -3,9 +3,9 @@
     python -m maskclippp_jax.score --predictions=D --dataset=ade20k_150 --data_dir=data
 
 `--predictions` is a folder as maskclippp_jax.predictions describes it, ours or another tool's.
-Label maps are scored against a prepared data set (`--dataset`), panoptic segments against COCO's
-JSON and PNG files (`--panoptic_json`, `--panoptic_dir`), instances against COCO's JSON
-(`--instances_json`); what is given is scored.
+Label maps, panoptic segments and instances are scored against prepared data sets of their kinds
+(`--dataset`, several separated by commas); segments and instances also against COCO's own files
+(`--panoptic_json`, `--panoptic_dir`, `--instances_json`). What is given is scored.
 """
 
 import contextlib
@@ -17,15 +17,16 @@ from absl import flags, logging
 from rich.progress import track
 
 from maskclippp_jax import cli, predictions, report
-from maskclippp_jax.data import coco_files, images, records
+from maskclippp_jax.data import bundles, coco_files, images
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
+from maskclippp_jax.truth import IGNORE, Truth, open_truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "folder of the predictions")
-DATASET = flags.DEFINE_string("dataset", None, "prepared data set, for label maps")
+DATASET = flags.DEFINE_string("dataset", None, "prepared data set, or several with commas")
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "folder of the prepared data sets")
 SPLIT = flags.DEFINE_string("split", "validation", "of the data set")
 SEEN = flags.DEFINE_string("seen_vocabulary", None, "names known from training, to tell apart")
@@ -38,9 +39,6 @@ SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures;
 SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
 OUTPUT = flags.DEFINE_string("output", None, "file for the results as JSON")
 
-_IGNORE = 65535  # truth of pixels without a class
-
-
 def main(argv):
     del argv
     if not PREDICTIONS.value:
@@ -49,12 +47,21 @@ def main(argv):
         raise ValueError("give both --panoptic_json and --panoptic_dir, or neither")
     manifest = predictions.read_manifest(PREDICTIONS.value)
     results = {}
+    folder = PREDICTIONS.value
     if DATASET.value:
-        results |= score_semantic(PREDICTIONS.value, manifest)
+        results |= score_dataset(folder, manifest)
     if PANOPTIC_JSON.value:
-        results["panoptic"] = score_panoptic(PREDICTIONS.value)
+        categories, pictures = coco_files.read_panoptic(PANOPTIC_JSON.value, PANOPTIC_DIR.value)
+        read = {p.name: p for p in pictures}
+        results["panoptic"] = score_panoptic(folder, categories, list(read), lambda name: (
+            coco_files.read_ids(read[name].file), read[name].segments))
     if INSTANCES_JSON.value:
-        results["instances"] = score_instances(PREDICTIONS.value, manifest)
+        categories, pictures = coco_files.read_instances(INSTANCES_JSON.value)
+        names = {p.name: p.name for p in pictures.values()}
+        names |= {i: p.name for i, p in pictures.items()}
+        segments = {p.name: p.segments for p in pictures.values()}
+        results["instances"] = score_instances(folder, manifest, categories, names,
+                                               segments.__getitem__, INSTANCES_JSON.value)
     if not results:
         raise ValueError("got no ground truth; give --dataset, --panoptic_json with "
                          "--panoptic_dir, or --instances_json")
@@ -72,63 +79,93 @@ def main(argv):
         logging.info("wrote %s", OUTPUT.value)
 
 
-def score_semantic(folder: str, manifest: dict | None) -> dict:
-    """Results of label maps under `semantic` and `boundary`."""
-    source = records.open_source(DATA_DIR.value, DATASET.value, SPLIT.value)
-    vocabulary = source.vocabulary
+def score_dataset(folder: str, manifest: dict | None) -> dict:
+    """Results against prepared data sets, of all kinds they are the truth of."""
+    truth = open_truth(DATA_DIR.value, DATASET.value, SPLIT.value)
+    vocabulary = truth.vocabulary
     if manifest and manifest["classes"] != [list(c) for c in vocabulary.classes]:
         raise ValueError(f"{folder} holds classes of {manifest['vocabulary']}, but "
                          f"{DATASET.value} has those of {vocabulary.name}; score them against "
                          "their own data set")
+    results = {}
+    if "semantic" in truth.parts:
+        results |= score_semantic(folder, truth)
+    if "panoptic" in truth.parts:
+        results["panoptic"] = score_panoptic(folder, truth.categories, truth.ids, truth.panoptic)
+    if "instances" in truth.parts:
+        ids = manifest["pictures"] if manifest else {n: int(n) for n in truth.ids if n.isdigit()}
+        names = {n: n for n in truth.ids} | {i: n for n, i in ids.items() if n in truth.ids}
+        results["instances"] = score_instances(
+            folder, manifest, truth.instance_categories, names, truth.instances, DATASET.value)
+    return results
+
+
+def score_semantic(folder: str, truth: Truth) -> dict:
+    """Results of label maps under `semantic` and `boundary`."""
+    vocabulary = truth.vocabulary
     seen = vocabulary.seen_in(Vocabulary.shipped(SEEN.value)) if SEEN.value else None
     files = predictions.semantic_files(folder)
-    ids = [_text(source.records[i]["image_id"]) for i in range(len(source.records))]
-    check_pictures(files, ids, f"{folder}/semantic")
-    semantic = SemanticSegmentation(vocabulary.num_classes, _IGNORE, seen)
-    boundary = BoundaryIoU(vocabulary.num_classes, _IGNORE)
-    for i, name in enumerate(track(ids, "label maps", transient=True)):
-        truth = true_labels(source.records[i])
+    check_pictures(files, truth.ids, f"{folder}/semantic")
+    semantic = SemanticSegmentation(vocabulary.num_classes, IGNORE, seen)
+    boundary = BoundaryIoU(vocabulary.num_classes, IGNORE)
+    for name in track(truth.ids, "label maps", transient=True):
         prediction = images.read_label_map(str(files[name])) if name in files else None
+        true = truth.semantic(name)
         with named(files.get(name)):
             for metric in (semantic, boundary):
-                metric.process(prediction, truth)
+                metric.process(prediction, true)
     return dict(semantic=with_ranges(semantic), boundary=with_ranges(boundary))
 
 
-def score_panoptic(folder: str) -> dict:
-    """Results of panoptic segments."""
-    categories, truth = coco_files.read_panoptic(PANOPTIC_JSON.value, PANOPTIC_DIR.value)
+def score_panoptic(folder: str, categories: dict[int, bool], names: list[str],
+                   read_truth: typing.Callable[[str], tuple[np.ndarray, list[dict]]]) -> dict:
+    """Results of panoptic segments.
+
+    Args:
+      folder: of the predictions.
+      categories: for each id whether it is a thing.
+      names: of all pictures.
+      read_truth: ids and segments of a picture, as `PanopticQuality` wants them.
+    """
     found = predictions.panoptic_pictures(folder)
-    check_pictures(found, [p.name for p in truth], f"{folder}/panoptic.json")
+    check_pictures(found, names, f"{folder}/panoptic.json")
     metric = PanopticQuality(categories)
-    for picture in track(truth, "panoptic segments", transient=True):
-        true_ids = coco_files.read_ids(picture.file)
-        predicted = found.get(picture.name)
+    for name in track(names, "panoptic segments", transient=True):
+        true_ids, true_segments = read_truth(name)
         ids, segments = np.zeros_like(true_ids), []
-        if predicted:
-            ids, segments = coco_files.read_ids(predicted.file), predicted.segments
-        with named(picture.name):
-            metric.process(ids, segments, true_ids, picture.segments)
+        if name in found:
+            ids, segments = coco_files.read_ids(found[name].file), found[name].segments
+        with named(name):
+            metric.process(ids, segments, true_ids, true_segments)
     return with_ranges(metric)
 
 
-def score_instances(folder: str, manifest: dict | None) -> dict:
-    """Results of instances. Draws of pictures are not offered: each would be a whole scoring."""
-    categories, truth = coco_files.read_instances(INSTANCES_JSON.value)
+def score_instances(folder: str, manifest: dict | None, categories: list[int],
+                    names: dict[int | str, str], read_truth: typing.Callable[[str], list[dict]],
+                    truth: str) -> dict:
+    """Results of instances. Draws of pictures are not offered: each would be a whole scoring.
+
+    Args:
+      folder: of the predictions.
+      manifest: of the predictions, if they are ours.
+      categories: ids of all categories.
+      names: of all pictures, by whatever a prediction may call them.
+      read_truth: the instances of a picture, as `InstanceSegmentation` wants them.
+      truth: where the truth is from, for messages.
+    """
     file = str(pathlib.Path(folder) / "instances.json")
     rows = coco_files.read_results(file)
+    found: dict[str, list[dict]] = {name: [] for name in names.values()}
     if manifest:  # elsewhere a picture without instances and one without results look the same
-        check_pictures(manifest["pictures"], [p.name for p in truth.values()], file)
-    names = {p.name: p.name for p in truth.values()} | {i: p.name for i, p in truth.items()}
-    found: dict[str, list[dict]] = {p.name: [] for p in truth.values()}
+        check_pictures(manifest["pictures"], list(found), file)
     for row in rows:
         if row["image_id"] not in names:
-            raise ValueError(f"{file} has the picture {row['image_id']}, which "
-                             f"{INSTANCES_JSON.value} lacks; score it against its own truth")
+            raise ValueError(f"{file} has the picture {row['image_id']}, which {truth} lacks; "
+                             "score it against its own truth")
         found[names[row["image_id"]]].append(row)
     metric = InstanceSegmentation(categories)
-    for picture in truth.values():
-        metric.process(picture.name, found[picture.name], picture.segments)
+    for name in found:
+        metric.process(name, found[name], read_truth(name))
     return metric.evaluate()
 
 
@@ -140,20 +177,13 @@ def check_pictures(found: typing.Collection[str], wanted: typing.Sequence[str], 
     """
     other = sorted(set(found) - set(wanted))
     if other:
-        raise ValueError(f"{where} has {_some(other)}, which the ground truth lacks; score it "
-                         "against its own data set and split")
+        raise ValueError(f"{where} has {bundles.some(other)}, which the ground truth lacks; score "
+                         "it against its own data set and split")
     missing = sorted(set(wanted) - set(found))
     if missing and not ALLOW_MISSING.value:
-        raise ValueError(f"{where} lacks {_some(missing)} of the ground truth's {len(wanted)}; "
-                         "predict them, or count them as missed with --allow_missing")
-
-
-def true_labels(record: dict) -> np.ndarray:
-    """The label map of a record: [H, W] int64 classes, `_IGNORE` where nothing is."""
-    segments = records.decode_segments(record["segments"])
-    table = np.full(int(max(segments.max(initial=0), *record["table"]["id"], 0)) + 1, _IGNORE)
-    table[record["table"]["id"]] = record["table"]["class_id"]
-    return table[segments]
+        raise ValueError(f"{where} lacks {bundles.some(missing)} of the ground truth's "
+                         f"{len(wanted)}; predict them, or count them as missed with "
+                         "--allow_missing")
 
 
 def with_ranges(metric) -> dict:
@@ -171,15 +201,6 @@ def named(what):
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} picture{'s' * (len(names) != 1)} ({shown})"
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 if __name__ == "__main__":

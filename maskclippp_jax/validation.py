@@ -48,7 +48,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
         names = inference.embed_vocabulary(
             config, config.model, dict(text=jax.device_get(gather(text_params))),
             source.vocabulary, folder=loading.text_folder(config))
-        return jax.device_put(names, whole)
+        return sharding.put(names, whole)
 
     kept: list = []  # names of a frozen text tower
 
@@ -88,10 +88,8 @@ def _name_all(config, source, mesh, name_masks, params, names
         sizes = inference.sizes_of(
             batch, settings.short_side, settings.mask_short_side,
             max_tokens=settings.max_tokens, patch=config.model.image.patch_size)
-        canvas = inference.canvas_of(  # the same on every host
-            inference.network_sizes(
-                batch["image_sizes"], settings.short_side, max_tokens=settings.max_tokens,
-                patch=config.model.image.patch_size), config.model.image.patch_size)
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens,
+                                      config.model.image.patch_size)
         result = name_masks(
             params, to_device({k: batch[k] for k in ("image", "segments", "labels")}),
             inference.Sizes(**to_device(sizes._asdict())), names, canvas)

@@ -29,6 +29,7 @@ CASES = (
     "evaluation/metric_gt_assign", "evaluation/ensemble_open", "evaluation/ensemble_closed",
     "evaluation/void", "evaluation/semantic", "evaluation/panoptic", "evaluation/instance",
     "evaluation/tta", "evaluation/pipeline_open", "evaluation/pipeline_given_masks",
+    "generators/offline_segmentor", "generators/generator_classes",
 )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags, logging
 
 from maskclippp_jax.data import transforms
-from maskclippp_jax.data.records import decode_segments
+from maskclippp_jax.data.records import decode_segments, id_of
 
 CANVAS = 64  # pixels; sides of evaluation canvases are multiples of it
 
@@ -30,8 +30,7 @@ def decode(record: dict) -> tuple[np.ndarray, np.ndarray, str]:
     Raises:
       ValueError: the picture cannot be decoded, or has another size than its segments.
     """
-    name = record["image_id"]
-    name = name.decode() if isinstance(name, bytes) else str(name)
+    name = id_of(record)
     # Orientation was applied when the record was made.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), flags)
@@ -190,21 +189,23 @@ class Padding(typing.NamedTuple):
 def padding_of(sizes: typing.Sequence[tuple[int, int]], *, batch_size: int,
                canvas_multiple: int = CANVAS) -> Padding:
     """The padding of pictures of these sizes (height, width) when they are evaluated."""
-    groups = collections.Counter(_up(size, canvas_multiple) for size in sizes)
+    groups = collections.Counter(up(size, canvas_multiple) for size in sizes)
     whole = sum(h * w * count for (h, w), count in groups.items())
     filling = sum(-count % batch_size for count in groups.values())
     return Padding(len(groups), 1 - sum(h * w for h, w in sizes) / whole,
                    filling / (len(sizes) + filling))
 
 
-def _up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
+def up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
+    """Sides of a size rounded up to a multiple."""
     return tuple(-(-side // multiple) * multiple for side in size)
 
 
 def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min: int | None,
-                 loader_max: int | None, canvas_multiple: int = CANVAS, host: int = 0,
+                 loader_max: int | None, canvas_multiple: int = CANVAS,
+                 chosen: typing.Sequence[int] | None = None, host: int = 0,
                  hosts: int = 1) -> typing.Iterator[dict]:
-    """All pictures once, those of like size together; every host sees as many batches.
+    """Pictures once each, those of like size together; every host sees as many batches.
 
     Args:
       records: raw records, random access.
@@ -212,6 +213,7 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
       loader_min: shorter side the picture is brought to, pixels; None leaves it.
       loader_max: longest side then allowed.
       canvas_multiple: canvas sides are multiples of this, so that there are few of them.
+      chosen: numbers of the records wanted; None: all.
       host: number of this host.
       hosts: how many there are; must divide `batch_size`.
 
@@ -222,47 +224,82 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
       image_id, a list of str. B is this host's share; image_sizes int32 [batch_size, 2] are those
       of all hosts, which must agree on a canvas.
     """
+    facts = [(size_of(r), len(r["table"]["id"])) for r in map(records.__getitem__,
+                                                                          range(len(records)))]
+    num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
+    sizes, canvases = {}, {}  # of the loaded pictures
+    for i in range(len(records)) if chosen is None else chosen:
+        stored, _ = facts[i]
+        sizes[i] = loaded_size(stored, loader_min, loader_max)
+        canvases[i] = up(sizes[i], canvas_multiple) + up(stored, canvas_multiple)
+
+    def load(job):
+        rows = [_eval_row(records[i], valid, job.canvas, num_masks, loader_min, loader_max)
+                for i, valid in job.members]
+        batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
+        return batch | dict(image_id=[r["image_id"] for r in rows],
+                            image_sizes=np.array([sizes[i] for i in job.everyone], np.int32))
+
+    return load_jobs(share_out(canvases, batch_size, host, hosts), load)
+
+
+class Job(typing.NamedTuple):
+    """A batch of an evaluation."""
+
+    canvas: tuple                    # of all its pictures
+    members: list[tuple[int, bool]]  # this host's pictures; False: only fills the batch up
+    everyone: list[int]              # the pictures of all hosts
+
+
+def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, hosts: int
+              ) -> list[Job]:
+    """Batches of pictures with the same canvas.
+
+    Args:
+      canvases: of each picture.
+      batch_size: pictures a step over all hosts.
+      host: number of this host.
+      hosts: how many there are; must divide `batch_size`.
+
+    Returns:
+      As many for every host. What fills one up are copies, so that they fit the canvas.
+    """
     if batch_size % hosts:
         raise ValueError(f"eval.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
                          "multiple")
-    facts = [(_png_size(r["segments"]), len(r["table"]["id"])) for r in map(records.__getitem__,
-                                                                          range(len(records)))]
-    num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
     groups: dict[tuple, list[int]] = {}
-    sizes = []  # of the loaded pictures
-    for i, (stored, _) in enumerate(facts):
-        sizes.append(stored if loader_min is None
-                     else transforms.shortest_edge(*stored, loader_min, loader_max))
-        canvases = _up(sizes[i], canvas_multiple) + _up(stored, canvas_multiple)
-        groups.setdefault(canvases, []).append(i)
-    share = batch_size // hosts
-    jobs = []
-    for canvases, members in sorted(groups.items()):
-        # Filling repeats a picture of the group, so that it fits the canvas.
-        members = [(i, True) for i in members]
-        members += [(members[0][0], False)] * (-len(members) % batch_size)
-        jobs += [(canvases, members[k:k + batch_size])
-                 for k in range(0, len(members), batch_size)]
+    for i, canvas in canvases.items():
+        groups.setdefault(canvas, []).append(i)
+    share, jobs = batch_size // hosts, []
+    for canvas, numbers in sorted(groups.items()):
+        members = [(i, True) for i in numbers]
+        members += [(numbers[0], False)] * (-len(members) % batch_size)
+        for k in range(0, len(members), batch_size):
+            mine = members[k + host * share:k + (host + 1) * share]
+            jobs.append(Job(canvas, mine, [i for i, _ in members[k:k + batch_size]]))
+    return jobs
 
-    def load(job):
-        canvases, members = job
-        image_sizes = np.array([sizes[i] for i, _ in members], np.int32)
-        members = members[host * share:(host + 1) * share]
-        rows = [_eval_row(records[i], valid, canvases, num_masks, loader_min, loader_max)
-                for i, valid in members]
-        batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
-        return batch | dict(image_id=[r["image_id"] for r in rows], image_sizes=image_sizes)
 
+def load_jobs(jobs: list, load: typing.Callable) -> typing.Iterator[dict]:
+    """`load(job)` of every job, in order, some ahead in threads."""
+    if not jobs:
+        return iter(())
     dataset = grain.MapDataset.source(jobs).map(load)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+def loaded_size(stored: tuple[int, int], loader_min: int | None, loader_max: int | None
+                ) -> tuple[int, int]:
+    """Size of a picture after the loader's resize."""
+    if loader_min is None:
+        return stored
+    return transforms.shortest_edge(*stored, loader_min, loader_max)
 
 
 def _eval_row(record, valid, canvases, num_masks, loader_min, loader_max):
     image, segments, name = decode(record)
     stored = segments.shape
-    if loader_min is not None:
-        image = transforms.resize_image(
-            image, transforms.shortest_edge(*stored, loader_min, loader_max))
+    image = transforms.resize_image(image, loaded_size(stored, loader_min, loader_max))
     segments, labels = transforms.to_slots(segments, record["table"], num_masks, name)
     return dict(
         image=transforms.pad_to_canvas(image, canvases[:2]),
@@ -272,8 +309,9 @@ def _eval_row(record, valid, canvases, num_masks, loader_min, loader_max):
         labels=labels if valid else np.full_like(labels, -1), valid=np.bool_(valid), image_id=name)
 
 
-def _png_size(png: bytes) -> tuple[int, int]:
-    """Height and width from a PNG's header, without decoding it."""
+def size_of(record: dict) -> tuple[int, int]:
+    """Height and width of a record's picture, from the header of its segments."""
+    png = record["segments"]
     return int.from_bytes(png[20:24], "big"), int.from_bytes(png[16:20], "big")
 
 

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from maskclippp_jax.data.images import encode_png
+from maskclippp_jax.data.images import encode_png, size_of
 from maskclippp_jax.vocabulary import Vocabulary
 
 VERSION = "1.1.0"
@@ -206,6 +206,17 @@ def decode_classes(record: typing.Mapping, void: int = -1) -> np.ndarray:
     lookup = np.full(int(max(segments.max(initial=0), *table["id"], 0)) + 1, void, np.int32)
     lookup[np.asarray(table["id"], int)] = table["class_id"]
     return lookup[segments]
+
+
+def id_of(record: typing.Mapping) -> str:
+    """The id of a record's picture."""
+    name = record["image_id"]
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def sizes_of(rows: typing.Sequence[typing.Mapping]) -> dict[str, tuple[int, int]]:
+    """Height and width of each picture, by its id; nothing is decoded."""
+    return {id_of(r): size_of(r["segments"]) for r in map(rows.__getitem__, range(len(rows)))}
 
 
 class Source(typing.NamedTuple):

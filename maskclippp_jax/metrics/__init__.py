@@ -118,6 +118,27 @@ def check_flags(flags: np.ndarray | None, num_classes: int, name: str) -> np.nda
     return flags
 
 
+def confusions(counts: np.ndarray, most: int = 100) -> list[dict]:
+    """The confusions that lose the largest share of a class, worst first.
+
+    Args:
+      counts: [K, K] (row = prediction, column = truth), of pixels or masks.
+      most: how many at most.
+
+    Returns:
+      dict(true, predicted, count, percent) of each, percent of all of the true class.
+    """
+    total = counts.sum(0)
+    predicted, true = np.nonzero(counts)
+    wrong = predicted != true
+    predicted, true = predicted[wrong], true[wrong]
+    count = counts[predicted, true]
+    percent = 100 * count / total[true]
+    order = np.lexsort((true, predicted, -count, -percent))[:most]
+    return [dict(true=int(true[i]), predicted=int(predicted[i]), count=int(count[i]),
+                 percent=float(percent[i])) for i in order]
+
+
 def mean(values: np.ndarray) -> float | None:
     """The mean, None of nothing."""
     return float(values.mean()) if values.size else None

@@ -1,0 +1,125 @@
+"""Evaluating generated masks beside a literal form, in one run: python -m benchmarks.evaluation
+
+From a picture and its masks to the label map, everything on the device: image tower with mask
+tokens, class logits of all names, ensemble, label map at the size of the picture. The literal form
+does what the public reference does around the same tower: all masks enlarged to each of the sizes on
+their way, logits of exactly the classes there are (so every vocabulary is a program of its own), the
+map of all classes, its argmax. On a CPU the time is that of all its cores together, which other
+programs on the machine disturb little; their ratio and the bytes are what to look at.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import heads as measuring
+from maskclippp_jax import inference, mask_chain, params as parameters, segmenter
+from maskclippp_jax import config as configuration
+from maskclippp_jax.models import maskclippp, resample
+from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
+from maskclippp_jax.models.resample import Stage
+from maskclippp_jax.postprocess import Classes, Heads
+
+MODELS = flags.DEFINE_multi_enum("models", ["quickstart", "eva02_b16"],
+                                 ["quickstart", "eva02_b16", "eva02_l14_336"], "sizes of the model")
+SHORT_SIDES = dict(quickstart=64, eva02_b16=384, eva02_l14_336=392)  # pixels the tower sees
+_LOADED, _GENERATOR, _MULTIPLE = (512, 683), (800, 1067), 32
+
+
+def main(argv):
+    del argv
+    table = Table(title=f"label maps of {_LOADED[0]} x {_LOADED[1]} pixels on "
+                        f"{jax.devices()[0].device_kind}")
+    for column in ("model", "masks", "classes", "ours s", "pictures/s", "MB", "literal s", "MB",
+                   "ratio"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model in MODELS.value:
+        for num_masks in measuring.MASKS.value:
+            for num_classes in measuring.CLASSES.value:
+                table.add_row(*measure(model, num_masks, num_classes))
+    Console().print(table)
+
+
+def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
+    """One row of the table."""
+    config = getattr(MaskCLIPppConfig, name)(1)
+    make = lambda: maskclippp.MaskCLIPpp(config, by_head=configuration.heads_apart(),
+                                         rngs=parameters.Keys(0))
+    params = jax.jit(lambda: parameters.initialize(make))()
+    network = np.array([side * SHORT_SIDES[name] // min(_LOADED) for side in _LOADED], np.int32)
+    canvas = inference.canvas_of(network[None], config.image.patch_size)
+    batch, names, opinion = make_inputs(config, num_masks, num_classes)
+    classes = Classes.of([True] * num_classes, len(names.synonym_class))
+    run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
+    ours = run.lower(params, batch, network[None], names, opinion, classes, canvas=canvas,
+                     output_canvas=tuple(-(-side // 64) * 64 for side in _LOADED)).compile()
+    mine = measuring.best_time(lambda: ours(params, batch, network[None], names, opinion, classes))
+    row = [name, f"{num_masks}", f"{num_classes}", f"{mine:.2f}", f"{1 / mine:.2f}",
+           f"{measuring.megabytes(ours):.0f}"]
+    literal = jax.jit(functools.partial(literal_labels, make, tuple(network), canvas)).lower(
+        params, batch["image"], batch["masks"][0], batch["classes"][0],
+        names.embeddings[:num_classes]).compile()
+    if measuring.megabytes(literal) > 1000 * measuring.LIMIT.value:
+        return row + ["–", f"{measuring.megabytes(literal):.0f}", "–"]
+    theirs = measuring.best_time(lambda: literal(
+        params, batch["image"], batch["masks"][0], batch["classes"][0],
+        names.embeddings[:num_classes]))
+    return row + [f"{theirs:.2f}", f"{measuring.megabytes(literal):.0f}", f"{theirs / mine:.1f}"]
+
+
+def make_inputs(config, num_masks: int, num_classes: int):
+    """A random picture with masks and logits of all classes, as `data.mask_batches` gives them."""
+    rng = np.random.default_rng(0)
+    sizes = mask_chain.generated_mask_sizes(np.array(_GENERATOR), _MULTIPLE)
+    slots, rows = -(-num_masks // 8) * 8, 64
+    while rows < num_classes:
+        rows *= 2
+    canvas = [-(-side // 64) * 64 for side in _LOADED]
+    stored = [-(-side // 16) * 16 for side in sizes.stored]
+    one = lambda *x: np.array([x], np.int32)
+    batch = dict(
+        image=rng.integers(0, 256, (1, *canvas, 3)).astype(np.uint8), image_size=one(*_LOADED),
+        output_size=one(*_LOADED), masks=rng.normal(size=(1, slots, *stored)).astype(np.float16),
+        mask_valid=np.arange(slots)[None] < num_masks,
+        classes=rng.normal(size=(1, slots, num_classes + 1)).astype(np.float32),
+        **{k: np.asarray(v)[None] for k, v in sizes._asdict().items()})
+    embeddings = rng.normal(size=(rows, 1, config.text.embed_dim)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    embeddings[num_classes:] = 0
+    synonyms = np.where(np.arange(rows) < num_classes, np.arange(rows), rows).astype(np.int32)
+    none = np.zeros(0, np.float32)
+    opinion = segmenter.Opinion(np.zeros((rows, 0), np.float32), none, np.float32(1),
+                                np.zeros(0, np.int32), np.full(rows, 0.9, np.float32))
+    return batch, inference.Names(embeddings, synonyms), opinion
+
+
+def literal_labels(make, network, canvas, params, image, logits, generator, embeddings):
+    """Masks at every size, and all classes at full size."""
+    sizes = mask_chain.generated_mask_sizes(np.array(_GENERATOR), _MULTIPLE)
+    resize = lambda x, to, n: resample.resize_masks(x, *(
+        resample.bilinear_taps(to[i], Stage(n[i], to[i])) for i in range(2)))
+    masks = jax.nn.sigmoid(logits[:, :sizes.stored[0], :sizes.stored[1]].astype(jnp.float32))
+    masks = resize(masks, sizes.enlarged, sizes.stored)[:, :_GENERATOR[0], :_GENERATOR[1]]
+    pad = [(0, c - n) for c, n in zip(canvas, network)]
+    seen = jnp.pad(resize(masks, network, _GENERATOR), [(0, 0), *pad])
+    build, _ = parameters.abstract(make)
+    model = build(params)
+    picture = jax.vmap(lambda x: inference.to_network_size(
+        x, jnp.array(_LOADED), jnp.array(network), canvas))(image)
+    grid = resample.masks_to_grid(seen[None], model.config.image.patch_size)
+    features = model.encode_image(picture, jnp.array([network]), grid)
+    ours = jax.nn.softmax(model.classify(features, embeddings)[0])
+    theirs = jax.nn.softmax(generator[:, :-1])
+    both = jax.nn.softmax(jnp.log(theirs**0.1 * ours**0.9 + 1e-8))
+    both = both * (1 - jax.nn.softmax(generator)[:, -1:])
+    full = resize(masks, _LOADED, _GENERATOR)
+    return jnp.einsum("nc,nhw->chw", both, full, precision="highest").argmax(0)
+
+
+if __name__ == "__main__":
+    app.run(main)

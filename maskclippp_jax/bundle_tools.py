@@ -1,0 +1,141 @@
+"""What the command `masks` does: looks at bundles, makes them from plain files and the reverse."""
+
+import functools
+import pathlib
+import typing
+
+import jax
+import numpy as np
+from rich.progress import track
+
+from maskclippp_jax import mask_chain
+from maskclippp_jax.data import bundle_writer, bundles, coco_files, mask_files, records
+from maskclippp_jax.mask_chain import MaskSizes
+from maskclippp_jax.models import resample
+
+_HALF = {"logits": 0, "probabilities": 127, "binary": 0}  # stored values above it are above 0.5
+
+
+def describe(bundle: bundles.Bundle, source: records.Source | None, what: str
+             ) -> tuple[list[tuple[str, str]], list[str]]:
+    """Reads a whole bundle.
+
+    Args:
+      bundle: to be read.
+      source: data set to compare it with, if any.
+      what: its name, for messages.
+
+    Returns:
+      Names and values for people, and pictures of the data set that the bundle lacks.
+
+    Raises:
+      ValueError, FileNotFoundError: anything in it is wrong.
+    """
+    rows = [("masks", f"{bundle.masks}" + (f", stride {bundle.stride}" if bundle.stride else "")),
+            ("generator", ", ".join(f"{k} {v}" for k, v in bundle.generator.items()))]
+    if bundle.preparation:
+        rows.append(("preparation", ", ".join(
+            f"{k} {v}" for k, v in bundle.preparation._asdict().items())))
+    rows.append(("classes", bundle.kind + (f", {bundle.width} columns" if bundle.width else "")))
+    missing = []
+    if source:
+        missing = bundle.check_pictures(records.sizes_of(source.records), what, allow_missing=True)
+        found = f"{len(source.records) - len(missing)} of {len(source.records)}"
+        rows.append((f"pictures of {what}",
+                     found + (f", without {bundles.some(missing)}" if missing else "")))
+        if bundle.vocabulary:
+            known = source.vocabulary.seen_in(bundle.vocabulary)
+            rows.append(("classes that its logits know by name", f"{known.sum()} of {len(known)}"))
+    counts, covered, size = [], [], 0
+    for name in track(bundle.pictures, "reading", transient=True):
+        masks = bundle.read(name).masks
+        counts.append(len(masks))
+        covered.append((masks > _HALF[bundle.masks]).any(0).mean() if len(masks) else 0.0)
+        size += bundle_writer.file_of(bundle.folder, name).stat().st_size
+    rows.append(("pictures", f"{len(counts)}"))
+    if counts:
+        rows += [("masks of a picture",
+                  f"{min(counts)} ... {max(counts)}, mean {np.mean(counts):.1f}"),
+                 ("pictures without any mask", f"{counts.count(0)}"),
+                 ("share covered by a mask above 0.5", f"{100 * np.mean(covered):.1f} %"),
+                 ("size on disk", f"{size / 1e6:.1f} MB")]
+    return rows, missing
+
+
+def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
+               allow_missing: bool) -> int:
+    """Writes a bundle of binary masks without classes.
+
+    Args:
+      folder: of the bundle.
+      pattern: of the files, see `file_of`.
+      source: the data set whose pictures the masks belong to.
+      what: its name, for messages.
+      allow_missing: whether pictures may be without a file; they are left out.
+
+    Returns:
+      How many pictures it has.
+    """
+    sizes = records.sizes_of(source.records)
+    files = {name: file_of(pattern, name) for name in sizes}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if len(missing) == len(files):
+        raise FileNotFoundError(f"no file for any picture of {what}, such as "
+                                f"{next(iter(files.values()))}; {{id}} in --masks stands for a "
+                                "picture's id")
+    if missing and not allow_missing:
+        raise ValueError(f"there are no masks of {bundles.some(missing)} of the {len(files)} of "
+                         f"{what} (such as {files[missing[0]]}); make them, or leave them out with "
+                         "--allow_missing")
+    writer = bundle_writer.Writer(folder, masks="binary", classes=dict(kind="none"),
+                                  generator=dict(name="files", pattern=pattern))
+    for name in track(sorted(set(files) - set(missing)), "converting", transient=True):
+        if not writer.has(name):
+            masks = mask_files.read_masks(str(files[name]), sizes[name])
+            writer.add(name, masks, (sizes[name],))
+    writer.finish()
+    return len(files) - len(missing)
+
+
+def to_files(bundle: bundles.Bundle, pattern: str) -> None:
+    """Writes the masks of a bundle at the size of their pictures, a file for each picture."""
+    if file_of(pattern, "a").suffix not in mask_files.ENDINGS:
+        raise ValueError(f"--masks={pattern} does not end in one of "
+                         f"{', '.join(mask_files.ENDINGS)}")
+    for name in track(bundle.pictures, "converting", transient=True):
+        file = file_of(pattern, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mask_files.write_masks(file, at_picture_size(bundle.read(name),
+                                                     bundle.pictures[name]["size"]))
+
+
+def write_pictures(source: records.Source, folder: str) -> None:
+    """Writes the pictures of a data set as they are stored, as files named by their ids."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for i in track(range(len(source.records)), "writing", transient=True):
+        record = source.records[i]
+        ending = ".png" if record["image"].startswith(b"\x89PNG") else ".jpg"
+        (path / coco_files.file_of(records.id_of(record), ending)).write_bytes(record["image"])
+
+
+def file_of(pattern: str, image_id: str) -> pathlib.Path:
+    """The file of a picture: {id} in the pattern stands for the id, encoded as in URLs."""
+    return pathlib.Path(pattern.replace("{id}", coco_files.file_of(image_id, "")))
+
+
+def at_picture_size(found: bundles.PictureMasks, size: typing.Sequence[int]) -> np.ndarray:
+    """Soft masks [n, H, W] float32 of a picture, on the way that `mask_chain` describes."""
+    if not len(found.masks):
+        return np.zeros((0, *size), np.float32)
+    stored = np.array(found.masks.shape[1:], np.int32)
+    enlarged, kept = (stored if x is None else np.array(x, np.int32)
+                      for x in (found.enlarged, found.kept))
+    return np.asarray(_resize(found.masks, MaskSizes(stored, enlarged, kept),
+                              np.array(size, np.int32), canvas=tuple(size)))
+
+
+@functools.partial(jax.jit, static_argnames="canvas")
+def _resize(masks, sizes, target, canvas):
+    return resample.resize_masks(mask_chain.probabilities(masks),
+                                 *mask_chain.mask_taps(sizes, target, canvas))

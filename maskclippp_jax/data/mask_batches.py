@@ -1,0 +1,75 @@
+"""Padded batches of pictures with masks that somebody else made."""
+
+import typing
+
+import numpy as np
+
+from maskclippp_jax.data import pipeline, transforms
+from maskclippp_jax.data.bundles import PictureMasks
+
+_SLOTS = 8  # mask slots are a multiple of it
+
+
+def mask_batches(records: typing.Sequence[dict], read: typing.Callable[[int], PictureMasks],
+                 stored_sizes: typing.Mapping[int, tuple[int, int]], most_masks: int, *,
+                 batch_size: int, loader_min: int | None, loader_max: int | None,
+                 host: int = 0, hosts: int = 1) -> typing.Iterator[dict]:
+    """Pictures with their masks, those of like size together; every host sees as many batches.
+
+    Args:
+      records: raw records, random access.
+      read: the masks of a record's picture, by the record's number.
+      stored_sizes: height and width of the masks of each record that is wanted.
+      most_masks: of any picture.
+      batch_size: pictures a step over all hosts.
+      loader_min: shorter side the picture is brought to, pixels; None leaves it.
+      loader_max: longest side then allowed.
+      host: number of this host.
+      hosts: how many there are; must divide `batch_size`.
+
+    Yields:
+      image uint8 [B, H, W, 3] after the loader's resize, image_size int32 [B, 2]; output_size int32
+      [B, 2], the stored size of the picture, and output_canvas, two ints; masks [B, N, h, w] as
+      stored, mask_valid bool [B, N], stored and, of generated masks, enlarged and kept int32 [B, 2]
+      (see `mask_chain.MaskSizes`); classes float32 [B, N, X] if they have any; valid bool [B],
+      False for filling; image_id, a list of str; image_sizes, see `pipeline.eval_batches`.
+    """
+    num_masks = -(-max(1, most_masks) // _SLOTS) * _SLOTS
+    multiple = pipeline.CANVAS
+    sizes, canvases = {}, {}  # of the loaded pictures
+    for i, stored in stored_sizes.items():
+        size = pipeline.size_of(records[i])
+        sizes[i] = loaded = pipeline.loaded_size(size, loader_min, loader_max)
+        # Masks at a fraction of the input are smaller, so are their canvases.
+        cells = multiple // 4 if max(stored) * 2 < max(loaded) else multiple
+        canvases[i] = (pipeline.up(loaded, multiple), pipeline.up(size, multiple),
+                       pipeline.up(stored, cells))
+
+    def load(job):
+        rows = [_row(records[i], read(i), valid, job.canvas, num_masks, loader_min, loader_max)
+                for i, valid in job.members]
+        batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
+        return batch | dict(image_id=[r["image_id"] for r in rows], output_canvas=job.canvas[1],
+                            image_sizes=np.array([sizes[i] for i in job.everyone], np.int32))
+
+    return pipeline.load_jobs(pipeline.share_out(canvases, batch_size, host, hosts), load)
+
+
+def _row(record, found: PictureMasks, valid, canvas, num_masks, loader_min, loader_max):
+    image, _, name = pipeline.decode(record)
+    size = image.shape[:2]
+    image = transforms.resize_image(image, pipeline.loaded_size(size, loader_min, loader_max))
+    count, *stored = found.masks.shape
+    masks = np.zeros((num_masks, *canvas[2]), found.masks.dtype)
+    masks[:count, :stored[0], :stored[1]] = found.masks
+    row = dict(
+        image=transforms.pad_to_canvas(image, canvas[0]),
+        image_size=np.array(image.shape[:2], np.int32), output_size=np.array(size, np.int32),
+        masks=masks, mask_valid=np.arange(num_masks) < count, stored=np.array(stored, np.int32),
+        valid=np.bool_(valid), image_id=name)
+    if found.kept is not None:
+        row |= dict(enlarged=np.array(found.enlarged, np.int32),
+                    kept=np.array(found.kept, np.int32))
+    if found.classes is not None:
+        row["classes"] = np.pad(found.classes, [(0, num_masks - count), (0, 0)])
+    return row

@@ -1,0 +1,161 @@
+"""What an evaluation leaves for people: tables, lists of classes and confusions, pictures."""
+
+import csv
+import io
+import typing
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from maskclippp_jax import report, visualize
+from maskclippp_jax.data import pipeline
+from maskclippp_jax.truth import IGNORE, Truth
+from maskclippp_jax.vocabulary import Vocabulary
+
+
+class Shown(typing.NamedTuple):
+    """Pictures of one model."""
+
+    # The first pictures: image, segments, and for each segment what was said and what is true.
+    views: list[tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]]
+    # Id, mean IoU and label map of the best and the worst pictures, the best first.
+    extremes: list[tuple[str, float, np.ndarray]]
+
+
+def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
+          shown: list[Shown]) -> None:
+    """Writes and prints the results of all models.
+
+    results.json, results.md, per_class.csv, confusions.csv and, if there are pictures,
+    comparison.png and extremes-<number of the model>.png.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    vocabulary = truth.vocabulary
+    names = [c[0] for c in vocabulary.classes]
+    report.write_text(workdir / "results.md", report.markdown(models, protocol))
+    report.write_text(workdir / "per_class.csv", per_class(models, truth))
+    report.write_text(workdir / "confusions.csv", confusions(models, vocabulary))
+    if any(s.views for s in shown):
+        compare([s.views for s in shown], [m["name"] for m in models]).save(
+            workdir / "comparison.png")
+    for number, (model, one) in enumerate(zip(models, shown)):
+        if one.extremes:
+            draw_extremes(one.extremes, truth).save(workdir / f"extremes-{number}.png")
+    report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
+    report.print_results(models, protocol)
+    for m in models:
+        for part, value, what in (("mask_accuracy", "per_class", "mask accuracy"),
+                                  ("semantic", "IoU", "IoU")):
+            if part in m:
+                report.print_per_class(m[part][value], names, f"{what}, {m['name']}")
+                report.print_confusions(m[part]["confusions"], names,
+                                        f"{what}, {m['name']}: worst confusions")
+                break
+    logging.info("wrote %s", ", ".join(sorted(str(f.name) for f in workdir.iterdir()
+                                              if f.name != "progress")))
+
+
+def per_class(models: list[dict], truth: Truth) -> str:
+    """All values of single classes as CSV, one line a class; empty where undefined."""
+    vocabulary = truth.vocabulary
+    columns: dict[str, list] = dict(
+        number=list(range(vocabulary.num_classes)), id=list(vocabulary.dataset_ids),
+        kind=["thing" if t else "stuff" for t in vocabulary.is_thing],
+        names=[", ".join(c) for c in vocabulary.classes])
+    for m in models:
+        def add(title, values):
+            columns[f"{m['name']}: {title}"] = values
+
+        if "mask_accuracy" in m:
+            add("mask accuracy", m["mask_accuracy"]["per_class"])
+        if "semantic" in m:
+            add("IoU", m["semantic"]["IoU"])
+            add("pixel accuracy", m["semantic"]["ACC"])
+        if "boundary" in m:
+            add("boundary IoU", m["boundary"]["BIoU"])
+        if "panoptic" in m:
+            found = m["panoptic"]["per_category"]
+            add("PQ", [(found[i] or {}).get("PQ") for i in vocabulary.dataset_ids])
+        if "instances" in m:
+            found = m["instances"]["per_category"]
+            add("AP", [found.get(i) for i in vocabulary.dataset_ids])
+    return _csv(columns)
+
+
+def confusions(models: list[dict], vocabulary: Vocabulary) -> str:
+    """The worst confusions of all models as CSV."""
+    columns: dict[str, list] = {k: [] for k in ("model", "of", "true", "named", "count", "percent")}
+    for m in models:
+        for part, of in (("mask_accuracy", "masks"), ("semantic", "pixels")):
+            for pair in m.get(part, {}).get("confusions", ()):
+                row = (m["name"], of, vocabulary.classes[pair["true"]][0],
+                       vocabulary.classes[pair["predicted"]][0], pair["count"], pair["percent"])
+                for column, value in zip(columns.values(), row):
+                    column.append(value)
+    return _csv(columns)
+
+
+def view_of(picture, vocabulary: Vocabulary) -> tuple:
+    """Image, segments, and for each segment what the model said and what is true.
+
+    Args:
+      picture: an `evaluation_runs.Picture` with a view.
+      vocabulary: of its classes.
+    """
+    used = picture.labels >= 0
+    image, segments = picture.view
+    return image, segments, [(vocabulary.classes[p][0], vocabulary.classes[t][0])
+                             for p, t in zip(picture.found.mask_classes[used],
+                                             picture.labels[used])]
+
+
+def compare(shown: list[list], titles: list[str]):
+    """A grid of pictures: the ground truth's names first, then one column for each model."""
+    rows = []
+    for views in zip(*shown):
+        image, segments, pairs = views[0]
+        row = [(image, segments, [(truth, None) for _, truth in pairs])]
+        row += [(image, segments, [(said, said == truth) for said, truth in view[2]])
+                for view in views]
+        rows.append(row)
+    return visualize.draw_comparison(rows, ["ground truth", *titles])
+
+
+def draw_extremes(extremes: list[tuple[str, float, np.ndarray]], truth: Truth):
+    """Ground truth and result of the best pictures and the worst ones, the best first."""
+    numbers = dict(zip(truth.ids, range(len(truth.ids))))
+    rows = []
+    for name, score, labels in extremes:
+        image, _, _ = pipeline.decode(truth.records[numbers[name]])
+        true = truth.semantic(name)
+        segments, classes = _segments_of(true)
+        row = [(image, segments, [(truth.vocabulary.classes[c][0], None) for c in classes])]
+        segments, classes = _segments_of(labels)
+        # A region is right if most of what is known of it is.
+        right = [(true == c)[labels == c].sum() * 2 > ((true != IGNORE) & (labels == c)).sum()
+                 for c in classes]
+        row.append((image, segments, [(f"{truth.vocabulary.classes[c][0]}", bool(ok))
+                                      for c, ok in zip(classes, right)]))
+        rows.append(row)
+    scores = [score for _, score, _ in extremes]
+    return visualize.draw_comparison(
+        rows, ["ground truth", f"found: mIoU {scores[0]:.0f} ... {scores[-1]:.0f}"])
+
+
+def _segments_of(labels: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """A label map as segments 1, 2, ..., and their classes; 0 where there is none."""
+    classes = [int(c) for c in np.unique(labels) if c != IGNORE]
+    table = np.zeros(IGNORE + 1, np.int32)
+    table[classes] = np.arange(1, len(classes) + 1)
+    return table[labels], classes
+
+
+def _csv(columns: typing.Mapping[str, list]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(columns)
+    for row in zip(*columns.values()):
+        rows.writerow(["" if x is None else f"{x:.4f}" if isinstance(x, float) else x
+                       for x in row])
+    return text.getvalue()

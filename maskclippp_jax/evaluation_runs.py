@@ -1,0 +1,244 @@
+"""Where the results that an evaluation counts come from.
+
+A run is an iterator over pictures. It keeps the device busy: while a batch is being looked at, the
+next one is computed.
+"""
+
+import typing
+
+import jax
+import ml_collections
+import numpy as np
+
+from maskclippp_jax import (ensembles, inference, loading, mask_chain, params as parameters,
+                            segmenter, sharding)
+from maskclippp_jax.bundle_tools import at_picture_size
+from maskclippp_jax.data import mask_batches, pipeline, records
+from maskclippp_jax.data.bundles import Bundle, PictureMasks
+from maskclippp_jax.metrics import oracle
+from maskclippp_jax.metrics.instance import decode
+from maskclippp_jax.models import maskclippp
+from maskclippp_jax.postprocess import Classes, Heads, Instances
+from maskclippp_jax.segmenter import Found
+from maskclippp_jax.truth import IGNORE, Truth
+from maskclippp_jax.vocabulary import Vocabulary
+
+
+# What of a batch goes to the device.
+_ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
+              "kept", "classes")
+
+
+class Model(typing.NamedTuple):
+    """A model ready to be evaluated."""
+
+    config: maskclippp.MaskCLIPppConfig
+    params: parameters.Tree
+
+
+class Picture(typing.NamedTuple):
+    """The results of a picture."""
+
+    image_id: str
+    found: Found
+    labels: np.ndarray | None = None  # [N] true classes of its masks, -1 for empty slots
+    # For drawing, where masks are segments: image [H, W, 3], segments [H', W'].
+    view: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def heads_of(parts: typing.Sequence[str], settings: ml_collections.ConfigDict) -> Heads:
+    """Which heads the parts of an evaluation need."""
+    return Heads("semantic" in parts, "panoptic" in parts,
+                 settings.num_instances if "instances" in parts else 0)
+
+
+def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
+                  mesh: jax.sharding.Mesh, chosen: typing.Sequence[int]
+                  ) -> typing.Iterator[Picture]:
+    """Names the masks of the label maps of a semantic data set, where no two masks overlap.
+
+    They never exist as masks: only the pixels that matter are read.
+
+    Args:
+      config: the experiment.
+      model: names the masks.
+      truth: of a semantic data set.
+      mesh: to run on; active while the iterator is used.
+      chosen: numbers of the records wanted.
+    """
+    settings, image_config = config.eval, model.config.image
+    names = inference.embed_vocabulary(config, model.config, model.params, truth.vocabulary,
+                                       folder=loading.text_folder(config))
+    params, names = sharding.put((model.params, names), sharding.replicated(mesh))
+    run = inference.make_namer(model.config, semantic=True)
+    batches = pipeline.eval_batches(
+        truth.records, batch_size=_batch_size(settings, mesh), loader_min=settings.loader_min,
+        loader_max=settings.loader_max, chosen=chosen, host=jax.process_index(),
+        hosts=jax.process_count())
+
+    def start(batch):
+        sizes = inference.sizes_of(
+            batch, settings.short_side, settings.mask_short_side, max_tokens=settings.max_tokens,
+            patch=image_config.patch_size)
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens,
+                                      image_config.patch_size)
+        arrays = {k: batch[k] for k in ("image", "segments", "labels")}
+        arrays, sizes = (pipeline.to_device(x, sharding.batch_sharding(mesh))
+                         for x in (arrays, sizes._asdict()))
+        return run(params, arrays, inference.Sizes(**sizes), names, canvas)
+
+    for batch, result in _one_ahead(batches, start):
+        for b in np.flatnonzero(batch["valid"]):
+            height, width = batch["segments_size"][b]
+            found = Found(result.classes[b], result.labels[b, :height, :width], None, None)
+            rows, columns = batch["image_size"][b]
+            yield Picture(batch["image_id"][b], found, batch["labels"][b],
+                          (batch["image"][b, :rows, :columns],
+                           batch["segments"][b, :height, :width]))
+
+
+def name_true_masks(config: ml_collections.ConfigDict, model: Model, truth: Truth,
+                    parts: typing.Sequence[str], mesh: jax.sharding.Mesh,
+                    chosen: typing.Sequence[int]) -> typing.Iterator[Picture]:
+    """Names the masks of any data set, crowds and hidden ones included; see `name_segments`."""
+    counts = {i: len(truth.records[i]["table"]["id"]) for i in chosen}
+    sizes = {i: pipeline.size_of(truth.records[i]) for i in chosen}
+
+    def read(i):
+        return PictureMasks(records.decode_masks(truth.records[i]), None, None, None)
+
+    most = max(counts.values(), default=0)
+    numbers = dict(zip(truth.ids, range(len(truth.ids))))
+    for picture in _name_masks(config, model, truth, parts, mesh, None, read, sizes, most):
+        labels = np.full(len(picture.found.mask_classes), -1, np.int64)
+        classes = truth.records[numbers[picture.image_id]]["table"]["class_id"]
+        labels[:len(classes)] = classes
+        yield picture._replace(labels=labels)
+
+
+def name_bundle(config: ml_collections.ConfigDict, model: Model, truth: Truth,
+                parts: typing.Sequence[str], mesh: jax.sharding.Mesh,
+                chosen: typing.Sequence[int], bundle: Bundle) -> typing.Iterator[Picture]:
+    """Names the masks of a bundle, which must have all chosen pictures; see `name_segments`."""
+    sizes = {i: bundle.stored_size(truth.ids[i]) for i in chosen}
+    return _name_masks(config, model, truth, parts, mesh, bundle,
+                       lambda i: bundle.read(truth.ids[i]), sizes, bundle.most_masks)
+
+
+def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing.Sequence[int],
+                       bundle: Bundle) -> typing.Iterator[Picture]:
+    """Gives the masks of a bundle the best true classes they could have; no model is asked."""
+    dataset_ids = truth.vocabulary.dataset_ids
+    for i in chosen[jax.process_index()::jax.process_count()]:
+        image_id = truth.ids[i]
+        masks = at_picture_size(bundle.read(image_id), pipeline.size_of(truth.records[i])) > 0.5
+        labels = panoptic = instances = None
+        if "semantic" in parts:
+            labels = oracle.semantic(masks, truth.semantic(image_id), IGNORE)
+        if "panoptic" in parts:
+            ids, segments = oracle.panoptic(masks, *truth.panoptic(image_id))
+            panoptic = ids, [dict(s, category_id=dataset_ids.index(s["category_id"]), isthing=bool(
+                truth.categories[s["category_id"]])) for s in segments]
+        if "instances" in parts:
+            true = truth.instances(image_id)
+            shapes = [decode(t["segmentation"]) for t in true]
+            numbers, classes = oracle.instances(
+                masks, np.stack(shapes) if shapes else np.zeros((0, *masks.shape[1:]), bool),
+                np.array([dataset_ids.index(t["category_id"]) for t in true], np.int64))
+            instances = Instances(np.ones(len(numbers), np.float32), classes, masks[numbers])
+        yield Picture(image_id, Found(np.zeros(0, np.int32), labels, panoptic, instances))
+
+
+def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_masks):
+    settings, vocabulary = config.eval, truth.vocabulary
+    patch = model.config.image.patch_size
+    names = inference.embed_vocabulary(config, model.config, model.params, vocabulary,
+                                       folder=loading.text_folder(config))
+    num_columns = len(names.synonym_class)
+    seen = seen_classes(config, vocabulary)
+    weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
+    kind = bundle.kind if bundle else "none"
+    embeddings = None
+    if kind == "embeddings":
+        embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
+    opinion = segmenter.opinion_of(bundle, vocabulary, weights, embeddings)
+    classes = Classes.of(vocabulary.is_thing, num_columns, settings.object_threshold)
+    wanted = heads_of(parts, settings)
+    run = segmenter.make_segmenter(model.config, wanted, kind,
+                                   ensemble=settings.ensemble and bundle is not None)
+    shared = sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
+    batches = mask_batches.mask_batches(
+        truth.records, read, sizes, most_masks, batch_size=_batch_size(settings, mesh),
+        loader_min=settings.loader_min, loader_max=settings.loader_max, host=jax.process_index(),
+        hosts=jax.process_count())
+
+    def start(batch):
+        network = inference.network_sizes(batch["image_size"], settings.short_side,
+                                          settings.max_tokens, patch)
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens, patch)
+        if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
+            kept = (batch["stored"] if settings.mask_short_side is None else
+                    inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
+            sizes = mask_chain.given_mask_sizes(batch["stored"], kept)
+            batch = batch | sizes._asdict()
+        arrays = {k: v for k, v in batch.items() if k in _ON_DEVICE} | dict(network=network)
+        arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
+        params, names, opinion, classes = shared
+        return run(params, arrays, arrays.pop("network"), names, opinion, classes, canvas=canvas,
+                   output_canvas=batch["output_canvas"])
+
+    for batch, results in _one_ahead(batches, start):
+        for b in np.flatnonzero(batch["valid"]):
+            of_picture = jax.tree.map(lambda x: x[b], results)
+            yield Picture(batch["image_id"][b], segmenter.found_in(
+                of_picture, batch["output_size"][b], wanted, vocabulary,
+                settings.overlap_threshold))
+
+
+def seen_classes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> np.ndarray:
+    """[C] bool: which classes the experiment's `eval.seen_vocabulary` has as well."""
+    return vocabulary.seen_in(Vocabulary.load(config.eval.seen_vocabulary))
+
+
+def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
+                         num_columns: int) -> np.ndarray:
+    """[S', E]: every name as the generator's own text tower embeds it, mean over templates."""
+    if settings.generator is None:
+        raise ValueError(f"{bundle.folder} stores class embeddings; only the text tower they were "
+                         "trained with turns names into logits of theirs, so set "
+                         "config.eval.generator and config.eval.generator_weights as "
+                         "configs/eval do")
+    text_params = loading.load_text_tower(settings.generator_weights, settings.generator)
+    token_ids = loading.tokenize(settings.generator, vocabulary, bundle.classes["templates"])
+    embeddings = segmenter.mean_over_templates(
+        loading.embed_names(settings.generator, text_params, token_ids))  # [S, E]
+    if embeddings.shape[1] != bundle.width:
+        raise ValueError(f"{bundle.folder} stores class embeddings of {bundle.width} channels, the "
+                         f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
+                         "the CLIP that the generator was built on")
+    return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
+
+
+def _batch_size(settings, mesh: jax.sharding.Mesh) -> int:
+    return -(-settings.batch_size // mesh.size) * mesh.size
+
+
+def _one_ahead(batches: typing.Iterator[dict], start: typing.Callable
+               ) -> typing.Iterator[tuple[dict, typing.Any]]:
+    """Every batch with its results on this host, the next one already started."""
+    waiting = None
+    for batch in batches:
+        started = batch, start(batch)
+        if waiting:
+            yield waiting[0], jax.tree.map(_local, waiting[1])
+        waiting = started
+    if waiting:
+        yield waiting[0], jax.tree.map(_local, waiting[1])
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """The rows of a batch that belong to this host."""
+    if jax.process_count() == 1:
+        return jax.device_get(array)
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    return np.concatenate([np.asarray(s.data) for s in shards])

@@ -1,0 +1,91 @@
+"""Bundles of masks: looks at them, makes them from plain files and the other way round.
+
+    python -m maskclippp_jax.masks inspect --bundle=B --dataset=ade20k_150
+    python -m maskclippp_jax.masks from_files --masks="sam/{id}.json" --bundle=B --dataset=...
+    python -m maskclippp_jax.masks to_files --masks="out/{id}.png" --bundle=B
+    python -m maskclippp_jax.masks pictures --output=DIR --dataset=...
+
+`inspect` reads a whole bundle and, if a data set is given, compares the two. Files (.json run
+lengths, .png or .npy label maps) are described in data/mask_files.py. `pictures` writes the
+pictures of a prepared data set as files named by their ids: what the scripts in launch/export, or
+any other program, should make masks of.
+"""
+
+from absl import flags, logging
+from rich.console import Console
+from rich.table import Table
+
+from maskclippp_jax import bundle_tools, cli
+from maskclippp_jax.data import bundles, records
+
+BUNDLE = flags.DEFINE_string("bundle", None, "folder of the bundle")
+MASKS = flags.DEFINE_string("masks", None, "pattern of files of masks; {id} is a picture's id, "
+                            "characters that files cannot have encoded as in URLs")
+DATASET = flags.DEFINE_string("dataset", None, "prepared data set")
+DATA_DIR = flags.DEFINE_string("data_dir", "data", "folder of the prepared data sets")
+SPLIT = flags.DEFINE_string("split", "validation", "of the data set")
+ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures of the data set may be without "
+                                  "masks")
+OUTPUT = flags.DEFINE_string("output", None, "folder for pictures")
+
+
+def main(names):
+    commands = dict(inspect=inspect, from_files=from_files, to_files=to_files, pictures=pictures)
+    if len(names) != 1 or names[0] not in commands:
+        raise ValueError(f"got {' '.join(names) or 'no command'}, wanted one of "
+                         f"{', '.join(commands)}; see --help")
+    commands[names[0]]()
+
+
+def inspect() -> None:
+    _need("bundle")
+    bundle = bundles.Bundle(BUNDLE.value)
+    rows, missing = bundle_tools.describe(bundle, _source() if DATASET.value else None, _dataset())
+    table = Table(title=BUNDLE.value, show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if missing and not ALLOW_MISSING.value:
+        raise ValueError(f"{BUNDLE.value} lacks {bundles.some(missing)} of {_dataset()}; export "
+                         "them, or count them as void with --allow_missing")
+
+
+def from_files() -> None:
+    _need("bundle", "masks", "dataset")
+    count = bundle_tools.from_files(BUNDLE.value, MASKS.value, _source(), _dataset(),
+                                    allow_missing=ALLOW_MISSING.value)
+    logging.info("wrote %s, %d pictures", BUNDLE.value, count)
+
+
+def to_files() -> None:
+    _need("bundle", "masks")
+    bundle = bundles.Bundle(BUNDLE.value)
+    bundle_tools.to_files(bundle, MASKS.value)
+    logging.info("wrote %d files %s", len(bundle.pictures), MASKS.value)
+
+
+def pictures() -> None:
+    _need("output", "dataset")
+    bundle_tools.write_pictures(_source(), OUTPUT.value)
+    logging.info("wrote the pictures of %s to %s", _dataset(), OUTPUT.value)
+
+
+def _source() -> records.Source:
+    return records.open_source(DATA_DIR.value, DATASET.value, SPLIT.value)
+
+
+def _dataset() -> str:
+    return f"{DATASET.value} {SPLIT.value}"
+
+
+def _need(*names: str) -> None:
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise ValueError(f"got no --{name}; see --help")
+    if "masks" in names and "{id}" not in MASKS.value:
+        raise ValueError(f"--masks={MASKS.value} is one file for all pictures; write {{id}} where "
+                         "a picture's id stands")
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)

@@ -1,0 +1,86 @@
+"""The protocol of an evaluation: everything its numbers rest on, to be printed with them."""
+
+import hashlib
+import importlib.metadata
+import pathlib
+import subprocess
+import typing
+
+import ml_collections
+
+from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.truth import Truth
+from maskclippp_jax.vocabulary import Vocabulary
+
+
+def describe(config: ml_collections.ConfigDict, truth: Truth, bundle: Bundle | None, *,
+             missing: typing.Sequence[str] = (), oracle: str | None = None) -> dict:
+    """Names and values.
+
+    Args:
+      config: the experiment.
+      truth: what predictions are compared with.
+      bundle: the masks; None: those of the ground truth.
+      missing: pictures that the bundle lacks.
+      oracle: "masks" or "classes" if one of them is perfect.
+    """
+    settings = config.eval
+    protocol = dict(
+        dataset=settings.dataset, split=settings.split, pictures=len(truth.ids),
+        masks="ground truth" if bundle is None else str(bundle.folder),
+        vocabulary=_named(truth.vocabulary),
+        seen_classes_from=_named(Vocabulary.load(settings.seen_vocabulary)),
+        templates=len(config.templates), loader=f"{settings.loader_min}/{settings.loader_max}",
+        short_side=settings.short_side, max_tokens=settings.max_tokens,
+        mask_short_side=settings.mask_short_side, ensemble="off",
+        mIoU="mean over classes in the ground truth", labels="semantic maps", dtype="float32",
+        code=code_version())
+    if "panoptic" in truth.parts and "semantic" not in [s.kind for s in truth.sources.values()]:
+        protocol["labels"] = "classes of the panoptic segments"
+    if oracle:
+        protocol["oracle"] = oracle
+    if bundle is None:
+        return protocol
+    protocol["resizes"] = "masks classified as stored, then enlarged"
+    if bundle.preparation:
+        p = bundle.preparation
+        protocol.update(
+            mask_short_side=p.short_side, generator_loader=f"{p.loader_min}/{p.loader_max}",
+            generator_multiple=p.multiple)
+    if settings.ensemble and oracle != "classes":
+        protocol["ensemble"] = f"alpha {settings.alpha}, beta {settings.beta}"
+        if bundle.kind == "embeddings":
+            protocol["generator_text"] = settings.generator_weights
+    protocol.update(
+        stored_masks=bundle.masks, generator_classes=bundle.kind,
+        generator=", ".join(f"{k} {v}" for k, v in bundle.generator.items()),
+        void="none" if bundle.kind == "none" or oracle == "classes" else "of the generator",
+        missing_pictures=f"{len(missing)} count as missed" if missing else "none")
+    if "panoptic" in truth.parts:
+        protocol["thresholds"] = (f"score > {settings.object_threshold}, overlap >= "
+                                  f"{settings.overlap_threshold}")
+    if "instances" in truth.parts:
+        protocol["instances"] = f"{settings.num_instances} a picture"
+    return protocol
+
+
+def code_version() -> str:
+    """The commit of a checkout, or the version of the installed package."""
+    folder = pathlib.Path(__file__).parents[1]
+    if (folder / ".git").exists():
+        try:
+            done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
+                                  cwd=folder, capture_output=True, text=True, timeout=10)
+            if done.returncode == 0:
+                return done.stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # no git here, or a slow disk: the package's version is left
+    try:
+        return importlib.metadata.version("maskclippp_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _named(vocabulary: Vocabulary) -> str:
+    digest = hashlib.sha256(repr(vocabulary.classes).encode()).hexdigest()[:8]
+    return f"{vocabulary.name} ({digest})"

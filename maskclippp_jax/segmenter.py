@@ -1,0 +1,192 @@
+"""Naming the masks of a generator: from stored masks to label maps, segments and instances.
+
+One program for each canvas: pictures, masks and vocabularies are padded, so that neither another
+picture size within a canvas nor another vocabulary of similar size compiles anything.
+"""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskclippp_jax import config as configuration
+from maskclippp_jax import ensembles, inference, mask_chain, postprocess, sharding
+from maskclippp_jax import params as parameters
+from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.ensembles import GeneratorLogits
+from maskclippp_jax.mask_chain import MaskSizes
+from maskclippp_jax.models import maskclippp, similarity
+from maskclippp_jax.postprocess import Heads, Instances, Proposals, Results
+from maskclippp_jax.vocabulary import Vocabulary
+
+
+class Opinion(typing.NamedTuple):
+    """How the classes that a bundle stores become logits of the test classes.
+
+    What does not belong to the bundle's kind is empty.
+    """
+
+    embeddings: np.ndarray  # [S', E] float32 unit rows of names, as `inference.Names` pads them
+    void: np.ndarray        # [E] float32 unit vector
+    scale: np.ndarray       # float32 scalar, of cosines
+    lookup: np.ndarray      # [J] int32, test class of each training class
+    weights: np.ndarray     # [S'] float32, our share in the ensemble
+
+
+class Found(typing.NamedTuple):
+    """The results of one picture; None for what was not wanted."""
+
+    mask_classes: np.ndarray                       # [N] int32
+    labels: np.ndarray | None                      # [H, W] int16
+    panoptic: tuple[np.ndarray, list[dict]] | None  # see `postprocess.panoptic_segments`
+    instances: Instances | None
+
+
+def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarray,
+               embeddings: np.ndarray | None = None) -> Opinion:
+    """What the device needs to know of a bundle's classes.
+
+    Args:
+      bundle: None: masks without classes.
+      vocabulary: of the test classes.
+      weights: [S'] float32, our share in the ensemble (`ensembles.weights_of`).
+      embeddings: [S', E] of the names by the generator's own text tower, for a bundle of
+        embeddings.
+
+    Raises:
+      ValueError: the bundle's logits are of other classes.
+    """
+    none = np.zeros((len(weights), 0), np.float32)
+    void, scale, lookup = np.zeros(0, np.float32), np.float32(1), np.zeros(0, np.int32)
+    kind = bundle.kind if bundle else "none"
+    if kind == "open" and bundle.vocabulary.classes != vocabulary.classes:
+        raise ValueError(f"the logits of {bundle.folder} are of {bundle.vocabulary.num_classes} "
+                         f"other classes ({bundle.vocabulary.classes[0][0]!r}, ...) than the "
+                         f"{vocabulary.num_classes} of {vocabulary.name}; export logits of these, "
+                         "or class embeddings, which serve any vocabulary")
+    if kind == "closed":
+        lookup = vocabulary.lookup_from(bundle.vocabulary)[:-1]
+        if (lookup == vocabulary.num_classes).all():
+            raise ValueError(f"none of the {len(lookup)} classes of the logits of {bundle.folder} "
+                             f"({bundle.vocabulary.classes[0][0]!r}, ...) shares a name with a "
+                             f"class of {vocabulary.name}; they are of another vocabulary")
+        lookup = np.where(lookup == vocabulary.num_classes, len(weights), lookup).astype(np.int32)
+    if kind == "embeddings":
+        void = np.asarray(bundle.classes["void_embedding"], np.float32)
+        void, scale = void / np.linalg.norm(void), np.float32(bundle.classes["logit_scale"])
+    return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights)
+
+
+def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
+    """Unit vectors of every sentence [S, T, E] -> unit vectors of the names [S, E]."""
+    mean = embeddings.mean(1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kind: str, *,
+                   ensemble: bool, dtype=jnp.float32) -> typing.Callable[..., Results]:
+    """The jitted program `(params, batch, network, names, opinion, classes, canvas,
+    output_canvas) -> Results`.
+
+    batch is one of `data.mask_batches` on the device, network [B, 2] int32 the size at which the
+    image tower sees each picture, names and classes are the vocabulary (`inference.Names`,
+    `postprocess.Classes`); the canvases are static.
+
+    Args:
+      model_config: sizes of the model.
+      wanted: which results.
+      kind: of the bundle's classes, see `data.bundles`.
+      ensemble: whether the generator has a say in the class; its void is used in any case.
+      dtype: arithmetic of the towers.
+    """
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
+    heads = postprocess.make_heads(wanted)
+
+    @functools.partial(jax.jit, static_argnames=("canvas", "output_canvas"))
+    def segment(params, batch, network, names, opinion, classes, canvas, output_canvas):
+        model = build(params)
+        sizes = MaskSizes(*(batch[k] for k in ("stored", "enlarged", "kept")))
+        valid = batch["mask_valid"]
+        masks = jnp.where(valid[..., None, None], mask_chain.probabilities(batch["masks"]), 0.0)
+        image = jax.vmap(
+            lambda image, picture, network: inference.to_network_size(
+                image, picture, network, canvas))(batch["image"], batch["image_size"], network)
+        grid_masks = jax.vmap(
+            lambda masks, sizes, network: mask_chain.to_grid(masks, sizes, network, patch, canvas)
+        )(masks, sizes, network)
+        features = model.encode_image(image, network, grid_masks)
+        name_logits = model.classify(features, names.embeddings)
+        logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
+        generator, of_test_classes = generator_logits(
+            kind, batch.get("classes"), names.synonym_class, opinion)
+        if ensemble:
+            logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
+        scores = ensembles.scores(logits, generator, valid)
+        proposals = Proposals(masks, valid, sizes, batch["output_size"], scores)
+        results = heads(proposals, classes, canvas=output_canvas)
+        return jax.tree.map(sharding.constrain_batch, results)
+
+    return segment
+
+
+def generator_logits(kind: str, stored: jax.Array | None, synonym_class: jax.Array,
+                     opinion: Opinion) -> tuple[GeneratorLogits | None, jax.Array | None]:
+    """The generator's logits of its own classes, and those of the test classes.
+
+    Args:
+      kind: of the bundle's classes.
+      stored: [B, N, X] float32.
+      synonym_class: [S'] int32, see `inference.Names`.
+      opinion: see there.
+
+    Returns:
+      Logits of its own classes and void, and [B, N, S'] float32, -inf where it has none; None for
+      masks without classes.
+    """
+    if kind == "none":
+        return None, None
+    num_columns = len(synonym_class)
+    if kind == "embeddings":
+        embeddings = similarity.unit(stored)  # [B, N, E]
+        name_logits = opinion.scale * jnp.einsum("bne,se->bns", embeddings, opinion.embeddings,
+                                                 precision="highest")
+        void = opinion.scale * jnp.einsum("bne,e->bn", embeddings, opinion.void,
+                                          precision="highest")
+        classes = maskclippp.class_logits(name_logits, synonym_class)
+        return GeneratorLogits(classes, void), classes
+    own = GeneratorLogits(stored[..., :-1], stored[..., -1])
+    if kind == "closed":
+        return own, ensembles.logits_of_test_classes(own, opinion.lookup, num_columns)
+    missing = [(0, 0), (0, 0), (0, num_columns - own.classes.shape[-1])]
+    classes = jnp.pad(own.classes, missing, constant_values=-jnp.inf)
+    return GeneratorLogits(classes, own.void), classes
+
+
+def found_in(results: Results, size: typing.Sequence[int], wanted: Heads, vocabulary: Vocabulary,
+             overlap_threshold: float) -> Found:
+    """One picture's results, from its row of what the device returned.
+
+    Args:
+      results: numpy arrays of one picture.
+      size: its true (height, width).
+      wanted: which results there are.
+      vocabulary: of the classes.
+      overlap_threshold: see `postprocess.panoptic_segments`.
+    """
+    height, width = size
+    labels = panoptic = instances = None
+    if wanted.semantic:
+        labels = results.labels[:height, :width]
+    if wanted.panoptic:
+        panoptic = postprocess.panoptic_segments(
+            results.facts.winner[:height, :width], results.facts.covered, results.categories,
+            vocabulary.is_thing, overlap_threshold)
+    if wanted.num_instances:
+        instances = postprocess.instances(
+            results.instance_scores, results.instance_classes, results.instance_masks,
+            results.facts.bits, (height, width))
+    return Found(results.categories, labels, panoptic, instances)

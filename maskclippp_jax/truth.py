@@ -1,0 +1,123 @@
+"""The ground truth of an evaluation: one prepared data set, or several of the same pictures.
+
+The kind of a data set decides what it is the truth of. ADE20K, for example, has label maps,
+panoptic segments and instances in three data sets; a table of all results needs all three.
+"""
+
+import typing
+
+import numpy as np
+
+from maskclippp_jax.data import bundles, records
+from maskclippp_jax.metrics import instance
+
+IGNORE = 65535  # pixels without a class
+KINDS = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
+
+
+class Truth:
+    """Random access to the truth of pictures.
+
+    Attributes:
+      what: the data sets and their split, for messages.
+      sources: as given.
+      records, vocabulary: of the first data set, whose pictures are evaluated; predictions are its
+        classes.
+      ids: of its pictures, in order.
+      parts: what there is truth of, some of "semantic", "panoptic" and "instances".
+    """
+
+    def __init__(self, sources: typing.Mapping[str, records.Source], split: str):
+        """Puts data sets together.
+
+        Args:
+          sources: by their names; one of each kind at most.
+          split: of all.
+
+        Raises:
+          ValueError: two data sets of one kind, other classes, or pictures that one of them lacks.
+        """
+        self.what, self.sources = f"{', '.join(sources)} {split}", dict(sources)
+        first, *others = sources.values()
+        self.records, self.vocabulary = first.records, first.vocabulary
+        self.ids = [records.id_of(first.records[i]) for i in range(len(first.records))]
+        self._of: dict[str, tuple[records.Source, dict[str, int]]] = {}
+        for name, source in sources.items():
+            part = KINDS[source.kind]
+            if part in self._of:
+                raise ValueError(f"{self.what} has two data sets of the kind {source.kind}; give "
+                                 "one of each kind at most")
+            rows = {records.id_of(source.records[i]): i for i in range(len(source.records))}
+            missing = [i for i in self.ids if i not in rows]
+            if missing:
+                raise ValueError(f"{name} lacks {bundles.some(missing)} of the {len(self.ids)} of "
+                                 f"{next(iter(sources))}; give data sets of the same pictures")
+            ids = self.vocabulary.dataset_ids
+            fits = (set(source.vocabulary.dataset_ids) <= set(ids) if part == "instances"
+                    else source.vocabulary.dataset_ids == ids)
+            if not fits:
+                raise ValueError(f"{name} has the classes of {source.vocabulary.name}, "
+                                 f"{next(iter(sources))} those of {self.vocabulary.name}; give "
+                                 "data sets of the same classes")
+            self._of[part] = source, rows
+        self.parts = [part for part in KINDS.values() if part in self._of]
+        if "panoptic" in self._of and "semantic" not in self._of:
+            self.parts.insert(0, "semantic")
+
+    @property
+    def categories(self) -> dict[int, bool]:
+        """For each id that the panoptic data set gives to a category whether it is a thing."""
+        return dict(zip(self.vocabulary.dataset_ids, self.vocabulary.is_thing))
+
+    @property
+    def instance_categories(self) -> list[int]:
+        """The ids that the data set of instances gives to its things."""
+        vocabulary = self._of["instances"][0].vocabulary
+        return [i for i, thing in zip(vocabulary.dataset_ids, vocabulary.is_thing) if thing]
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each picture."""
+        return records.sizes_of(self.records)
+
+    def semantic(self, image_id: str) -> np.ndarray:
+        """[H, W] int32 classes, `IGNORE` where there is none; of panoptic truth if need be."""
+        part = "semantic" if "semantic" in self._of else "panoptic"
+        return records.decode_classes(self.record(image_id, part), IGNORE)
+
+    def panoptic(self, image_id: str) -> tuple[np.ndarray, list[dict]]:
+        """[H, W] ids of segments (0 = nothing), and what `PanopticQuality` wants of each."""
+        record = self.record(image_id, "panoptic")
+        table, ids = record["table"], self.vocabulary.dataset_ids
+        segments = [
+            dict(id=int(i), category_id=ids[c], iscrowd=int(crowd), area=float(area))
+            for i, c, crowd, area in zip(*(table[k] for k in ("id", "class_id", "is_crowd",
+                                                              "area")))]
+        return records.decode_segments(record["segments"]).astype(np.int64), segments
+
+    def instances(self, image_id: str) -> list[dict]:
+        """What `InstanceSegmentation` wants of each instance.
+
+        Raises:
+          ValueError: the truth is that of LVIS, which is scored by other rules.
+        """
+        record = self.record(image_id, "instances")
+        if len(record["negative_classes"]) or len(record["not_exhaustive_classes"]):
+            raise ValueError(f"{self.what} lists classes that are not annotated in every picture "
+                             "(LVIS); its federated AP is not offered, save the predictions and "
+                             "score them with the lvis package")
+        table, ids = record["table"], self._of["instances"][0].vocabulary.dataset_ids
+        rows = zip(records.decode_masks(record), *(table[k] for k in (
+            "class_id", "is_thing", "is_crowd", "area")))
+        return [dict(category_id=ids[c], segmentation=instance.encode(mask), iscrowd=int(crowd),
+                     area=float(area)) for mask, c, thing, crowd, area in rows if thing]
+
+    def record(self, image_id: str, part: str) -> dict:
+        """A picture's record in the data set that is the truth of a part."""
+        source, rows = self._of[part]
+        return source.records[rows[image_id]]
+
+
+def open_truth(data_dir: str, names: str, split: str) -> Truth:
+    """Opens prepared data sets, their names separated by commas."""
+    return Truth({name: records.open_source(data_dir, name, split)
+                  for name in names.split(",")}, split)

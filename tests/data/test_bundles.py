@@ -1,0 +1,261 @@
+"""Bundles of masks: written, read, refused; plain files of masks."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from maskclippp_jax import bundle_tools
+from maskclippp_jax.data import build, bundle_writer, bundles, images, mask_files, records
+from maskclippp_jax.vocabulary import Vocabulary
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIZES = {"a": (40, 50), "b/c": (50, 40)}
+PREPARATION = dict(loader_min=20, loader_max=100, short_side=32, multiple=16)
+# Of SIZES under PREPARATION; the long side is 40 pixels, padded to 48.
+WAY = {"a": ((40, 50), (20, 25), (32, 40), (32, 48)),
+       "b/c": ((50, 40), (25, 20), (40, 32), (48, 32))}
+EMBEDDINGS = dict(kind="embeddings", void_embedding=[0.5] * 3, logit_scale=10.0, templates=["{}"])
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("a.json", "{", "is no list of objects"), ("a.json", "[{}]", "is no list of objects"),
+    ("a.npy", "x", "is no array"), ("a.png", "x", "cannot be read as a picture"),
+    ("a.txt", "x", "wanted one of .json"), ("a.jpg", "x", "wanted one of .json")])
+def test_files_without_masks_are_refused(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=says):
+        mask_files.read_masks(str(tmp_path / name), (5, 7))
+
+
+def write_bundle(folder, kind="logits", classes=None, names=SIZES, seed=0, finish=True):
+    """A bundle of two pictures with 3 and 0 masks; returns the masks by id."""
+    rng, given = np.random.default_rng(seed), {}
+    classes = classes or dict(kind="none")
+    writer = bundle_writer.Writer(folder, masks=kind, classes=classes, generator=dict(name="test"),
+                                  preparation=PREPARATION)
+    for name in names:
+        count = 3 * (name == "a")
+        height, width = WAY[name][3]
+        given[name] = rng.normal(size=(count, height // 4, width // 4), scale=3)
+        if kind == "probabilities":
+            given[name] = 1 / (1 + np.exp(-given[name]))
+        elif kind == "binary":
+            given[name] = rng.random((count, 9, 13)) > 0.5
+        columns = {"embeddings": 3, "closed": 3, "open": 3, "none": 0}[classes["kind"]]
+        writer.add(name, given[name], WAY[name],
+                   rng.normal(size=(count, columns)) if columns else None)
+    if finish:
+        writer.finish()
+    return given
+
+
+@pytest.mark.parametrize("kind, atol", [("logits", 5e-3), ("probabilities", 1 / 510 + 1e-6),
+                                        ("binary", 0)])
+def test_what_is_written_is_read(tmp_path, kind, atol):
+    given = write_bundle(tmp_path / "b", kind, EMBEDDINGS)
+    bundle = bundles.Bundle(tmp_path / "b")
+    assert bundle.most_masks == 3 and bundle.width == 3
+    for name, masks_ in given.items():
+        found = bundle.read(name)
+        values = found.masks / np.float32(255) if kind == "probabilities" else found.masks
+        np.testing.assert_allclose(values.astype(np.float32), masks_.astype(np.float32),
+                                   atol=atol, rtol=1e-3 * (kind == "logits"))
+        assert found.classes.shape == (len(masks_), 3)
+        assert (found.kept, found.enlarged) == (
+            (None, None) if kind == "binary" else WAY[name][2:])
+
+
+def test_logits_beyond_float16_stay_finite(tmp_path):
+    writer = bundle_writer.Writer(tmp_path, masks="logits", classes=dict(kind="none"),
+                                  generator={}, preparation=PREPARATION)
+    writer.add("a", np.full((1, 8, 12), 1e6), WAY["a"])
+    writer.finish()
+    assert np.isfinite(bundles.Bundle(tmp_path).read("a").masks).all()
+
+
+def test_a_stopped_bundle_goes_on(tmp_path):
+    write_bundle(tmp_path / "b", names=["a"], finish=False)
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        bundles.Bundle(tmp_path / "b")
+    writer = bundle_writer.Writer(tmp_path / "b", masks="logits", classes=dict(kind="none"),
+                                  generator={}, preparation=PREPARATION)
+    assert writer.has("a") and not writer.has("b/c")
+    write_bundle(tmp_path / "b", names=["b/c"])
+    assert list(bundles.Bundle(tmp_path / "b").pictures) == ["a", "b/c"]
+    with pytest.raises(FileExistsError, match="holds a finished bundle"):
+        write_bundle(tmp_path / "b")
+
+
+def change(folder, **new):
+    """Writes other arrays into the file of picture a; None removes one."""
+    file = bundle_writer.file_of(folder, "a")
+    with np.load(file) as old:
+        arrays = {k: v for k, v in (dict(old) | new).items() if v is not None}
+    np.savez(file, **arrays)
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path):
+    closed = dict(kind="closed", vocabulary=[["x"], ["y", "z"]])
+    for number, (new, says) in enumerate([
+            (dict(mask_logits=np.zeros((3, 8, 10), np.float16), mask_logit_bytes=None),
+             "masks of 8x10, but the padded input of 32x48 has 8x12 cells .* whole padded input"),
+            (dict(mask_logits=np.full((3, 8, 12), np.nan, np.float16)),
+             r"mask 0 \(3 in all\) holds NaN"),
+            (dict(class_logits=np.zeros((3, 4), np.float32)),
+             "shape .3, 4., wanted .3, 3.: .* 2 classes of its vocabulary and void"),
+            (dict(class_logits=None), "holds no class_logits"),
+            (dict(class_logits=np.full((3, 3), np.nan)), "class_logits holds NaN"),
+            (dict(mask_logit_bytes=None), "no masks of the kind 'logits'"),
+            (dict(mask_logits=np.zeros((2, 8, 12), np.float16)), "2 masks, the manifest says 3")]):
+        write_bundle(tmp_path / f"{number}", classes=closed)
+        change(tmp_path / f"{number}", **new)
+        with pytest.raises(ValueError, match=says):
+            bundles.Bundle(tmp_path / f"{number}").read("a")
+
+
+def test_a_file_that_is_cut_short_is_named(tmp_path):
+    write_bundle(tmp_path)
+    file = bundle_writer.file_of(tmp_path, "a")
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="a.npz is no npz file"):
+        bundles.Bundle(tmp_path).read("a")
+
+
+def test_many_threads_may_read(tmp_path):
+    write_bundle(tmp_path)
+    bundle = bundles.Bundle(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(bundle.read, ["a"] * 400))
+    assert all(np.array_equal(f.masks, found[0].masks) for f in found)
+
+
+@pytest.mark.parametrize("change_, says", [
+    (lambda m: m["pictures"]["a"].update(padded=[48, 64]), "padded size .48, 64., but .*32, 48"),
+    (lambda m: m["pictures"]["a"].update(resized=[32, 41]), "resized size .32, 41."),
+    (lambda m: m["preparation"].update(multiple=32), r"gives \[32, 64\]"),
+    (lambda m: m.pop("generator"), "does not say 'generator'"),
+    (lambda m: m.update(version=7), "wanted .'maskclippp masks', 1."),
+    (lambda m: m["classes"].update(kind="x"), "classes of the kind 'x'")])
+def test_manifests_that_contradict_themselves_are_refused(tmp_path, change_, says):
+    write_bundle(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    change_(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=says):
+        bundles.Bundle(tmp_path)
+
+
+def test_pictures_of_another_data_set_are_named(tmp_path):
+    write_bundle(tmp_path)
+    bundle = bundles.Bundle(tmp_path)
+    check = lambda sizes, **kw: bundle.check_pictures(sizes, "x", **dict(allow_missing=False) | kw)
+    assert check(SIZES) == []
+    with pytest.raises(ValueError, match="none of the 1 pictures of x"):
+        check({"z": (4, 4)})
+    with pytest.raises(ValueError, match=r"lacks 1 picture \(d\) of the 3 of x"):
+        check(SIZES | {"d": (4, 4)})
+    assert check(SIZES | {"d": (4, 4)}, allow_missing=True) == ["d"]
+    with pytest.raises(ValueError, match=r"other sizes than x for 1 picture \(a\): \(40, 50\)"):
+        check(SIZES | {"a": (50, 40)})
+
+
+def make_record(name):
+    height, width = SIZES[name]
+    picture = images.encode_png(np.full((height, width, 3), 9, np.uint8))
+    return [records.semantic_record(picture, name, np.zeros((height, width), int), [True, False])]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("some data")
+    build.build(str(folder), "two", Vocabulary.from_text("x\ny\n", "two"), "semantic",
+                build.Reading(dict(validation=list(SIZES)), make_record), description="test",
+                own_names=True)
+    return folder
+
+
+def command(*line, cwd=ROOT):
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT))
+    return subprocess.run([sys.executable, "-m", "maskclippp_jax.masks", *line], cwd=cwd,
+                          env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def source(data):
+    return records.open_source(str(data), "two", "validation")
+
+
+def test_inspect_prints_a_bundle_and_names_what_is_missing(tmp_path, data):
+    write_bundle(tmp_path / "b", classes=dict(kind="closed", vocabulary=[["x"], ["q"]]))
+    done = command("inspect", f"--bundle={tmp_path}/b", f"--data_dir={data}", "--dataset=two")
+    assert done.returncode == 0, done.stderr
+    for line in ("closed, 3 columns", "2 of 2", "1 of 2", "0 ... 3, mean 1.5", "short_side 32"):
+        assert line in done.stdout
+    write_bundle(tmp_path / "less", names=["a"])
+    done = command("inspect", f"--bundle={tmp_path}/less", f"--data_dir={data}", "--dataset=two")
+    assert done.returncode == 2 and "lacks 1 picture (b/c)" in done.stderr
+    assert done.stderr.count("\n") == 1 and "1 of 2" in done.stdout
+
+
+@pytest.mark.parametrize("ending", [".json", ".png", ".npy"])
+def test_files_to_a_bundle_and_back(tmp_path, source, ending):
+    given = {}
+    for n, (name, size) in enumerate(SIZES.items()):
+        given[name] = np.zeros((2, *size), np.float32)
+        given[name][0, :10 + n], given[name][1, 20:, 5:] = 1, 1
+        file = tmp_path / f"in/{name.replace('/', '%2F')}{ending}"
+        file.parent.mkdir(exist_ok=True)
+        mask_files.write_masks(file, given[name])
+    bundle_tools.from_files(f"{tmp_path}/b", f"{tmp_path}/in/{{id}}{ending}", source, "two",
+                            allow_missing=False)
+    bundle = bundles.Bundle(tmp_path / "b")
+    assert bundle_tools.describe(bundle, source, "two")[1] == []
+    bundle_tools.to_files(bundle, f"{tmp_path}/out/{{id}}.json")
+    for name, size in SIZES.items():
+        got = mask_files.read_masks(f"{tmp_path}/out/{name.replace('/', '%2F')}.json", size)
+        if ending != ".json":  # the number 0 is a mask like any other
+            np.testing.assert_array_equal(got[0], given[name].sum(0) == 0)
+            got = got[1:]
+        np.testing.assert_array_equal(got, given[name] > 0.5)
+
+
+def test_masks_of_a_generator_leave_at_the_size_of_the_picture(tmp_path):
+    """As `jax.image.resize` enlarges probabilities, crops and resizes them."""
+    given = write_bundle(tmp_path)["a"]
+    got = bundle_tools.at_picture_size(bundles.Bundle(tmp_path).read("a"), (40, 50))
+    resize = lambda x, size: jax.image.resize(x, (3, *size), "linear", antialias=False)
+    logits = given.astype(np.float16).astype(np.float32)
+    wanted = resize(resize(jax.nn.sigmoid(logits), (32, 48))[:, :32, :40], (40, 50))
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_pictures_leave_under_their_ids(tmp_path, source):
+    bundle_tools.write_pictures(source, str(tmp_path))
+    assert images.read_image(str(tmp_path / "b%2Fc.png")).shape == (50, 40, 3)
+
+
+def test_missing_files_are_named(tmp_path, source):
+    mask_files.write_masks(tmp_path / "a.png", np.zeros((1, 40, 50)))
+    write = lambda pattern, allow: bundle_tools.from_files(
+        f"{tmp_path}/b", f"{tmp_path}/{pattern}", source, "two", allow_missing=allow)
+    with pytest.raises(ValueError, match=r"no masks of 1 picture \(b/c\) of the 2 of two"):
+        write("{id}.png", False)
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(FileNotFoundError, match="no file for any picture of two"):
+        write("x{id}.png", True)
+    assert write("{id}.png", True) == 1
+
+
+@pytest.mark.parametrize("line, says", [
+    (["look"], "got look, wanted one of inspect"), (["inspect", "--bundle=."], "no bundle in"),
+    (["to_files", "--bundle=b", "--masks=m.png"], "is one file for all")])
+def test_wrong_lines_end_in_one_sentence(tmp_path, line, says):
+    done = command(*line, cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
