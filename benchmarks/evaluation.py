@@ -41,7 +41,9 @@ def main(argv):
     for model in MODELS.value:
         for num_masks in measuring.MASKS.value:
             for num_classes in measuring.CLASSES.value:
-                table.add_row(*measure(model, num_masks, num_classes))
+                row = measure(model, num_masks, num_classes)
+                print(*row, sep="\t", flush=True)  # each takes a while
+                table.add_row(*row)
     Console().print(table)
 
 

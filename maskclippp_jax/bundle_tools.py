@@ -9,7 +9,8 @@ import numpy as np
 from rich.progress import track
 
 from maskclippp_jax import mask_chain
-from maskclippp_jax.data import bundle_writer, bundles, coco_files, mask_files, records
+from maskclippp_jax.data import (bundle_writer, bundles, coco_files, mask_files, pipeline,
+                                 records)
 from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
 
@@ -131,8 +132,14 @@ def at_picture_size(found: bundles.PictureMasks, size: typing.Sequence[int]) -> 
     stored = np.array(found.masks.shape[1:], np.int32)
     enlarged, kept = (stored if x is None else np.array(x, np.int32)
                       for x in (found.enlarged, found.kept))
-    return np.asarray(_resize(found.masks, MaskSizes(stored, enlarged, kept),
-                              np.array(size, np.int32), canvas=tuple(size)))
+    # Padded, so that pictures of many sizes need few programs.
+    up = lambda n, multiple: -(-n // multiple) * multiple
+    canvas = tuple(up(side, pipeline.CANVAS) for side in size)
+    masks = np.pad(found.masks, [(0, up(n, multiple) - n) for n, multiple in zip(
+        found.masks.shape, (8, 16, 16))])
+    full = _resize(masks, MaskSizes(stored, enlarged, kept), np.array(size, np.int32),
+                   canvas=canvas)
+    return np.asarray(full)[:len(found.masks), :size[0], :size[1]]
 
 
 @functools.partial(jax.jit, static_argnames="canvas")

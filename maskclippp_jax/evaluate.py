@@ -65,14 +65,21 @@ CHECKPOINTS = flags.DEFINE_string("checkpoints", "checkpoints", "of a suite: fol
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "of a suite: folder of the prepared data sets")
 ROWS = flags.DEFINE_list("rows", [], "of a suite: these rows only")
 
+_SUITE = ("bundles", "checkpoints", "data_dir", "rows")
+_NO_SUITE = ("config", "checkpoint", "bundle", "oracle", "interpolate", "save_predictions")
 _PERFECT = "perfect classes"  # what stands for a model with --oracle=classes
 
 
 def main(argv):
     del argv
+    for flag in _NO_SUITE if SUITE.value else _SUITE:
+        if flags.FLAGS[flag].present:
+            raise ValueError(f"--{flag} is not for a suite, whose rows decide that" if SUITE.value
+                             else f"--{flag} is for --suite; an experiment takes --checkpoint, "
+                             "--bundle and --config.data_dir")
     if SUITE.value:
-        if not WORKDIR.value or CONFIG.value is not None:
-            raise ValueError("--suite takes --workdir and no --config; see --help")
+        if not WORKDIR.value:
+            raise ValueError("got no --workdir; give the folder for the results")
         evaluation_suite.run(
             epath.Path(WORKDIR.value).absolute(), bundles=BUNDLES.value,
             checkpoints=CHECKPOINTS.value, data_dir=DATA_DIR.value, rows=ROWS.value,
@@ -226,7 +233,7 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
         else:
             pictures = runs.name_true_masks(config, model, truth, parts, mesh, chosen)
         start = time.monotonic()
-        with jax.set_mesh(mesh), Bar(transient=True) as bar:
+        with jax.set_mesh(mesh), Bar(transient=True, disable=host > 0) as bar:
             task = bar.add_task("evaluating", total=len(chosen))
             for picture in pictures:
                 evaluation.add(picture.image_id, picture.found, picture.labels)

@@ -23,7 +23,6 @@ from maskclippp_jax.segmenter import Found
 from maskclippp_jax.truth import IGNORE, Truth
 from maskclippp_jax.vocabulary import Vocabulary
 
-
 # What of a batch goes to the device.
 _ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
               "kept", "classes")
@@ -183,8 +182,9 @@ def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_mas
             batch = batch | sizes._asdict()
         arrays = {k: v for k, v in batch.items() if k in _ON_DEVICE} | dict(network=network)
         arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
+        network = arrays.pop("network")
         params, names, opinion, classes = shared
-        return run(params, arrays, arrays.pop("network"), names, opinion, classes, canvas=canvas,
+        return run(params, arrays, network, names, opinion, classes, canvas=canvas,
                    output_canvas=batch["output_canvas"])
 
     for batch, results in _one_ahead(batches, start):
@@ -230,15 +230,7 @@ def _one_ahead(batches: typing.Iterator[dict], start: typing.Callable
     for batch in batches:
         started = batch, start(batch)
         if waiting:
-            yield waiting[0], jax.tree.map(_local, waiting[1])
+            yield waiting[0], jax.tree.map(sharding.local_rows, waiting[1])
         waiting = started
     if waiting:
-        yield waiting[0], jax.tree.map(_local, waiting[1])
-
-
-def _local(array: jax.Array) -> np.ndarray:
-    """The rows of a batch that belong to this host."""
-    if jax.process_count() == 1:
-        return jax.device_get(array)
-    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
-    return np.concatenate([np.asarray(s.data) for s in shards])
+        yield waiting[0], jax.tree.map(sharding.local_rows, waiting[1])

@@ -258,7 +258,6 @@ def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, 
     Args:
       canvases: of each picture.
       batch_size: pictures a step over all hosts.
-      host: number of this host.
       hosts: how many there are; must divide `batch_size`.
 
     Returns:
@@ -270,7 +269,7 @@ def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, 
     groups: dict[tuple, list[int]] = {}
     for i, canvas in canvases.items():
         groups.setdefault(canvas, []).append(i)
-    share, jobs = batch_size // hosts, []
+    jobs = []
     for canvas, numbers in sorted(groups.items()):
         members = [(i, True) for i in numbers]
         members += [(numbers[0], False)] * (-len(members) % batch_size)

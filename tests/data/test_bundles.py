@@ -253,9 +253,7 @@ def test_missing_files_are_named(tmp_path, source):
     assert write("{id}.png", True) == 1
 
 
-@pytest.mark.parametrize("line, says", [
-    (["look"], "got look, wanted one of inspect"), (["inspect", "--bundle=."], "no bundle in"),
-    (["to_files", "--bundle=b", "--masks=m.png"], "is one file for all")])
-def test_wrong_lines_end_in_one_sentence(tmp_path, line, says):
-    done = command(*line, cwd=tmp_path)
-    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
+def test_a_wrong_line_ends_in_one_sentence(tmp_path):
+    done = command("inspect", "--bundle=.", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: no bundle in")
+    assert done.stderr.count("\n") == 1
