@@ -44,7 +44,9 @@ def base() -> ml_collections.ConfigDict:
         ignore_empty=True,      # masks that down-sampling loses do not count
         temperature=1.0)
     config.ema_decay = 0.0      # of a moving average of what is tuned, kept beside it; 0: none
-    config.eval = dict(batch_size=1)
+    config.eval = dict(
+        batch_size=1,
+        max_tokens=0)           # pictures at most so many patches, for NaFlex; 0: by short_side
     return config
 
 

@@ -1,9 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes .venv in the project's folder if it is missing or out of
-# date, and puts it first on the path. PYTHON chooses the interpreter (3.11 or 3.12).
+# date, and puts it first on the path. PYTHON chooses the interpreter (3.11 or 3.12), the variable
+# `extra` names what is installed beside the requirements, such as jax[tpu].
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$project" || exit 1
 stamp="$project/.venv/.installed"
-wanted="$(cat requirements.txt pyproject.toml | cksum)"
+wanted="$(cat requirements.txt pyproject.toml | cksum)${extra:+ $extra}"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   python="${PYTHON:-}"
   if [ -z "$python" ]; then
@@ -22,7 +24,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "setting up .venv (a few minutes the first time)"
   "$python" -m venv "$project/.venv" || exit 1
   "$project/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -r requirements.txt -e '.[test]' || exit 1
+    -r requirements.txt -e '.[test]' ${extra:+"$extra"} || exit 1
   echo "$wanted" > "$stamp"
 fi
 export PATH="$project/.venv/bin:$PATH"

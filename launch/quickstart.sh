@@ -2,7 +2,7 @@
 # Sets up its own environment and shows the method on generated scenes, in a few minutes on a CPU:
 # tunes the small CLIP on ground-truth masks and on degraded ones, and compares both with the
 # untouched one. Can be stopped and started again; everything it makes is in data/ and runs/.
-set -eu
+set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 config=configs/quickstart.py
 python -m maskclippp_jax.prepare scenes scenes_seen --data_dir=data

@@ -3,18 +3,23 @@
 A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `parameters.json`
 (what learns, how fast, with which decay), `metrics.jsonl`, TensorBoard events, and
 `checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a temporary folder and
-renamed. The position in the data needs no file of its own: it follows from the seed and the step.
+renamed. With it go checksums of all arrays, as the file format does not notice every byte that a
+disk changes. The position in the data needs no file of its own: it follows from the seed and the
+step.
 """
 
 import json
+import math
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from maskclippp_jax import config as configuration
+from maskclippp_jax import hosts
 from maskclippp_jax import params as parameters
 
 # What may differ between two starts of the same run.
@@ -29,7 +34,7 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     """
     wanted = configuration.to_json(config)
     file = workdir / "config.json"
-    if file.exists():
+    if hosts.agree(str(file), file.exists()):
         found = json.loads(file.read_text())
         differing = [k for k in sorted(set(_flat(found)) | set(_flat(wanted)))
                      if k not in _FREE_KEYS and _flat(found).get(k) != _flat(wanted).get(k)]
@@ -43,8 +48,7 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run (no config.json); take an empty "
                          "or a new --workdir")
-    if jax.process_count() > 1:  # all have looked before the first one writes
-        multihost_utils.sync_global_devices("open_run")
+    hosts.wait_for_all("open_run")  # all have looked before the first one writes
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "vocabulary.txt", vocabulary_text)
@@ -65,31 +69,97 @@ def _flat(tree, prefix=""):
             for k, v in _flat(child, f"{prefix}{name}/").items()}
 
 
-def open_checkpoints(workdir: epath.Path, keep: int = 2) -> ocp.training.Checkpointer:
-    """The checkpoints of a run, newest `keep` kept; use as a context manager, or close it."""
+def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
+                     ) -> ocp.training.Checkpointer:
+    """The checkpoints of a run; use as a context manager, or close it.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest are kept.
+      write: whether the run itself asks, which removes what a killed run left half saved.
+    """
     policies = ocp.training.preservation_policies
     return ocp.training.Checkpointer(
-        workdir / "checkpoints", cleanup_tmp_directories=True,
+        workdir / "checkpoints", cleanup_tmp_directories=write,
         preservation_policy=policies.LatestN(keep),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 
 
 def save(checkpoints: ocp.training.Checkpointer, state: dict, step: int) -> None:
     """Saves in the background; the state may be donated at once."""
-    checkpoints.save_checkpointables_async(step, dict(state=state), force=True)
+    sums = {path: int(x) for path, x in jax.device_get(_checksums(state)).items()}
+    checkpoints.save_checkpointables_async(step, dict(state=state), force=True,
+                                           custom_metadata=dict(checksums=sums))
 
 
-def restore(checkpoints: ocp.training.Checkpointer, state: dict) -> dict | None:
-    """Newest saved state, laid out like `state` (arrays or shapes with shardings); None if none.
+def restore(workdir: epath.Path, state: dict) -> dict | None:
+    """Newest saved state that is sound, laid out like `state`; None if nothing was saved.
+
+    Damaged checkpoints are put aside, into the folder `damaged`, with a warning each.
+
+    Args:
+      workdir: the run's folder.
+      state: arrays, or shapes with shardings.
 
     Raises:
-      ValueError: the saved state has other arrays than `state`.
+      ValueError: there are checkpoints, but none can be used.
     """
-    if checkpoints.latest is None:
+    if not hosts.agree(str(workdir / "checkpoints"), (workdir / "checkpoints").exists()):
         return None
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    return checkpoints.load_checkpointables(checkpoints.latest.step, dict(state=like))["state"]
+    found, problems = None, {}
+    with open_checkpoints(workdir, write=False) as checkpoints:
+        for step in sorted((c.step for c in checkpoints.checkpoints), reverse=True):
+            try:
+                found = checkpoints.load_checkpointables(step, dict(state=like))["state"]
+                _verify(checkpoints, step, found)
+                break
+            except Exception as error:  # a broken file may raise anything in Orbax
+                found, problems[step] = None, " ".join(str(error).split())[:300]
+    if problems and found is None:
+        raise ValueError(f"no checkpoint in {workdir / 'checkpoints'} can be read ("
+                         + "; ".join(f"step {s}: {p}" for s, p in problems.items())
+                         + "); take a copy of it, or another --workdir to start anew")
+    for step, problem in problems.items():
+        logging.warning("the checkpoint of step %d is damaged (%s); it is now in %s, and the run "
+                        "falls back to the one before", step, problem, workdir / "damaged")
+        if jax.process_index() == 0:
+            aside = workdir / "damaged" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                aside.rmtree()
+            (workdir / "checkpoints" / str(step)).rename(aside)
+    hosts.wait_for_all("restore")
+    return found
+
+
+def _verify(checkpoints: ocp.training.Checkpointer, step: int, loaded: dict) -> None:
+    """Compares loaded parts of a checkpoint with what was saved.
+
+    Raises:
+      ValueError: an array has changed.
+    """
+    stored = (checkpoints.metadata(step).custom_metadata or {}).get("checksums", {})
+    for path, found in jax.device_get(_checksums(loaded)).items():
+        if stored.get(path) != found:
+            raise ValueError(f"the array {path} is not what was saved")
+
+
+@jax.jit
+def _checksums(tree: parameters.Tree) -> dict[str, jax.Array]:
+    """A checksum of each array, which any change of one number changes; the same on every mesh."""
+
+    def of(x):
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        # Odd weights, other ones at every place; no flattening, which would move sharded arrays.
+        place = sum((jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+                     * jnp.uint32(math.prod(x.shape[axis + 1:])) for axis in range(x.ndim)),
+                    start=jnp.uint32(0))
+        return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+
+    return {path: of(x) for path, x in parameters.flatten(tree).items()}
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
@@ -119,11 +189,11 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
 
     Raises:
       FileNotFoundError: no checkpoint in it yet.
-      ValueError: the checkpoint has other parameters; all differences are listed.
+      ValueError: the checkpoint has other parameters (all differences are listed), or is damaged.
     """
     if not (workdir / "checkpoints").exists():
         raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
-    with open_checkpoints(workdir) as checkpoints:
+    with open_checkpoints(workdir, write=False) as checkpoints:
         if checkpoints.latest is None:
             raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
                                     "`train` again with the same --config and --workdir")
@@ -148,5 +218,11 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
         skip = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in metadata.items()
                 if k not in like}
         state = checkpoints.load_checkpointables(step, dict(state=like | skip))["state"]
+        state = {part: state[part] for part in like}
+        try:
+            _verify(checkpoints, step, state)
+        except ValueError as error:
+            raise ValueError(f"{folder} is damaged: {error}; remove that folder to use the "
+                             "checkpoint before it") from None
     when = f"after step {step}" + (", moving average" if tuned == "ema" else "")
     return jax.device_get(parameters.combine(state[tuned], state["frozen"])), when

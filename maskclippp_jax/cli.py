@@ -1,8 +1,12 @@
-"""What all commands share: bad input ends in one sentence and exit code 2."""
+"""What all commands share: a sentence and an exit code for what goes wrong.
+
+2: the input cannot be used. 1: the work cannot go on (a full disk, a loss that is no number).
+"""
 
 import pathlib
 import re
 import sys
+import traceback
 import typing
 
 from absl import app, flags, logging
@@ -14,8 +18,7 @@ _WARNING = 30  # of the standard library's levels
 def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False) -> None:
     """Runs a command's `main(argv)` under absl.
 
-    ValueError and FileNotFoundError are the user's to mend: their text goes to stderr, the exit
-    code is 2. Everything else is ours: a traceback.
+    What it raises ends in `complain`.
 
     Args:
       main: gets the arguments that are no flags, without the program's name.
@@ -35,16 +38,28 @@ def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = Fa
                 raise ValueError(f"got the argument {argv[1]!r}, wanted flags only (--name=value); "
                                  "see --help")
             return main(argv[1:])
-        except (ValueError, FileNotFoundError, FileExistsError) as error:
-            if flags.FLAGS.debug:
-                raise
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
+        except Exception as error:
+            return complain(error)
 
     try:
         app.run(guarded, flags_parser=_parse)
     except flags.Error as error:  # pragma: no cover - absl exits by itself
         raise SystemExit(f"error: {error}")
+
+
+def complain(error: BaseException) -> int:
+    """Says on stderr what went wrong and returns the exit code.
+
+    Errors in the input, of the disk, and of the numbers are the user's to mend: one sentence.
+    Everything else is ours: a traceback.
+    """
+    for kinds, code in (((ValueError, FileNotFoundError, FileExistsError), 2),
+                        ((OSError, FloatingPointError), 1)):
+        if isinstance(error, kinds) and not flags.FLAGS.debug:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return code
+    traceback.print_exception(error)
+    return 1
 
 
 flags.DEFINE_bool("debug", False, "show the traceback of an error in the input")

@@ -10,19 +10,17 @@ ones (1), with the tuned similarity head.
 """
 
 import hashlib
-import io
 import time
 
 import jax
 import numpy as np
 from absl import flags, logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
 from rich.progress import Progress
 
-from maskclippp_jax import (cli, config as configuration, inference, loading, metrics, report,
-                            sharding)
+from maskclippp_jax import (
+    cli, config as configuration, hosts, inference, loading, report, sharding)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
@@ -58,7 +56,8 @@ def main(argv):
         masks="ground truth", vocabulary=f"{vocabulary.name} ({_hash(vocabulary)})",
         seen_classes_from=settings.seen_vocabulary, templates=len(config.templates),
         loader=f"{settings.loader_min}/{settings.loader_max}", short_side=settings.short_side,
-        mask_short_side=settings.mask_short_side, ensemble="off", dtype="float32")
+        max_tokens=settings.max_tokens, mask_short_side=settings.mask_short_side, ensemble="off",
+        dtype="float32")
     models, shown = [], []
     for name in CHECKPOINT.value:
         model_config, params, what = loading.load_checkpoint(name, config)
@@ -122,7 +121,7 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
       source: the data set.
       vocabulary: the classes of its ids.
       seen: [C] bool.
-      keep_pictures: how many pictures to return with their named masks.
+      keep_pictures: how many pictures of this host to return with their named masks.
 
     Returns:
       dict(mask_accuracy, semantic, images_per_second), and the pictures (see `compare`).
@@ -139,19 +138,25 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
         source.records, batch_size=batch_size, loader_min=settings.loader_min,
         loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count())
     pictures, done = [], 0
-    with jax.set_mesh(mesh), Progress(transient=True) as bar:
-        params, names = jax.device_put((params, names), sharding.replicated(mesh))
+    with jax.set_mesh(mesh), Progress(
+            transient=True, disable=jax.process_index() > 0) as bar:
+        params, names = sharding.put((params, names), sharding.replicated(mesh))
         task = bar.add_task("evaluating", total=len(source.records))
         start = time.monotonic()
         for batch in batches:
-            sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
-            canvas = inference.canvas_of(sizes.network, model_config.image.patch_size)
+            sizes = inference.sizes_of(
+                batch, settings.short_side, settings.mask_short_side,
+                max_tokens=settings.max_tokens, patch=model_config.image.patch_size)
+            canvas = inference.canvas_of(  # the same on every host
+                inference.network_sizes(
+                    batch["image_sizes"], settings.short_side, max_tokens=settings.max_tokens,
+                    patch=model_config.image.patch_size), model_config.image.patch_size)
             arrays = {k: batch[k] for k in ("image", "segments", "labels")}
             on_device = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
             sizes = inference.Sizes(**pipeline.to_device(
                 sizes._asdict(), sharding.batch_sharding(mesh)))
             result = name_masks(params, on_device, sizes, names, canvas)
-            classes, label_maps = (_local(x) for x in (result.classes, result.labels))
+            classes, label_maps = (sharding.local_rows(x) for x in (result.classes, result.labels))
             for b in np.flatnonzero(batch["valid"]):
                 labels, (height, width) = batch["labels"][b], batch["segments_size"][b]
                 used = labels >= 0
@@ -170,22 +175,9 @@ def evaluate(config, model_config, params, source: records.Source, vocabulary: V
         seconds = time.monotonic() - start
     if jax.process_count() > 1:
         for metric in (accuracy, semantic):
-            sum_over_hosts(metric)
+            hosts.sum_metric(metric)
     return dict(mask_accuracy=accuracy.evaluate(), semantic=semantic.evaluate(),
-                images_per_second=round(done / seconds, 2)), pictures
-
-
-def sum_over_hosts(metric: metrics.Metric) -> None:
-    """Gives a metric what all hosts have counted together; the same on every host."""
-    data = io.BytesIO()
-    np.savez(data, **metric.state())
-    mine = np.frombuffer(data.getvalue(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine))))
-    padded = np.pad(mine, (0, lengths.max() - len(mine)))
-    metric.reset()
-    for row, length in zip(np.asarray(multihost_utils.process_allgather(padded)), lengths):
-        with np.load(io.BytesIO(row[:length].tobytes())) as state:
-            metric.add_state(dict(state))
+                images_per_second=round(hosts.sum_of(done) / seconds, 2)), pictures
 
 
 def compare(shown: list[list], titles: list[str]):
@@ -203,17 +195,9 @@ def compare(shown: list[list], titles: list[str]):
     return visualize.draw_comparison(rows, ["ground truth", *titles])
 
 
-def _local(array: jax.Array) -> np.ndarray:
-    """The rows of a batch that belong to this host."""
-    if jax.process_count() == 1:
-        return jax.device_get(array)
-    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
-    return np.concatenate([np.asarray(s.data) for s in shards])
-
-
 def _hash(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(repr(vocabulary.classes).encode()).hexdigest()[:8]
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(hosts.together(main))

@@ -53,7 +53,7 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     With a folder the embeddings are kept there (`text_cache`).
     """
     token_ids = loading.tokenize(
-        model, vocabulary, config.templates, config.get("sentencepiece", ""))
+        model, vocabulary, config.templates, getattr(config, "sentencepiece", ""))
     embeddings = loading.embed_names(model, params["text"], token_ids, folder=folder)
     rows = _NAMES
     while rows < len(embeddings):
@@ -64,11 +64,23 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
         np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
 
 
-def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None) -> Sizes:
-    """Sizes of an evaluation batch; a side of None leaves that size as it is."""
+def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *,
+             max_tokens: int = 0, patch: int = 1) -> Sizes:
+    """Sizes of an evaluation batch; a side of None leaves that size as it is.
+
+    With `max_tokens` the network sees pictures at `naflex_sizes`, whatever `short_side` is.
+    """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
-    return Sizes(picture, shorter_side_to(picture, short_side), segments,
-                 shorter_side_to(segments, mask_short_side))
+    network = network_sizes(picture, short_side, max_tokens=max_tokens, patch=patch)
+    return Sizes(picture, network, segments, shorter_side_to(segments, mask_short_side))
+
+
+def network_sizes(sizes: np.ndarray, short_side: int | None, *, max_tokens: int,
+                  patch: int) -> np.ndarray:
+    """[B, 2] sizes at which the network sees pictures of these sizes; see `sizes_of`."""
+    if max_tokens:
+        return naflex_sizes(sizes, patch, max_tokens)
+    return shorter_side_to(sizes, short_side)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
@@ -131,7 +143,8 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
             labels = sharding.each_picture(
                 lambda x, _: postprocess.segment_labels(*x),
                 (batch["segments"], sizes.segments, sizes.masks, scores))
-        return Result(scores, postprocess.mask_classes(logits), labels)
+        result = Result(scores, postprocess.mask_classes(logits), labels)
+        return jax.tree.map(sharding.constrain_batch, result)
 
     return name_masks
 

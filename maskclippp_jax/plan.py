@@ -3,8 +3,9 @@
     python -m maskclippp_jax.plan --config=configs/x.py --topology=v5e:4x4 [--workdir=D]
 
 Needs `jax[tpu]` beside the requirements, but no TPU: the compiler of libtpu runs on any machine.
-Memory and FLOPs are the compiler's own. Its seconds leave out what it cannot price (most of the
-time of collectives, custom kernels), so they compare plans and promise nothing.
+Memory and FLOPs are the compiler's own. Its seconds leave out what it cannot price (collectives,
+custom kernels); the seconds of collectives are their bytes over the chip's links. Added up, as if
+nothing overlapped, they compare plans and promise nothing.
 
 `--batches=4,8,16` gives one row for each number of images a chip; `--batches=fit` looks for the
 largest power of two that fits. `--sweep` compares meshes and recomputation (`remat`).
@@ -12,6 +13,7 @@ largest power of two that fits. `--sweep` compares meshes and recomputation (`re
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 import time
@@ -23,14 +25,14 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import cli, config as configuration, loading, optim, report, sharding
+from maskclippp_jax import (
+    cli, config as configuration, devices, loading, optim, report, sharding)
 from maskclippp_jax import params as parameters
 from maskclippp_jax import train_step
 from maskclippp_jax.data import catalogue
@@ -44,11 +46,11 @@ SWEEP = flags.DEFINE_bool("sweep", False, "compare meshes and recomputation")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for plan.json; left out: only the table")
 FAST = flags.DEFINE_bool("fast", False, "compile with less care: sooner, slightly pessimistic")
 
-# Of one device of each kind, as JAX counts them: bfloat16 FLOP/s, memory in GiB. From Google's
-# public documentation of Cloud TPU; a v4 device is one of a chip's two cores.
-CHIPS = {"TPU v4": (275e12 / 2, 16), "TPU v5 lite": (197e12, 16), "TPU v5": (459e12, 95),
-         "TPU v6 lite": (918e12, 32)}
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Bytes that cross a chip's links for each byte of the result, on a ring of many chips.
+_COLLECTIVES = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1,
+                "collective-permute": 1}
+_BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1,
+          "pred": 1, "f64": 8, "s64": 8, "u64": 8}
 _MOST = 256  # images a chip `fit` tries
 
 
@@ -67,16 +69,21 @@ class Plan:
     tera_flops: float | None
     gigabytes: float | None         # read and written in the chip's memory
     collectives: dict[str, int]     # by kind, how many in the program
-    collective_gigabytes: float | None  # results of them all
+    collective_gigabytes: dict[str, float]  # by kind, their results
     seconds: float | None           # what the compiler can price
-    images_per_second: float | None  # of the whole slice, if those seconds were all
-    mfu: float | None               # share of the peak FLOP/s, if those seconds were all
+    collective_seconds: float | None  # at the full speed of the links
+    images_per_second: float | None  # of the whole slice, if these seconds were all
+    mfu: float | None               # share of the peak FLOP/s, if these seconds were all
     compile_seconds: float
 
 
 def main(argv):
     del argv
-    config = configuration.check(CONFIG.value, workdir=WORKDIR.value or "unused")
+    config = CONFIG.value
+    if config is not None:  # no weights are read
+        config = config.copy_and_resolve_references()
+        config.weights = config.weights or "random"
+    config = configuration.check(config, workdir=WORKDIR.value or "unused")
     if FAST.value:
         jax.config.update("jax_optimization_level", "O1")
     chips = sharding.make_mesh(1, TOPOLOGY.value).size
@@ -125,30 +132,36 @@ def plan_training(config, topology: str, images_per_chip: int) -> Plan:
     """Compiles the training step of an experiment for a slice."""
     mesh = sharding.make_mesh(config.mesh.fsdp, topology)
     device = mesh.devices.flat[0]
-    peak, available = CHIPS.get(device.device_kind, (None, None))
-    if peak is None:
+    chip = devices.describe(device)
+    if chip is None:
         raise ValueError(f"{topology} has devices of kind {device.device_kind!r}, known are "
-                         f"{', '.join(CHIPS)}")
+                         f"{', '.join(devices.KINDS)}")
     start = time.monotonic()
     plan = Plan(topology, mesh.size, mesh.shape["data"], mesh.shape["fsdp"], config.remat,
-                images_per_chip, None, available, None, None, {}, None, None, None, None, 0.0)
+                images_per_chip, None, chip.memory_gib, None, None, {}, {}, None, None, None, None,
+                0.0)
     try:
         compiled = lower_training(config, mesh, images_per_chip * mesh.size).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return dataclasses.replace(plan, compile_seconds=time.monotonic() - start)
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     # The compiler counts -1 for each operation it cannot price; the rest of a step below one second
     # is what is left modulo 1.
     seconds = cost["optimal_seconds"] % 1.0
-    counts, moved = collectives(text)
+    found = collectives(compiled.as_text())
+    sent = sum(_COLLECTIVES[kind] * size for kind, size in found)
+    total = seconds + sent / chip.link_bytes
+    kinds = {kind: [size for k, size in found if k == kind] for kind, _ in found}
     return dataclasses.replace(
         plan, memory_gib=memory.peak_memory_in_bytes / 2**30, tera_flops=cost["flops"] / 1e12,
-        gigabytes=cost["bytes accessed"] / 1e9, collectives=counts,
-        collective_gigabytes=moved / 1e9, seconds=seconds,
-        images_per_second=images_per_chip * mesh.size / seconds,
-        mfu=cost["flops"] / seconds / peak, compile_seconds=time.monotonic() - start)
+        gigabytes=cost["bytes accessed"] / 1e9,
+        collectives={kind: len(sizes) for kind, sizes in kinds.items()},
+        collective_gigabytes={kind: sum(sizes) / 1e9 for kind, sizes in kinds.items()},
+        seconds=seconds, collective_seconds=sent / chip.link_bytes,
+        images_per_second=images_per_chip * mesh.size / total,
+        mfu=cost["flops"] / total / chip.flops, compile_seconds=time.monotonic() - start)
 
 
 def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
@@ -177,45 +190,42 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
         return step.lower(state, batch, rows, text)
 
 
-def collectives(program: str) -> tuple[dict[str, int], int]:
-    """How many collectives of each kind a compiled program holds, and the bytes of their results.
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Kind and bytes of the result of every collective in a compiled program.
 
-    Bodies of loops count once.
+    Bodies of loops count once. What is started in the background is counted where it starts.
     """
-    counts, moved = {}, 0
-    sizes = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1,
-             "u8": 1, "pred": 1, "f64": 8, "s64": 8, "u64": 8}
+    found = []
     for kind in _COLLECTIVES:
-        found = re.findall(rf"= (.*?) {kind}(?:-start)?\(", program)
-        if found:
-            counts[kind] = len(found)
-        for result in found:
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result):
-                count = np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)
-                moved += int(count) * sizes.get(dtype, 4)
-    return counts, moved
+        for result, start in re.findall(rf"= (.*?) {kind}(-start)?\(", program):
+            sizes = [math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
+                     for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+            # The result of a start holds the operands as well, and may hold flags of its own.
+            found.append((kind, max(sizes) if start and kind != "all-reduce" else sum(sizes)))
+    return found
 
 
 def show(plans: typing.Sequence[Plan]) -> None:
     """The table for people."""
     table = Table(title=f"training on {plans[0].topology} ({plans[0].chips} devices of "
                   f"{plans[0].available_gib} GiB)")
-    for column in ("mesh", "remat", "images a chip", "GiB a chip", "TFLOP", "GB moved",
-                   "collectives", "seconds", "images/s", "of peak"):
+    for column in ("mesh", "remat", "images a chip", "GiB a chip", "TFLOP", "GB read, written",
+                   "GB sent", "ms", "ms sending", "images/s", "of peak"):
         table.add_column(column, justify="right")
     number = lambda x, form: "–" if x is None else format(x, form)
     for p in plans:
+        fits, ms = p.memory_gib is not None, lambda seconds: seconds and 1000 * seconds
         table.add_row(
             f"{p.data}x{p.fsdp}", p.remat, f"{p.images_per_chip}",
-            "[red]does not fit[/]" if p.memory_gib is None else f"{p.memory_gib:.1f}",
+            f"{p.memory_gib:.1f}" if fits else "[red]too much[/]",
             number(p.tera_flops, ".2f"), number(p.gigabytes, ".0f"),
-            " ".join(f"{n} {kind}" for kind, n in p.collectives.items()) or "–",
-            number(p.seconds, ".3f"), number(p.images_per_second, ".0f"),
-            "–" if p.mfu is None else f"{100 * p.mfu:.0f} %")
+            number(sum(p.collective_gigabytes.values()) if fits else None, ".2f"),
+            number(ms(p.seconds), ".1f"), number(ms(p.collective_seconds), ".1f"),
+            number(p.images_per_second, ".0f"), "–" if p.mfu is None else f"{100 * p.mfu:.0f} %")
     console = Console()
     console.print(table)
-    console.print("seconds, images/s and share of peak are what the compiler can price: compare, "
-                  "do not expect", highlight=False)
+    console.print("times are those the compiler can price, and bytes sent over the speed of the "
+                  "links: compare, do not expect", highlight=False)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def read(file: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 def warn_unknown(config, model_config, vocabulary: Vocabulary) -> None:
     """Says which words a small model has never seen; it cannot tell them apart."""
-    tokenizer = loading.make_tokenizer(model_config, config.get("sentencepiece", ""))
+    tokenizer = loading.make_tokenizer(model_config, getattr(config, "sentencepiece", ""))
     unknown = tokenizer.unknown_words(n for c in vocabulary.classes for n in c)
     if unknown:
         print(f"warning: this model has never seen {', '.join(map(repr, unknown))}; it knows the "
@@ -133,7 +133,8 @@ def name_segments(config, model_config, params, names, name_masks, image: np.nda
         labels=np.zeros((1, up(max(len(ids), 1), _MASK_SLOTS)), np.int32))
     sizes = inference.sizes_of(
         dict(image_size=[loaded.shape[:2]], segments_size=[segments.shape]),
-        settings.short_side or model_config.image.image_size, settings.mask_short_side)
+        settings.short_side or model_config.image.image_size, settings.mask_short_side,
+        max_tokens=settings.max_tokens, patch=model_config.image.patch_size)
     network = inference.canvas_of(sizes.network, model_config.image.patch_size)
     result = name_masks(params, batch, sizes, names, network)
     return jax.device_get(result.scores)[0, :len(ids)], ids

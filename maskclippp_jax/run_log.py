@@ -1,9 +1,14 @@
-"""The record of a training run: `metrics.jsonl`, TensorBoard events, and a line for people.
+"""The record of a training run: what was learnt, how fast, and a line for people.
 
-Metrics stay on the device until `flush`, so that the device never waits for the host. Only process
-0 writes.
+`metrics.jsonl` has what follows from seed and step, and so is the same however often a run was
+stopped; `speed.jsonl` has what does not: images/s, the share of time spent waiting for data, the
+share of the device's peak FLOP/s (MFU), and its memory. Both go to TensorBoard as well, and to
+Weights & Biases if asked for. Metrics stay on the device until `flush`, so that the device never
+waits for the host. Only process 0 writes.
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import time
@@ -14,24 +19,46 @@ from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from maskclippp_jax import devices
+
 
 class RunLog:
-    def __init__(self, workdir: epath.Path, first_step: int, steps: int, batch_size: int):
-        """Opens the record; lines of steps a killed run logged but did not save are removed."""
-        self._steps, self._batch_size = steps, batch_size
+    def __init__(self, workdir: epath.Path, first_step: int, steps: int, batch_size: int, *,
+                 array_names: typing.Sequence[str], wandb=None):
+        """Opens the record; lines of steps a killed run logged but did not save are removed.
+
+        Args:
+          workdir: the run's folder.
+          first_step: steps that are done.
+          steps: of the whole run.
+          batch_size: images a step.
+          array_names: of the numbers in `not_finite` (`train_step.names_of_arrays`).
+          wandb: a run of Weights & Biases, or None.
+        """
+        self._steps, self._batch_size, self._array_names = steps, batch_size, array_names
+        self._wandb = wandb
         self._pending: list[tuple[int, dict]] = []
-        self._since, self._since_step = time.monotonic(), first_step
-        self._file = workdir / "metrics.jsonl"
+        self._since, self._since_step, self._waited = time.monotonic(), first_step, 0.0
+        self._metrics, self._speed = workdir / "metrics.jsonl", workdir / "speed.jsonl"
         self._writes = jax.process_index() == 0
+        self.flops = None  # of a step, on each device; set once it is compiled
         if not self._writes:
             return
-        if self._file.exists():
-            kept = [line for line in self._file.read_text().splitlines()
-                    if _step_of(line) is not None and _step_of(line) <= first_step]
-            temporary = self._file.with_name(".metrics.jsonl.tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._file)
+        for file in (self._metrics, self._speed):
+            if file.exists():
+                kept = [line for line in file.read_text().splitlines()
+                        if _step_of(line) is not None and _step_of(line) <= first_step]
+                temporary = file.with_name(f".{file.name}.tmp")
+                temporary.write_text("".join(line + "\n" for line in kept))
+                temporary.replace(file)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Time spent in here is time the device may have had to wait for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
 
     def add(self, step: int, metrics: typing.Mapping[str, jax.Array | float]) -> None:
         """Remembers the metrics of a finished step (counted from 1)."""
@@ -41,46 +68,118 @@ class RunLog:
         """Reads the metrics back, writes them, and reports progress.
 
         Raises:
-          FloatingPointError: a loss is not finite; names the step.
+          FloatingPointError: a loss, parameter or gradient is not finite; names it and the step.
         """
         if not self._pending:
             return
         rows = [dict(step=step, **{k: float(v) for k, v in metrics.items()})
                 for step, metrics in jax.device_get(self._pending)]
         self._pending = []
-        broken = next((r for r in rows if not math.isfinite(r["loss"])), None)
+        first = [int(row.pop("not_finite")) for row in rows]
+        broken = next((i for i, row in enumerate(rows)
+                       if first[i] >= 0 or not math.isfinite(row["loss"])), None)
         if self._writes:
-            self._write([r for r in rows if broken is None or r["step"] < broken["step"]])
+            self._write(self._metrics, rows[:broken])
         if broken is not None:
+            where = (f"; {self._array_names[first[broken]]} is the first array that is not finite"
+                     if first[broken] >= 0 else "")
             raise FloatingPointError(
-                f"the loss of step {broken['step']} is {broken['loss']}; the last checkpoint is "
-                "from before it. Lower optimizer.learning_rate, or look at that step's pictures")
+                f"the loss of step {rows[broken]['step']} is {rows[broken]['loss']}{where}. The last "
+                "checkpoint is from before it. Lower optimizer.learning_rate, or look at that "
+                "step's pictures")
         self._report(rows)
 
     def close(self) -> None:
         self.flush()
         if self._writes:
             self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
-    def _write(self, rows):
-        with self._file.open("a") as file:
+    def _write(self, path, rows):
+        with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, row["step"])
+            values = {name: value for name, value in row.items() if name != "step"}
+            for name, value in values.items():
+                self._board.add_scalar(name, value, row["step"])
+            if self._wandb is not None:
+                self._wandb.log(values, step=row["step"])
         self._board.flush()
 
     def _report(self, rows):
         now, last = time.monotonic(), rows[-1]
-        seconds = (now - self._since) / max(last["step"] - self._since_step, 1)  # a step
-        self._since, self._since_step = now, last["step"]
+        seconds = max((now - self._since) / max(last["step"] - self._since_step, 1), 1e-9)  # a step
+        speed = self._measure(seconds, (now - self._since))
+        self._since, self._since_step, self._waited = now, last["step"], 0.0
+        if self._writes:
+            self._write(self._speed, [dict(step=last["step"], **speed)])
         mean = lambda name: sum(r[name] for r in rows) / len(rows)
         logging.info(
-            "step %d/%d  loss %.4f  mask accuracy %.1f %%  %.1f images/s  %s left",
+            "step %d/%d  loss %.4f  mask accuracy %.1f %%  %.1f images/s%s  %s left",
             last["step"], self._steps, mean("loss"), 100 * mean("mask_accuracy"),
-            self._batch_size / max(seconds, 1e-9),
+            speed["images_per_second"],
+            f"  MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else "",
             _duration(seconds * (self._steps - last["step"])))
+
+    def _measure(self, seconds: float, whole: float) -> dict[str, float]:
+        """What `speed.jsonl` holds, where the device tells."""
+        speed = dict(images_per_second=self._batch_size / seconds,
+                     input_wait_share=self._waited / max(whole, 1e-9))
+        device = jax.local_devices()[0]
+        kind, memory = devices.describe(device), device.memory_stats()
+        if kind is not None and self.flops is not None:
+            speed["mfu"] = self.flops / seconds / kind.flops
+        if memory:
+            speed["memory_gib"] = memory["bytes_in_use"] / 2**30
+            speed["peak_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
+        return speed
+
+
+def open_wandb(project: str, workdir: epath.Path, config: dict):
+    """A run of Weights & Biases on process 0, the same one when a run resumes; else None.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    if not project or jax.process_index():
+        return None
+    try:
+        import wandb  # only who asks for it needs it
+    except ImportError:
+        raise ValueError(f"--wandb={project} needs Weights & Biases; pip install wandb, or leave "
+                         "the flag out") from None
+    return wandb.init(project=project, name=workdir.name, dir=str(workdir), config=config,
+                      id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16], resume="allow")
+
+
+class Profile:
+    """Records steps a to b of process 0 in the run's folder."""
+
+    def __init__(self, steps: str):
+        """Reads "a-b"; "" records nothing.
+
+        Raises:
+          ValueError: anything else.
+        """
+        first, dash, last = steps.partition("-")
+        if steps and not (dash and first.isdigit() and last.isdigit()
+                          and 1 <= int(first) <= int(last)):
+            raise ValueError(f"--profile is {steps!r}, wanted the first and last step, such as "
+                             "20-25")
+        self._first, self._last = (int(first), int(last)) if steps else (0, 0)
+        self._running = False
+
+    def before(self, step: int, workdir: epath.Path) -> None:
+        if step == self._first and jax.process_index() == 0:
+            jax.profiler.start_trace(str(workdir / "profile"))
+            self._running = True
+
+    def after(self, step: int, metrics: typing.Mapping[str, jax.Array]) -> None:
+        if self._running and step == self._last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 def _step_of(line: str) -> int | None:

@@ -7,6 +7,7 @@ The mesh has two axes: the batch is split over both, large parameters over `fsdp
 import typing
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
@@ -68,6 +69,31 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def put(tree: typing.Any, shardings: typing.Any) -> typing.Any:
+    """Arrays that every host has alike as global arrays; no host asks another.
+
+    Args:
+      tree: of numpy arrays, or of arrays on one device.
+      shardings: the same tree of shardings, or one for all.
+    """
+    def one(x, sharding):
+        x = np.asarray(x)
+        with jax.transfer_guard_host_to_device("allow"):  # this is meant
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda x: one(x, shardings), tree)
+    return jax.tree.map(one, tree, shardings)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows of a batch [B, ...] that belong to this host, in order."""
+    if jax.process_count() == 1:
+        return jax.device_get(x)
+    rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Tunes a CLIP on masks: python -m maskclippp_jax.train --config=configs/x.py --workdir=D
 
 Started again with the same line it goes on from the last checkpoint, with the data where it was,
-and gives the numbers an unbroken run gives.
+and gives the numbers an unbroken run gives. SIGTERM makes it save and end. On several hosts each one
+is started with `--distributed` (see `hosts.py`).
 """
 
 import jax
@@ -10,19 +11,24 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from maskclippp_jax import checkpoint, cli, config as configuration, loading, optim, report
+from maskclippp_jax import (
+    checkpoint, cli, config as configuration, hosts, loading, optim, report, sharding, train_step,
+    validation)
 from maskclippp_jax import params as parameters
-from maskclippp_jax import sharding, train_step, validation
 from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.run_log import RunLog
+from maskclippp_jax.run_log import Profile, RunLog, open_wandb
 from maskclippp_jax.vocabulary import draw_synonyms
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made, or resumed")
+PROFILE = flags.DEFINE_string("profile", "", "steps to record in WORKDIR/profile, such as 20-25; "
+                              "xprof and TensorBoard show them")
+WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to as well")
 
 
 def main(argv):
     del argv
+    preemption, profile = hosts.Preemption(), Profile(PROFILE.value)
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
     workdir = epath.Path(WORKDIR.value).absolute()
 
@@ -52,35 +58,34 @@ def main(argv):
     params = loading.load_params(config.weights, config.model, make_model, shapes)
     checkpoint.open_run(workdir, config, vocabulary.to_text())
     table = optim.parameter_table(shapes, is_trainable, config.optimizer, config.model)
-    report.print_parameters(table)
     if jax.process_index() == 0:
+        report.print_parameters(table)
         report.write_json(workdir / "parameters.json",
                           [dict(zip(optim.TABLE_COLUMNS, row)) for row in table])
 
-    with jax.set_mesh(mesh), checkpoint.open_checkpoints(workdir) as checkpoints:
+    with jax.set_mesh(mesh):
         trainable, frozen = parameters.partition(params, is_trainable)
         shardings = sharding.state_shardings(
             train_step.abstract_state(config, trainable, frozen, optimizer), mesh)
-        state = jax.device_put(
-            dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen),
-            {k: shardings[k] for k in ("step", "trainable", "frozen")})
+        state = dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen)
+        state = sharding.put(state, {k: shardings[k] for k in state})
         state["opt"] = jax.jit(optimizer.init, out_shardings=shardings["opt"])(state["trainable"])
         if config.ema_decay:
             state["ema"] = jax.tree.map(jax.numpy.copy, state["trainable"])
 
         # A frozen text tower embeds all names once; a tuned one the chosen ones in every step.
         whole = sharding.replicated(mesh)
-        text = jax.device_put(prompts, whole)
+        text = prompts
         if config.tune.text == "none":
-            text = jax.device_put(loading.embed_names(
-                config.model, frozen["text"], prompts, folder=loading.text_folder(config)), whole)
+            text = loading.embed_names(
+                config.model, frozen["text"], prompts, folder=loading.text_folder(config))
+        text = sharding.put(text, whole)
         if config.eval_every:
             validate = validation.make_validator(
                 config, *looked_at, jax.device_get(trainable), mesh)
-
         del params, trainable, frozen
 
-        restored = checkpoint.restore(checkpoints, state)
+        restored = checkpoint.restore(workdir, state)
         state = state if restored is None else restored
         first_step = int(state["step"])
         if restored is not None:
@@ -96,33 +101,52 @@ def main(argv):
             workers=config.train.workers)
         broken = 0  # records of this host that could not be decoded
 
-        log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size)
-        with jax.transfer_guard("disallow"):
-            for step in range(first_step, config.train.steps):
-                batch = next(batches)
+        log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size,
+                     array_names=train_step.names_of_arrays(trainable_shapes),
+                     wandb=open_wandb(WANDB.value, workdir, configuration.to_json(config)))
+        done = saved = first_step
+        compiled = None
+        with checkpoint.open_checkpoints(workdir) as checkpoints, jax.transfer_guard("disallow"):
+            while done < config.train.steps and not preemption.reached(done):
+                with log.waiting():
+                    batch = next(batches)
                 broken += int(batch.pop("broken").sum())
                 if broken > config.train.skip_broken:
                     raise ValueError(f"{broken} records could not be decoded (named above), "
                                      f"train.skip_broken allows {config.train.skip_broken}; "
                                      "prepare the data set again")
                 batch = pipeline.to_device(batch, sharding.batch_sharding(mesh))
-                rows = jax.device_put(draw_synonyms(
-                    vocabulary, np.random.default_rng((config.seed, step))), whole)
-                state, metrics = step_function(state, batch, rows, text)
-                done = step + 1
+                rows = sharding.put(draw_synonyms(
+                    vocabulary, np.random.default_rng((config.seed, done))), whole)
+                if compiled is None:
+                    compiled = step_function.lower(state, batch, rows, text).compile()
+                    # The body of the loop over parts is counted once.
+                    log.flops = compiled.cost_analysis()["flops"] * config.train.accumulate
+                profile.before(done + 1, workdir)
+                state, metrics = compiled(state, batch, rows, text)
+                done += 1
                 if config.eval_every and (done % config.eval_every == 0
                                           or done == config.train.steps):
                     metrics |= validate(state)
                 log.add(done, metrics)
-                if done % config.log_every == 0 or done == config.train.steps:
+                profile.after(done, metrics)
+                if done % config.log_every == 0:
                     log.flush()  # also stops on a loss that is not finite, before it is saved
-                if done % config.checkpoint_every == 0 or done == config.train.steps:
+                if done % config.checkpoint_every == 0:
                     log.flush()
                     checkpoint.save(checkpoints, state, done)
+                    saved = done
+            log.flush()
+            if done > saved:
+                checkpoint.save(checkpoints, state, done)
         log.close()
+    if done < config.train.steps:
+        logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on from "
+                     "there", done, config.train.steps)
+        return
     logging.info("tuned for %d steps; next: python -m maskclippp_jax.evaluate --config=... "
                  "--checkpoint=%s --workdir=...", config.train.steps, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(hosts.together(main))

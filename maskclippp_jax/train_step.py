@@ -92,7 +92,12 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
         metrics = dict(
             loss=sums["loss"], masks=sums["masks"],
             mask_accuracy=sums["right"] / jnp.maximum(sums["masks"], 1),
-            grad_norm=optax.tree.norm(gradients), learning_rate=base_rate(state["step"]))
+            grad_norm=optax.tree.norm(gradients), learning_rate=base_rate(state["step"]),
+            not_finite=first_not_finite(state["trainable"], gradients))
+        for group, multiplier in (("image", config.optimizer.image_multiplier),
+                                  ("text", config.optimizer.text_multiplier)):
+            if group in gradients:
+                metrics[f"learning_rate/{group}"] = multiplier * metrics["learning_rate"]
         for group in gradients:
             metrics[f"grad_norm/{group}"] = optax.tree.norm(gradients[group])
             metrics[f"update_norm/{group}"] = optax.tree.norm(updates[group])
@@ -119,6 +124,20 @@ def _follow_statistics(frozen: parameters.Tree, batch: dict) -> parameters.Tree:
     batch = parameters.flatten(dict(image=batch))
     stored = {path: leaves[path] for path in batch}
     return parameters.unflatten(leaves | clip_resnet.follow_statistics(stored, batch))
+
+
+def first_not_finite(trainable: parameters.Tree, gradients: parameters.Tree) -> jax.Array:
+    """The place in `names_of_arrays` of the first array with a NaN or infinity; -1: all are finite.
+    """
+    arrays = [*parameters.flatten(trainable).values(), *parameters.flatten(gradients).values()]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in arrays])
+    return jnp.where(finite.all(), -1, finite.argmin())
+
+
+def names_of_arrays(trainable: parameters.Tree) -> list[str]:
+    """What `first_not_finite` counts, in words."""
+    paths = list(parameters.flatten(trainable))
+    return [f"the parameter {p}" for p in paths] + [f"the gradient of {p}" for p in paths]
 
 
 def encode_prompts(model: maskclippp.MaskCLIPpp, token_ids: jax.Array) -> jax.Array:

@@ -6,9 +6,8 @@ import typing
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 
-from maskclippp_jax import inference, loading, sharding
+from maskclippp_jax import hosts, inference, loading, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
@@ -65,7 +64,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
             for found, labels, mask in zip(classes, batch["labels"], used):
                 accuracy.process(found[mask], labels[mask])
         if jax.process_count() > 1:
-            accuracy.counts = np.asarray(multihost_utils.process_allgather(accuracy.counts)).sum(0)
+            hosts.sum_metric(accuracy)
         results = accuracy.evaluate()
         named = dict(mask_accuracy=results["mMaskAcc"], seen=results["seen"],
                      unseen=results["unseen"])
@@ -86,8 +85,13 @@ def _name_all(config, source, mesh, name_masks, params, names
     for batch in pipeline.eval_batches(
             source.records, batch_size=batch_size, loader_min=settings.loader_min,
             loader_max=settings.loader_max, host=jax.process_index(), hosts=jax.process_count()):
-        sizes = inference.sizes_of(batch, settings.short_side, settings.mask_short_side)
-        canvas = inference.canvas_of(sizes.network, config.model.image.patch_size)
+        sizes = inference.sizes_of(
+            batch, settings.short_side, settings.mask_short_side,
+            max_tokens=settings.max_tokens, patch=config.model.image.patch_size)
+        canvas = inference.canvas_of(  # the same on every host
+            inference.network_sizes(
+                batch["image_sizes"], settings.short_side, max_tokens=settings.max_tokens,
+                patch=config.model.image.patch_size), config.model.image.patch_size)
         result = name_masks(
             params, to_device({k: batch[k] for k in ("image", "segments", "labels")}),
             inference.Sizes(**to_device(sizes._asdict())), names, canvas)

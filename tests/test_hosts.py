@@ -10,12 +10,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import sys, jax
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))
-from maskclippp_jax import evaluate
+from maskclippp_jax import hosts
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 metric = MaskAccuracy(3)
 for masks in [([0, 1], [0, 0]), ([1], [1]), ([2], [0])][int(sys.argv[1])::2]:
     metric.process(*masks)
-evaluate.sum_over_hosts(metric)
+hosts.sum_metric(metric)
 print(metric.counts.tolist(), metric.pictures.count, metric.evaluate()["micro"])
 """
 

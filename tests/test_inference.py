@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax import config as configuration, inference, postprocess
+from maskclippp_jax import inference, postprocess
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.vocabulary import TEMPLATES_1, Vocabulary

@@ -1,24 +1,26 @@
 """Stored results of the public reference, through the same code as the `parity` command."""
 
+import dataclasses
 import pathlib
 
 import jax.numpy as jnp
 import pytest
 
 from maskclippp_jax import optim, parity
+from maskclippp_jax.parity_cases import siglip
 from maskclippp_jax.parity_cases.case import Absent, Case, close, cosine
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = (
-    "encoders/eva02", "encoders/eva02_ragged", "encoders/eva02_mixed", "encoders/eva02_edge",
+    "encoders/eva02", "encoders/eva02_mixed", "encoders/eva02_edge",
     "encoders/eva01", "encoders/tokenizer", "encoders/preprocess", "encoders/ckpt_layouts",
     "encoders/finetune_types", "small/convnext", "small/resnet",
     "siglip/manifest", "siglip/tokenize/ids",
     "training/psm_dummy", "training/psm_linear", "training/psm_pseudotext",
     "training/psm_pseudotext_residual", "training/psm_pseudotext_clamp", "training/loss",
-    "training/train_step_eva02_wtext", "training/trajectory_eva02",
+    "training/train_step_eva02_wtext",
     "training/trajectory_eva02_decay", "training/trajectory_eva02_wtext", "training/schedule",
     "training/optimizer_groups", "training/augment",
     "evaluation/synonym_max", "evaluation/category_overlap", "evaluation/test_resize",
@@ -71,6 +73,17 @@ def test_tuning_a_weight_too_many_is_a_miss(name, monkeypatch):
         "attention": (*right(config)["attention"], r"blocks/\d+/attention/key/kernel")
         if "attention" in right(config) else ()})
     assert any(c.ratio > 1 for c in run(name))
+
+
+@pytest.mark.parametrize("mistake", [dict(exact_gelu=True), dict(norm_epsilon=1e-5)],
+                         ids=["another gelu", "another epsilon"])
+def test_a_siglip_of_another_kind_is_a_miss_in_both_towers(mistake, monkeypatch):
+    right = siglip._config
+    wrong = lambda tower: dataclasses.replace(tower, **mistake)
+    monkeypatch.setattr(siglip, "_config", lambda spec: dataclasses.replace(
+        right(spec), image=wrong(right(spec).image), text=wrong(right(spec).text)))
+    missed = {c.name.split("/")[-1] for c in run("siglip/manifest") if c.ratio > 1}
+    assert missed >= {"zimg", "ztxt"}
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path):

@@ -151,7 +151,7 @@ def test_the_command_gives_what_the_metrics_give(place):
     low, high = got["semantic"]["intervals"]["mIoU"]
     assert low < got["semantic"]["mIoU"] < high and got["boundary"]["mBIoU"] > 0
     assert 50 < got["instances"]["AP50"] <= 100 and got["instances"]["pictures"] == 3
-    for line in (f"PQ of things", "AP of small masks", "mean boundary IoU", "model",
+    for line in ("PQ of things", "AP of small masks", "mean boundary IoU", "model",
                  "95 % of 50 draws"):
         assert line in done.stdout
 

@@ -1,105 +1,20 @@
 """Whole runs of a tiny model: learning, resuming, meshes, and what must stop a run."""
 
-import dataclasses
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax.data import build, images, records, scenes
-from maskclippp_jax.vocabulary import Vocabulary
-
-ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = '''
-from configs import quickstart
-from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
-def get_config():
-    config = quickstart.get_config().unlock()
-    full = text.TextConfig.quickstart()
-    config.model = maskclippp.MaskCLIPppConfig(
-        eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=32, depth=2, num_heads=2,
-                             mlp_width=48, embed_dim=16, mask_layers=1),
-        text.TextConfig(full.context_length, full.vocab_size, 32, 1, 2, 16, words=full.words),
-        similarity.LinearSimilarityConfig(1, 16))
-    config.weights = "random"
-    config.train.size = 32
-    config.train.short_sides = (32, 40)
-    config.train.batch_size = 8
-    config.train.steps = 12
-    config.checkpoint_every = 4
-    config.log_every = 2
-    config.eval.batch_size = 8
-    return config.lock()
-'''
+from maskclippp_jax.data import records, scenes
+from tests import runs
+from tests.runs import command, metrics, train
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a config and prepared data sets of 24 small scenes.
-
-    The one for training has a vocabulary of its own, as a user's data have.
-    """
-    folder = tmp_path_factory.mktemp("a place")
-    (folder / "tiny.py").write_text(CONFIG)
-    for name, split in (("scenes_seen", "train"), ("scenes", "validation")):
-        vocabulary, own = Vocabulary.shipped(name), split == "train"
-        if own:
-            vocabulary = dataclasses.replace(vocabulary, name="own names")
-        build.build(str(folder / "data"), name, vocabulary, "semantic",
-                    build.Reading({split: list(range(24))}, draw[name]), description="test",
-                    own_names=own)
-    return folder
-
-
-def draw_record(name, number):
-    vocabulary = Vocabulary.shipped(name)
-    names = [c[0] for c in vocabulary.classes]
-    scene = scenes.draw_scene(np.random.default_rng(number), num_things=(1, 2),
-                              classes=names)
-    ids = np.array([names.index(c) if c in names else 255 for c in scenes.CLASSES])
-    return [records.semantic_record(images.encode_png(scene.image), f"s{number}", ids[scene.label],
-                                    vocabulary.is_thing)]
-
-
-def draw_seen(number):
-    return draw_record("scenes_seen", number)
-
-
-def draw_all(number):
-    return draw_record("scenes", number)
-
-
-draw = dict(scenes_seen=draw_seen, scenes=draw_all)
-
-
-def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
-                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
-    line = [sys.executable, "-m", f"maskclippp_jax.{name}"]
-    if name in ("train", "evaluate"):  # the others find the configuration in the run
-        line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]
-    line += flags
-    if not wait:
-        return subprocess.Popen(line, env=environment, cwd=cwd, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
-    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True,
-                          timeout=300)
-
-
-def train(place, workdir, *flags, **kw):
-    return command(place, "train", f"--workdir={place}/{workdir}", *flags, **kw)
-
-
-def metrics(place, workdir):
-    return [json.loads(line)
-            for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
+    return runs.make_place(tmp_path_factory.mktemp("a place"))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +62,29 @@ def test_one_and_eight_devices_give_the_same_numbers(place, whole):
     for a, b in zip(metrics(place, "mesh"), whole):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_two_processes_of_four_devices_give_the_numbers_of_one_device(place, whole):
+    both = runs.together(place, "train", f"--workdir={place}/two", "--config.mesh.fsdp=2")
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    for a, b in zip(metrics(place, "two"), whole, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    # Only the first one speaks and writes; either can read what both saved.
+    assert "step 12/12" in said[0] and "step" not in said[1].replace("steps", "")
+    lines = (place / "two/speed.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    # 16 and 5 scenes of two sizes, in batches of 8: none is counted twice.
+    both = runs.together(place, "evaluate", f"--workdir={place}/by_two", f"--checkpoint={place}/two")
+    done = command(place, "evaluate", f"--workdir={place}/by_one", f"--checkpoint={place}/two")
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] + [done.returncode] == [0, 0, 0], said
+    found = [json.loads((place / run / "results.json").read_text())["models"][0]
+             for run in ("by_one", "by_two")]
+    for model in found:
+        assert model.pop("images_per_second") > 0
+    assert found[0] == found[1]
 
 
 def test_a_batch_in_parts_gives_the_numbers_of_the_whole(place, whole):
@@ -234,7 +172,7 @@ def test_evaluate_compares_runs_and_writes_the_protocol(place, whole):
     assert done.returncode == 0, done.stderr
     results = json.loads((place / "results/results.json").read_text())
     assert [m["name"] for m in results["models"]] == ["whole", "untuned"]
-    assert results["protocol"]["pictures"] == 24 and results["protocol"]["ensemble"] == "off"
+    assert results["protocol"]["pictures"] == 21 and results["protocol"]["ensemble"] == "off"
     for model in results["models"]:
         assert model["mask_accuracy"]["masks"] > 24
         assert 0 <= model["semantic"]["mIoU_counting_absent_predicted"] <= model["semantic"]["mIoU"]

@@ -155,7 +155,7 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
 
     Yields:
       image uint8 [B, H, W, 3], image_size int32 [B, 2], segments uint16 [B, H, W], labels int32
-      [B, N]; broken int32 [B], 1 for a record that could not be decoded.
+      [B, N]; broken int32 [B], 1 for a record that could not be decoded. B is this host's share.
     """
     if batch_size % hosts:
         raise ValueError(f"train.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
@@ -166,8 +166,9 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
     dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights).seed(seed)
     dataset = dataset.random_map(
         _Augment(family, num_masks, masks, drop_smallest, skip_broken))
-    # Hosts are told apart last: before the random map they would all draw the same numbers.
-    dataset = dataset[host::hosts].batch(batch_size // hosts, drop_remainder=True)[start_step:]
+    # Hosts are told apart last: before the random map they would all draw the same numbers. Each
+    # takes its stretch of every batch, so a batch has the same rows in the same order for any hosts.
+    dataset = dataset.batch(batch_size // hosts, drop_remainder=True)[host::hosts][start_step:]
     threads = max(2, os.cpu_count() or 2)
     batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads,
                                                         prefetch_buffer_size=2 * threads))
@@ -218,7 +219,8 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
       image uint8 [B, H, W, 3] after the loader's resize, image_size int32 [B, 2]; segments uint16
       [B, H', W'] at the stored size, segments_size int32 [B, 2]; labels int32 [B, N], with N the
       most masks of any picture, rounded up to a multiple of 8; valid bool [B], False for filling;
-      image_id, a list of str.
+      image_id, a list of str. B is this host's share; image_sizes int32 [batch_size, 2] are those
+      of all hosts, which must agree on a canvas.
     """
     if batch_size % hosts:
         raise ValueError(f"eval.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
@@ -227,10 +229,11 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
                                                                           range(len(records)))]
     num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
     groups: dict[tuple, list[int]] = {}
+    sizes = []  # of the loaded pictures
     for i, (stored, _) in enumerate(facts):
-        loaded = (stored if loader_min is None
-                  else transforms.shortest_edge(*stored, loader_min, loader_max))
-        canvases = _up(loaded, canvas_multiple) + _up(stored, canvas_multiple)
+        sizes.append(stored if loader_min is None
+                     else transforms.shortest_edge(*stored, loader_min, loader_max))
+        canvases = _up(sizes[i], canvas_multiple) + _up(stored, canvas_multiple)
         groups.setdefault(canvases, []).append(i)
     share = batch_size // hosts
     jobs = []
@@ -238,15 +241,17 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
         # Filling repeats a picture of the group, so that it fits the canvas.
         members = [(i, True) for i in members]
         members += [(members[0][0], False)] * (-len(members) % batch_size)
-        jobs += [(canvases, members[k + host * share:k + (host + 1) * share])
+        jobs += [(canvases, members[k:k + batch_size])
                  for k in range(0, len(members), batch_size)]
 
     def load(job):
         canvases, members = job
+        image_sizes = np.array([sizes[i] for i, _ in members], np.int32)
+        members = members[host * share:(host + 1) * share]
         rows = [_eval_row(records[i], valid, canvases, num_masks, loader_min, loader_max)
                 for i, valid in members]
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
-        return batch | dict(image_id=[r["image_id"] for r in rows])
+        return batch | dict(image_id=[r["image_id"] for r in rows], image_sizes=image_sizes)
 
     dataset = grain.MapDataset.source(jobs).map(load)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
@@ -275,5 +280,6 @@ def _png_size(png: bytes) -> tuple[int, int]:
 def to_device(batch: dict[str, np.ndarray],
               sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
     """This host's share of a batch as global arrays. The one place where numpy becomes JAX."""
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
-            for name, array in batch.items()}
+    with jax.transfer_guard_host_to_device("allow"):  # this is meant
+        return {name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+                for name, array in batch.items()}

@@ -159,6 +159,9 @@ class SigLIPImageTower(nnx.Module):
                  remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.constrain = dtype, remat, constrain
+        if c.position_resize not in RESIZE:
+            raise ValueError(f"position_resize is {c.position_resize!r}; it can be "
+                             f"{', '.join(RESIZE)}")
         cells = (c.image_size // c.patch_size)**2
         self.patch_embed = layers.PatchConv(
             c.patch_size, 3, c.width, use_bias=True, dtype=dtype, rngs=rngs)

@@ -7,6 +7,7 @@ every intermediate result; arrays of resampling and preprocessing lie beside it.
 import dataclasses
 import functools
 import pathlib
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from maskclippp_jax.weights.source import Source
 _WITHIN = dict(atol=2e-5, rtol=2e-5)
 _UNIT = dict(atol=1e-5)
 _ROUNDED = dict(atol=2.5e-3)  # unit embeddings of weights that were stored in bfloat16
-_COSINE = 0.9995  # least of bfloat16 arithmetic; the lowest one seen is 0.99990
+_COSINE = 0.9995  # least of bfloat16 arithmetic; the lowest one seen is 0.99993
 _PIXEL = dict(atol=1.0)  # of 255, where the reference cuts to whole numbers
 
 _lay = jax.jit(layers.resize_table, static_argnums=(2, 3))
@@ -45,66 +46,85 @@ def models(case: Case) -> list[Check]:
     return checks
 
 
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A model of a manifest, and its pictures on a canvas."""
+
+    name: str
+    config: maskclippp.MaskCLIPppConfig
+    build: typing.Callable
+    image: np.ndarray     # [B, H, W, 3]
+    sizes: np.ndarray     # [B, 2] true height and width
+    cells: np.ndarray     # [B, tokens] cell of the canvas that a stored token lies on
+    is_patch: np.ndarray  # [B, tokens] bool, False for padding
+
+
 def _model(folder: pathlib.Path, spec: dict, dtype) -> list[Check]:
     """One model: every checkpoint gives the same parameters, and those the stored results."""
-    config, name = _config(spec), folder.name
+    config, checks, first = _config(spec), [], None
     build, shapes = parameters.abstract(
         lambda: maskclippp.MaskCLIPpp(config, dtype=dtype, rngs=parameters.Keys(0)))
     inputs, outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
-    image, sizes, cells = _images(inputs, config.image.patch_size, outputs)
-    pick = lambda x: np.asarray(x)[np.arange(len(cells[0]))[:, None], cells[0]]  # [B, tokens, ...]
-
-    @jax.jit
-    def run(params):
-        model = build(params)
-        return _image_results(model.image, image, sizes) | _text_results(model, inputs["text"])
-
-    checks, first = [], None
+    model = _Model(folder.name, config, build, *_images(inputs, config.image.patch_size))
+    run = jax.jit(lambda params: _image_results(build(params).image, model.image, model.sizes)
+                  | _text_results(build(params), inputs["text"]))
     for file, stored in spec["checkpoints"].items():
         params, _ = weights.load_weights(str(folder / file), config, shapes)
         params["image"]["mask_logit_scale"] = np.full((1, config.image.num_heads), -5, np.float32)
-        label = f"{name}/{file.removesuffix('.npz')}"
-        is_rounded = stored["dtype"] == "bfloat16"
-        if is_rounded or dtype != jnp.float32:
+        label = f"{folder.name}/{file.removesuffix('.npz')}"
+        if dtype != jnp.float32:
             got = run(params)
-            for key in ("zimg", "ztxt"):
-                checks.append(close(f"{label}/{key}", got[key], outputs[key], **_ROUNDED)
-                              if dtype == jnp.float32 else
-                              cosine(f"{label}/{key}", got[key], outputs[key], _COSINE))
+            checks += [cosine(f"{label}/{key}", got[key], outputs[key], _COSINE)
+                       for key in ("zimg", "ztxt")]
+        elif stored["dtype"] == "bfloat16":
+            got = run(params)
+            checks += [close(f"{label}/{key}", got[key], outputs[key], **_ROUNDED)
+                       for key in ("zimg", "ztxt")]
         elif first is None:
-            first, got = params, run(params)
-            checks += [equal(f"{label}/t", params["logit_scale"], outputs["t/parameter"][0]),
-                       equal(f"{label}/b", params["logit_bias"], outputs["b"][0])]
-            for key in sorted(got.keys() & set(outputs)):
-                value, want = np.asarray(got[key]), outputs[key]
-                if value.ndim > 2 and key.startswith(("img/", "maphead/")) and "query" not in key:
-                    value, want = pick(value)[cells[1]], want.reshape(
-                        *cells[1].shape, *value.shape[2:])[cells[1]]
-                checks.append(close(f"{label}/{key}", value.reshape(want.shape), want,
-                                    **(_UNIT if key.startswith("z") else _WITHIN)))
-            checks.append(close(f"{label}/sim/logits", _similarity(config, params, got),
-                                outputs["sim/logits"], **_WITHIN))
+            first = params
+            checks += _compare(label, model, params, run(params), outputs)
         else:
             same = [np.array_equal(x, y) for x, y in zip(
                 *(jax.tree.leaves(p) for p in (params, first)), strict=True)]
             checks.append(equal(f"{label} is the first one", all(same), True))
-    if first is not None and (folder / "masked.npz").exists():
-        checks += _masked(name, config, first, image, sizes, cells, outputs,
-                          np.load(folder / "masked.npz"))
-    for file in sorted(folder.glob("resized_*.npz")) if first is not None else ():
-        arrays = np.load(file)
-        side = np.full((len(arrays["in/image_uint8"]), 2), arrays["in/image_uint8"].shape[1])
-        got = jax.jit(lambda p: _image_results(build(p).image, arrays["in/image_uint8"],
-                                               jnp.asarray(side)))(first)
-        grid = side[:1] // config.image.patch_size
-        table = _lay(first["image"]["position_table"], grid, tuple(grid[0].tolist()),
-                     layers.linear_matrix)
-        checks.append(close(f"{name}/{file.stem}/pos_embedding", table, arrays["pos_embedding"],
-                            **_WITHIN))
-        for key in ("img/stem", "img/with_posemb", "img/encoded", "img/head_input", "zimg"):
-            want = arrays[f"out/{key}"]
-            checks.append(close(f"{name}/{file.stem}/{key}", np.reshape(got[key], want.shape),
-                                want, **(_UNIT if key == "zimg" else _WITHIN)))
+    if dtype == jnp.float32 and (folder / "masked.npz").exists():
+        checks += _masked(model, first, outputs, np.load(folder / "masked.npz"))
+    for file in sorted(folder.glob("resized_*.npz")) if dtype == jnp.float32 else ():
+        checks += _resized(f"{folder.name}/{file.stem}", model, first, np.load(file))
+    return checks
+
+
+def _compare(label: str, model: _Model, params, got: dict, outputs) -> list[Check]:
+    """All results of a model whose big_vision result is stored."""
+    checks = [equal(f"{label}/t", params["logit_scale"], outputs["t/parameter"][0]),
+              equal(f"{label}/b", params["logit_bias"], outputs["b"][0]),
+              close(f"{label}/sim/logits", _classify(
+                  model.config, params, got["zimg"][None], got["ztxt"])[0],
+                  outputs["sim/logits"], **_WITHIN)]
+    rows = np.arange(len(model.cells))[:, None]
+    for key in sorted(got.keys() & set(outputs)):
+        value, want = np.asarray(got[key]), outputs[key]
+        if value.ndim > 2 and key.startswith(("img/", "maphead/")) and "query" not in key:
+            value = value[rows, model.cells]  # [B, tokens, ...]
+            value, want = value[model.is_patch], want.reshape(value.shape)[model.is_patch]
+        checks.append(close(f"{label}/{key}", value.reshape(want.shape), want,
+                            **(_UNIT if key.startswith("z") else _WITHIN)))
+    return checks
+
+
+def _resized(label: str, model: _Model, params, arrays) -> list[Check]:
+    """Pictures of another size than the table was learnt for."""
+    image, patch = arrays["in/image_uint8"], model.config.image.patch_size
+    sizes = np.full((len(image), 2), image.shape[1], np.int32)
+    got = jax.jit(lambda p: _image_results(model.build(p).image, image, sizes))(params)
+    got["pos_embedding"] = _lay(params["image"]["position_table"], sizes[:1] // patch,
+                                (image.shape[1] // patch,) * 2, layers.linear_matrix)
+    checks = []
+    for key in ("pos_embedding", "img/stem", "img/with_posemb", "img/encoded", "img/head_input",
+                "zimg"):
+        want = arrays[key if key in arrays else f"out/{key}"]
+        checks.append(close(f"{label}/{key}", np.reshape(got[key], want.shape), want,
+                            **(_UNIT if key == "zimg" else _WITHIN)))
     return checks
 
 
@@ -125,20 +145,14 @@ def _config(spec: dict) -> maskclippp.MaskCLIPppConfig:
             embed_dim=text_dim or words["width"], padding=1, has_head=text_dim is not None))
 
 
-def _images(inputs, patch: int, outputs):
-    """Pictures on a canvas, their sizes, and where the stored tokens lie on it.
-
-    Returns:
-      image [B, H, W, 3], sizes [B, 2], and (cell of each stored token [B, tokens], whether the
-      token is a patch [B, tokens]).
-    """
+def _images(inputs, patch: int) -> tuple[np.ndarray, ...]:
+    """Pictures on a canvas: the last four fields of `_Model`."""
     if "image_uint8" in inputs:
         image = inputs["image_uint8"]
         side = image.shape[1] // patch * patch  # the reference drops what is less than a patch
-        count = (side // patch)**2
-        cells = np.tile(np.arange(count), (len(image), 1))
-        return (image[:, :side, :side], jnp.full((len(image), 2), side),
-                (cells, np.ones_like(cells, bool)))
+        cells = np.tile(np.arange((side // patch)**2), (len(image), 1))
+        return (image[:, :side, :side], np.full((len(image), 2), side), cells,
+                np.ones_like(cells, bool))
     rows, columns = inputs["grids"].max(0)
     patches = np.zeros((len(inputs["grids"]), rows, columns, patch, patch, 3), np.float32)
     is_patch = inputs["type"] == 1
@@ -147,7 +161,7 @@ def _images(inputs, patch: int, outputs):
     patches[where] = (inputs["patches"][b, token].reshape(-1, patch, patch, 3) + 1) * 127.5
     image = patches.swapaxes(2, 3).reshape(len(patches), rows * patch, columns * patch, 3)
     cells = np.where(is_patch, inputs["yidx"] * columns + inputs["xidx"], 0)
-    return image, jnp.asarray(inputs["grids"] * patch), (cells, is_patch)
+    return image, inputs["grids"] * patch, cells, is_patch
 
 
 def _blocks(tower, tokens, valid, name: str) -> tuple[jax.Array, dict]:
@@ -200,11 +214,6 @@ def _text_results(model: maskclippp.MaskCLIPpp, ids) -> dict:
     return results | ({} if tower.head is None else {"txt/logits": whole})
 
 
-def _similarity(config, params, results) -> np.ndarray:
-    """Logits [B, T] of images for texts, as those of masks for names."""
-    return _classify(config, params, results["zimg"][None], results["ztxt"])[0]
-
-
 def _classify(config, params, embeddings, texts) -> np.ndarray:
     """Logits [B, N, T] of embeddings [B, N, E] for texts [T, E]."""
     build, _ = parameters.abstract(
@@ -214,29 +223,28 @@ def _classify(config, params, embeddings, texts) -> np.ndarray:
         params, features, jnp.asarray(texts))
 
 
-def _masked(name: str, config, params, image, sizes, cells, outputs, stored) -> list[Check]:
+def _masked(model: _Model, params, outputs, stored) -> list[Check]:
     """Masks in the pooling head, by both thresholds, and in the limit of a binary mask."""
-    rows, columns = image.shape[1] // config.image.patch_size, image.shape[2] // (
-        config.image.patch_size)
+    c, (height, width) = model.config.image, model.image.shape[1:3]
 
     def on_canvas(masks):  # [B, N, tokens] -> [B, N, L]
-        laid = np.zeros((*masks.shape[:2], rows * columns), np.float32)
-        for b, (where, exists) in enumerate(zip(*cells)):
+        laid = np.zeros((*masks.shape[:2], height * width // c.patch_size**2), np.float32)
+        for b, (where, exists) in enumerate(zip(model.cells, model.is_patch)):
             laid[b][:, where[exists]] = masks[b][:, exists]
         return laid
 
     def embed(log_scale, masks, threshold):
-        made = dataclasses.replace(config.image, mask_threshold=threshold)
+        made = dataclasses.replace(c, mask_threshold=threshold)
         build, _ = parameters.abstract(lambda: made.make(rngs=parameters.Keys(0)))
         tower = params["image"] | {"mask_logit_scale": log_scale[None]}
-        return build(tower)(image, sizes, masks).mask_embeddings
+        return build(tower)(model.image, model.sizes, masks).mask_embeddings
 
     run = jax.jit(embed, static_argnums=2)
     masks, log_scale = on_canvas(stored["masks"]), jnp.asarray(stored["s"])
     got = run(log_scale, masks, None)
     slope = jax.jit(jax.grad(lambda s: (embed(s, masks, None) * stored["cotangent"]).sum()))
     hard = run(jnp.full_like(log_scale, -30), on_canvas(stored["hard_mask"]), None)
-    label = f"{name}/masked"
+    label = f"{model.name}/masked"
     return [
         close(f"{label}/emb", got, stored["emb"], **_WITHIN),
         close(f"{label}/emb_thresh0", run(log_scale, masks, 0.0), stored["emb_thresh0"], **_WITHIN),
@@ -244,7 +252,7 @@ def _masked(name: str, config, params, image, sizes, cells, outputs, stored) -> 
         close(f"{label}/hard", hard[:, :-1], stored["emb_hard_big_vision"][:, :-1], **_WITHIN),
         close(f"{label}/empty", got[:, -1], outputs["img/head_input"], **_WITHIN),
         close(f"{label}/emb_normalized", similarity.unit(got), stored["emb_normalized"], **_UNIT),
-        close(f"{label}/logits", _classify(config, params, got, outputs["ztxt"]),
+        close(f"{label}/logits", _classify(model.config, params, got, outputs["ztxt"]),
               stored["logits"], **_WITHIN),
         close(f"{label}/grad_s", slope(log_scale), stored["grad_s"], **_WITHIN)]
 

@@ -1,7 +1,5 @@
 """Other people's checkpoints -> our parameters, and back; one strict rule table per source."""
 
-import typing
-
 import numpy as np
 from absl import logging
 

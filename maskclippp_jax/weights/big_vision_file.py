@@ -25,6 +25,8 @@ _OLD_NAMES = (
     (re.compile(r"img/(probe|(MultiHeadDotProductAttention|MlpBlock|LayerNorm)_0/.*)"),
      r"img/MAPHead_0/\1"),
 )
+# Very old text towers have two tables, which were added one after the other.
+_TABLE, _SECOND_TABLE = "txt/pos_embedding", "txt/Encoder_0/pos_embedding"
 _STACK = re.compile(r"(.*/encoderblock)/(.*)")
 
 
@@ -58,7 +60,7 @@ def read(path: str) -> Source:
         names = {old: new for old, new in names.items() if new.startswith(f"{part}/")}
         if not names:
             raise ValueError(f"{file} holds nothing below {part}/")
-    return Unstacked(Renamed(stored, names))
+    return Unstacked(_OneTable(Renamed(stored, names)))
 
 
 class NpzFile(Source):
@@ -128,6 +130,21 @@ def _open(leaf: pathlib.Path):
             "driver": "zarr", "kvstore": {"driver": "file", "path": str(leaf)}}, read=True).result()
     except ValueError as error:
         raise ValueError(f"{leaf} is damaged ({error}); copy the checkpoint again") from None
+
+
+class _OneTable(Source):
+    """A source in which the second table is a part of the first."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._has_two = {_TABLE, _SECOND_TABLE} <= set(source)
+        self.shapes = {name: shape for name, shape in source.shapes.items()
+                       if not (self._has_two and name == _SECOND_TABLE)}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if self._has_two and name == _TABLE:
+            return self._source[_TABLE] + self._source[_SECOND_TABLE]
+        return self._source[name]
 
 
 class Unstacked(Source):

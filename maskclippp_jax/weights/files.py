@@ -1,11 +1,13 @@
 """Opens checkpoint files of any kind as mappings from names to arrays, each read when asked for."""
 
+import json
 import pathlib
+import typing
 
 import numpy as np
 import safetensors
 
-from maskclippp_jax.weights import hub, big_vision_file
+from maskclippp_jax.weights import big_vision_file, hub
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
 
@@ -33,22 +35,60 @@ class SafetensorsFile(Source):
         return self._file.get_tensor(name)
 
 
+class Parts(Source):
+    """A checkpoint that was cut into several files, as an index says.
+
+    Args:
+      index: path of the index, `x.safetensors.index.json`.
+      open_part: opens a file that it names.
+
+    Raises (on construction):
+      FileNotFoundError: no such file, or a part is absent.
+      ValueError: no index, or a part lacks what it should hold.
+    """
+
+    def __init__(self, index: str, open_part: typing.Callable[[str], Source]):
+        if not pathlib.Path(index).is_file():
+            raise FileNotFoundError(f"no file {index}; give the path of a checkpoint")
+        try:
+            file_of = json.loads(pathlib.Path(index).read_text("utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{index} is no index of a checkpoint (it has no weight_map); "
+                             "download it again") from None
+        parts = {file: open_part(file) for file in sorted(set(file_of.values()))}
+        self._part = {name: parts[file] for name, file in file_of.items()}
+        lost = [name for name, part in self._part.items() if name not in part]
+        if lost:
+            raise ValueError(f"{file_of[lost[0]]} does not hold {', '.join(lost)}, which {index} "
+                             "says; download both again")
+        self.shapes = {name: part.shapes[name] for name, part in self._part.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._part[name][name]
+
+
 def read(path: str) -> Source:
     """The tensors of a checkpoint file by name, read one by one.
 
     Args:
       path: a .safetensors file or a file of torch (.pt, .pth, .bin), here or on the hub
-        (`hf://owner/name/file`, see `hub.fetch`); or a checkpoint of big_vision (.npz, or a folder,
-        see `big_vision_file.read`).
+        (`hf://owner/name/file`, see `hub.fetch`); the index of several such files (.index.json); or
+        a checkpoint of big_vision (.npz, or a folder, see `big_vision_file.read`).
 
     Raises:
       FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`,
-        `big_vision_file.read`.
+        `Parts`, `big_vision_file.read`.
     """
-    path = hub.fetch(path)
-    if big_vision_file.matches(path):
-        return big_vision_file.read(path)
-    file = SafetensorsFile(path) if pathlib.Path(path).suffix == ".safetensors" else TorchFile(path)
+    local = hub.fetch(path)
+    if "://" in local:
+        raise FileNotFoundError(f"{path} is an address, not a file; download it (wget, or gsutil "
+                                "cp for gs://) and give the file's path")
+    if big_vision_file.matches(local):
+        return big_vision_file.read(local)
+    if local.endswith(".index.json"):
+        return Parts(local, lambda file: read(hub.beside(path, file)))
+    is_safe = pathlib.Path(local).suffix == ".safetensors"
+    file = SafetensorsFile(local) if is_safe else TorchFile(local)
     if len(file) and all(name.startswith("module.") for name in file):
         # Saved by a parallel wrapper.
         return Renamed(file, {name: name.removeprefix("module.") for name in file})

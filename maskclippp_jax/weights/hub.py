@@ -4,14 +4,26 @@
 HF_HUB_OFFLINE is set.
 """
 
+import pathlib
+
 # What a repository calls its CLIP, the one to take first: OpenCLIP's names, then transformers'.
+# An index stands for a checkpoint that was cut into several files.
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
-          "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+          "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
+          "pytorch_model.bin")
 _SCHEME = "hf://"
 
 
 def is_on_hub(path: str) -> bool:
     return path.startswith(_SCHEME)
+
+
+def beside(path: str, file: str) -> str:
+    """The path of another file in the same folder, or in the same repository of the hub."""
+    if not is_on_hub(path):
+        return str(pathlib.Path(path).with_name(file))
+    owner, name = path.removeprefix(_SCHEME).split("/")[:2]
+    return f"{_SCHEME}{owner}/{name}/{file}"
 
 
 def fetch(path: str) -> str:

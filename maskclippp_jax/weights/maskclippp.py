@@ -31,7 +31,7 @@ PSEUDO_TEXT = (
 
 # The text tower and its scale are in the file only if they were tuned; then the pre-trained CLIP
 # must be given as well.
-PRETRAINED = ("text/", "logit_scale")
+PRETRAINED = ("text/", "logit_scale", "logit_bias")
 
 
 def model_rules(image: tuple[Rule, ...], text_prefix: str,

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import inference, loading, optim, params as parameters
+from configs import quickstart
+from maskclippp_jax import config as configuration
+from maskclippp_jax import inference, loading, optim, params as parameters, sharding, train_step
+from maskclippp_jax.data import pipeline
 from maskclippp_jax.data.tokenizer import SentencePieceTokenizer
 from maskclippp_jax.models import layers, maskclippp, siglip, similarity
 from maskclippp_jax.vocabulary import Vocabulary
@@ -189,6 +192,11 @@ def test_a_prompt_of_another_length_is_refused(words):
         jax.eval_shape(lambda p: build(p)(jnp.zeros((1, 7), jnp.int32)), params)
 
 
+def test_an_unknown_resize_of_the_table_is_named():
+    with pytest.raises(ValueError, match="'cubic'; it can be linear, bicubic, antialiased"):
+        dataclasses.replace(IMAGE, position_resize="cubic").make(rngs=parameters.Keys(0))
+
+
 def test_the_scale_is_not_cut_and_the_bias_is_added(rng):
     config = maskclippp.MaskCLIPppConfig.of_siglip(IMAGE, dataclasses.replace(TEXT, embed_dim=48))
     embeddings = jnp.asarray(rng.normal(size=(1, 2, 48)), jnp.float32)
@@ -259,3 +267,48 @@ def test_sizes_of_naflex_keep_the_shape_and_the_number_of_patches():
     assert (found % 16 == 0).all() and ((found // 16).prod(-1) <= 256).all()
     assert [tuple(x) for x in found[:2] // 16] == [(8, 32), (16, 16)]
     assert found[2, 0] == 16
+    batch = dict(image_size=sizes, segments_size=sizes)
+    wanted = inference.sizes_of(batch, 100, None, max_tokens=256, patch=16)
+    np.testing.assert_array_equal(wanted.network, found)
+    np.testing.assert_array_equal(wanted.masks, sizes)
+
+
+def test_a_step_of_training_moves_what_is_tuned_and_nothing_else(rng):
+    """Both towers, blocks recomputed; the configuration survives being stored."""
+    config = quickstart.get_config().unlock()
+    config.model = maskclippp.MaskCLIPppConfig.of_siglip(
+        siglip.SigLIPConfig(32, 8, 16, 1, 2, 24, 12, has_head=True),
+        dataclasses.replace(TEXT, depth=1),
+        similarity.LinearSimilarityConfig(1, 16))
+    config.tune = dict(image="attention", text="attention")
+    config.remat, config.sentencepiece = "full", PIECES
+    assert configuration.from_json(configuration.to_json(config)).model == config.model
+    names = Vocabulary.from_string("cat;dog,puppy")
+    ids = loading.tokenize(config.model, names, config.templates, config.sentencepiece)
+    build, shapes = parameters.abstract(loading.model_maker(config, platform="tpu"))
+    is_trainable = optim.trainable_predicate("attention", "attention", config.model)
+    params = parameters.unflatten({path: rng.normal(size=x.shape).astype(np.float32) / 3
+                                   for path, x in parameters.flatten(shapes).items()})
+    trainable, frozen = parameters.partition(params, is_trainable)
+    optimizer = optim.make_optimizer(config.optimizer, 10, trainable, config.model)
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    batch = dict(image=rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8),
+                 image_size=np.array([[32, 32], [24, 30]], np.int32),
+                 segments=rng.integers(0, 3, (2, 4, 4)).repeat(8, 1).repeat(8, 2).astype(np.uint16),
+                 labels=np.array([[0, 1, -1], [1, 0, -1]], np.int32))
+    with jax.set_mesh(mesh):
+        state = dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen,
+                     opt=optimizer.init(trainable))
+        shardings = sharding.state_shardings(state, mesh)
+        step = train_step.make_step(config, build, optimizer, shardings, mesh)
+        new, metrics = jax.device_get(step(
+            jax.device_put(state, shardings),
+            pipeline.to_device(batch, sharding.batch_sharding(mesh)), np.array([0, 1]), ids))
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    before, after = parameters.flatten(params), parameters.flatten(
+        parameters.combine(new["trainable"], new["frozen"]))
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    learns = {path for path in before if is_trainable(path)}
+    assert moved <= learns
+    assert learns - moved <= {"similarity/corr_in/bias", "similarity/corr_out/bias"}  # constants

@@ -192,7 +192,7 @@ def test_every_tensor_is_read_once():
 def test_a_file_of_another_model_is_recognised(name, training, layout, kind, monkeypatch):
     """By names and shapes alone: nothing of the file is read."""
     other = published.find(name, training).model
-    table, shapes = weights.rules_for(layout, other), {}
+    table = weights.rules_for(layout, other)
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes_of(other))
     leaves = {p: x for p, x in parameters.flatten(zeros).items()
               if not p.startswith(weights.ABSENT)}
@@ -247,12 +247,38 @@ def test_a_file_of_the_hub_comes_from_the_cache(cache):
     assert hub.fetch("some/clip") == "some/clip"
 
 
+def test_a_checkpoint_of_several_files_is_read_as_one(cache, tmp_path):
+    numbers = dict(a=np.arange(3, dtype=np.float32), b=np.ones((2, 1), np.float32))
+    index, parts = cache.with_name("model.safetensors.index.json"), ("x-1.safetensors",
+                                                                    "x-2.safetensors")
+    for file, name in zip(parts, numbers):
+        save_file({name: numbers[name]}, cache.with_name(file))
+    index.write_text(json.dumps(dict(metadata={}, weight_map=dict(zip(numbers, parts)))))
+    cache.unlink()
+    for path in ("hf://some/clip", "hf://some/clip/model.safetensors.index.json", str(index)):
+        source = files.read(path)
+        assert source.shapes == dict(a=(3,), b=(2, 1))
+        for name, array in numbers.items():
+            np.testing.assert_array_equal(source[name], array)
+    index.write_text(json.dumps(dict(weight_map=dict(a=parts[1], b=parts[1]))))
+    with pytest.raises(ValueError, match="x-2.safetensors does not hold a, which"):
+        files.read(str(index))
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="no index of a checkpoint"):
+        files.read(str(index))
+    index.write_text(json.dumps(dict(weight_map=dict(a="x-3.safetensors"))))
+    with pytest.raises(FileNotFoundError, match="x-3.safetensors"):
+        files.read(str(index))
+
+
 def test_without_network_the_hub_says_what_to_do(cache):
     for path in ("hf://some/clip/other.bin", "hf://other/clip"):
         with pytest.raises(FileNotFoundError, match=f"{path} is not in the cache.*no network"):
             hub.fetch(path)
     with pytest.raises(ValueError, match="wanted hf://owner/name"):
         hub.fetch("hf://clip")
+    with pytest.raises(FileNotFoundError, match="gs://a/b.npz is an address.*download it"):
+        files.read("gs://a/b.npz")
 
 
 def test_convert_lists_the_published_models_and_refuses_another_layout(tmp_path):

@@ -1,6 +1,5 @@
 """Reading and writing published layouts, without torch and without trusting the file."""
 
-import io
 import os
 import pathlib
 import pickle
@@ -8,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text

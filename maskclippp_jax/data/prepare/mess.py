@@ -16,7 +16,7 @@ import tifffile
 
 from maskclippp_jax.data import images, records
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import coco, labels
+from maskclippp_jax.data.prepare import labels
 from maskclippp_jax.data.prepare.raw import File, Files
 
 _TILE = 1024  # pixels

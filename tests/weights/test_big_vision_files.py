@@ -84,6 +84,9 @@ LAYOUTS = {
         "opt/0/mu/img/embedding/bias": np.zeros(3), "chrono/accum_train_time": np.zeros(())},
     "clock beside it": lambda a: a | {"chrono/step": np.zeros(())},
     "old names": old_names,
+    "two tables of the text tower": lambda a: a | {
+        "txt/pos_embedding": a["txt/pos_embedding"] / 2,
+        "txt/Encoder_0/pos_embedding": a["txt/pos_embedding"] / 2},
 }
 
 

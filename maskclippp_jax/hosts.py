@@ -1,0 +1,151 @@
+"""Several processes as one run: how they meet, when all stop, and what happens if one is missing.
+
+On a TPU slice, under Slurm or in Kubernetes every host starts the same line with
+`--distributed=auto`. By hand, each process is told where the first one listens, how many there are,
+and which one it is: `--distributed=localhost:1234,2,0` and `--distributed=localhost:1234,2,1`.
+"""
+
+import functools
+import io
+import os
+import signal
+import sys
+import typing
+
+import jax
+import numpy as np
+from absl import flags, logging
+from jax.experimental import multihost_utils
+
+from maskclippp_jax import cli, metrics
+
+DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "", "of several processes that work together: 'auto' on a TPU slice, under Slurm "
+    "or in Kubernetes, else ADDRESS:PORT,COUNT,NUMBER; left out: this process is alone")
+
+_SILENCE = 20  # seconds after which a process that says nothing is taken for lost
+# What JAX says when another process is gone, in the words of its different parts.
+_LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "gloo", "Connection", "coordination service",
+         "CANCELLED", "heartbeat")
+
+
+def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
+    """A command's `main`, run as one of the processes that `--distributed` speaks of.
+
+    If it fails, the process ends at once: the others miss it after some seconds and end as well,
+    where an orderly end would wait for them.
+    """
+
+    @functools.wraps(main)
+    def joined(argv):
+        if not DISTRIBUTED.value:
+            return main(argv)
+        _meet(DISTRIBUTED.value)
+        if jax.process_index():
+            logging.set_verbosity(logging.WARNING)  # the first one speaks for all
+        try:
+            code = main(argv)
+        except BaseException as error:  # whatever it is, the others must not wait for this process
+            code = _complain(error)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        jax.distributed.shutdown()
+        return code
+
+    return joined
+
+
+def _meet(how: str) -> None:
+    times = dict(heartbeat_timeout_seconds=_SILENCE)
+    if how == "auto":
+        try:
+            jax.distributed.initialize(**times)
+        except ValueError as error:
+            raise ValueError("--distributed=auto finds no TPU slice, Slurm step or Kubernetes job "
+                             f"here ({error}); give ADDRESS:PORT,COUNT,NUMBER, or leave it out"
+                             ) from None
+        return
+    try:
+        address, count, number = how.split(",")
+        count, number = int(count), int(number)
+    except ValueError:
+        address = ""
+    if ":" not in address or not 0 <= number < count:
+        raise ValueError(f"--distributed is {how!r}, wanted 'auto' or ADDRESS:PORT,COUNT,NUMBER "
+                         "with numbers from 0 to COUNT - 1, such as localhost:1234,2,0")
+    try:
+        jax.distributed.initialize(address, count, number, **times)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"the {count} processes did not meet at {address} ({error}); were all of "
+                         "them started?") from None
+
+
+def _complain(error: BaseException) -> int:
+    """Says why this process ends; the exit code."""
+    text = str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in _LOST):
+        print("error: another process of this run ended or cannot be reached, so this one ends as "
+              f"well; start all of them again with the same line ({text.splitlines()[0][:200]})",
+              file=sys.stderr)
+        return 1
+    return cli.complain(error)
+
+
+class Preemption:
+    """Whether the run was asked to end (SIGTERM), with the same answer on every process."""
+
+    def __init__(self):
+        self._asked = False
+        if jax.process_count() == 1:  # otherwise JAX listens itself, to tell all processes
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        del number, frame
+        self._asked = True
+
+    def reached(self, step: int) -> bool:
+        """To be asked by every process before each step."""
+        if jax.process_count() == 1:
+            return self._asked
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+def agree(what: str, mine: bool) -> bool:
+    """`mine`, if every process has the same.
+
+    Raises:
+      ValueError: they have not.
+    """
+    if jax.process_count() == 1:
+        return mine
+    all_of_them = multihost_utils.process_allgather(np.array(mine))
+    if all_of_them.any() != all_of_them.all():
+        raise ValueError(f"{what} is there for some processes and not for others; name a folder "
+                         "that all hosts share")
+    return mine
+
+
+def wait_for_all(where: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def sum_of(number: float) -> float:
+    """The sum of a number over all processes."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.process_allgather(np.array(number)).sum())
+
+
+def sum_metric(metric: metrics.Metric) -> None:
+    """Gives a metric what all processes have counted together; the same on every one."""
+    data = io.BytesIO()
+    np.savez(data, **metric.state())
+    mine = np.frombuffer(data.getvalue(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine))))
+    padded = np.pad(mine, (0, lengths.max() - len(mine)))
+    metric.reset()
+    for row, length in zip(np.asarray(multihost_utils.process_allgather(padded)), lengths):
+        with np.load(io.BytesIO(row[:length].tobytes())) as state:
+            metric.add_state(dict(state))

@@ -1,0 +1,1 @@
+"""Using what is here from other projects."""

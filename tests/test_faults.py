@@ -1,0 +1,246 @@
+"""Faults that really happen to a run: it loses nothing but steps, and says what happened."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskclippp_jax import checkpoint
+from tests import runs
+from tests.runs import metrics, train
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return runs.make_place(tmp_path_factory.mktemp("a place"))
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """An unbroken run."""
+    done = train(place, "whole")
+    assert done.returncode == 0, done.stderr
+    return metrics(place, "whole")
+
+
+def train_with(place, workdir, fault, *flags):
+    """A run in whose process the lines `fault` were executed first."""
+    program = f"{fault}\nfrom maskclippp_jax import cli, hosts, train\ncli.run(train.main)"
+    line = [sys.executable, "-c", program, f"--config={place}/tiny.py",
+            f"--config.data_dir={place}/data", f"--workdir={place}/{workdir}", *flags]
+    return subprocess.run(line, env=dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="",
+                                         PYTHONPATH=str(runs.ROOT)), cwd=runs.ROOT,
+                          capture_output=True, text=True, timeout=300)
+
+
+def wait_until(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+def has_logged(place, workdir, steps=1):
+    file = place / workdir / "metrics.jsonl"
+    return lambda: file.exists() and len(file.read_text().splitlines()) >= steps
+
+
+def test_sigterm_saves_and_the_same_line_goes_on(place):
+    flags = ["--config.train.steps=300", "--config.checkpoint_every=1000", "--config.log_every=1"]
+    process = train(place, "term", *flags, wait=False)
+    wait_until(has_logged(place, "term"), process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    step = int(re.search(r"asked to end \(SIGTERM\): saved after step (\d+) of 300", said)[1])
+    assert {p.name for p in (place / "term/checkpoints").iterdir()} == {str(step)}
+    done = train(place, "term", *flags)
+    assert done.returncode == 0 and f"resuming after step {step}" in done.stderr
+    assert [m["step"] for m in metrics(place, "term")] == list(range(1, 301))
+
+
+POISON = """
+import jax.numpy as jnp
+from maskclippp_jax import train_step
+real = train_step.make_step
+def make_step(*arguments):
+    step = real(*arguments)
+    def broken(state, *rest):
+        kernel = state["trainable"]["image"]["blocks"][1]["attention"]["query"]["kernel"]
+        bad = jnp.where(state["step"] == 5, jnp.nan, kernel[0, 0])
+        state["trainable"]["image"]["blocks"][1]["attention"]["query"]["kernel"] = (
+            kernel.at[0, 0].set(bad))
+        return step(state, *rest)
+    return jax.jit(broken, donate_argnums=0)
+train_step.make_step = make_step
+import jax
+"""
+
+
+def test_a_nan_stops_the_run_and_names_step_and_array_and_spares_the_checkpoint(place, whole):
+    done = train_with(place, "poisoned", POISON)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert ("the loss of step 6 is nan; the parameter image/blocks/1/attention/query/kernel is the "
+            "first array that is not finite") in done.stderr
+    assert [m["step"] for m in metrics(place, "poisoned")] == [1, 2, 3, 4, 5]
+    assert {p.name for p in (place / "poisoned/checkpoints").iterdir()} == {"4"}
+    done = train(place, "poisoned")
+    assert done.returncode == 0 and metrics(place, "poisoned") == whole
+
+
+def test_a_changed_byte_never_gives_wrong_numbers(tmp_path, rng):
+    def state_of(step):
+        return dict(step=jnp.int32(step), trainable=dict(
+            a=jnp.asarray(rng.normal(size=(40, 30)), jnp.float32),
+            b=jnp.asarray(rng.normal(size=7), jnp.bfloat16)))
+
+    def as_numpy(state):
+        return {k: np.asarray(v) for k, v in checkpoint.parameters.flatten(state).items()}
+
+    states = {step: state_of(step) for step in (1, 2)}
+    whole = tmp_path / "whole"
+    with checkpoint.open_checkpoints(checkpoint.epath.Path(whole)) as checkpoints:
+        for step, state in states.items():
+            checkpoint.save(checkpoints, state, step)
+    files = [p.relative_to(whole) for p in (whole / "checkpoints/2").rglob("*") if p.is_file()]
+    fell_back = 0
+    for number, file in enumerate(files):
+        run = tmp_path / f"run{number}"
+        shutil.copytree(whole, run)
+        content = bytearray((run / file).read_bytes())
+        for place in rng.integers(len(content), size=min(3, len(content))):
+            content[place] ^= 1 << rng.integers(8)
+        (run / file).write_bytes(content)
+        found = as_numpy(checkpoint.restore(checkpoint.epath.Path(run), states[1]))
+        fell_back += int(found["step"]) == 1
+        assert (run / "damaged/2").exists() == (int(found["step"]) == 1)
+        wanted = as_numpy(states[int(found["step"])])
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert fell_back >= 2
+
+
+def test_a_run_without_any_sound_checkpoint_is_not_started_anew(tmp_path):
+    state = dict(a=jnp.arange(3.0))
+    with checkpoint.open_checkpoints(checkpoint.epath.Path(tmp_path)) as checkpoints:
+        checkpoint.save(checkpoints, state, 7)
+    for file in (tmp_path / "checkpoints/7").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read .step 7"):
+        checkpoint.restore(checkpoint.epath.Path(tmp_path), state)
+    assert (tmp_path / "checkpoints/7").exists()
+
+
+@pytest.mark.parametrize("change", [0, 1, 31])
+def test_checksums_see_every_bit_and_every_place(rng, change):
+    x = rng.normal(size=(5, 6)).astype(np.float32)
+    y = x.copy()
+    y.view(np.uint32)[3, 2] ^= np.uint32(1 << change)
+    z = x.copy()
+    z[[0, 1]] = x[[1, 0]]
+    sums = [int(checkpoint._checksums(dict(a=a))["a"]) for a in (x, y, z)]
+    assert len(set(sums)) == 3
+    spread = jax.device_put(x.T[:, :4], jax.NamedSharding(
+        jax.make_mesh((2, 4), ("a", "b")), jax.P("a", "b")))
+    assert (int(checkpoint._checksums(dict(a=spread))["a"])
+            == int(checkpoint._checksums(dict(a=x.T[:, :4]))["a"]))
+
+
+@slow
+def test_a_run_with_a_changed_byte_falls_back_says_so_and_gives_the_same_numbers(place, whole):
+    shutil.copytree(place / "whole", place / "flipped")
+    file = max((place / "flipped/checkpoints/12").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+    done = runs.command(place, "evaluate", f"--checkpoint={place}/flipped",
+                        f"--workdir={place}/of_flipped")
+    assert done.returncode == 2 and "is damaged" in done.stderr
+    done = train(place, "flipped")
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 12 is damaged" in done.stderr
+    assert "resuming after step 8" in done.stderr
+    assert metrics(place, "flipped") == whole
+
+
+@slow
+@pytest.mark.parametrize("victim", [1, 0])
+def test_if_one_process_dies_the_other_ends_within_a_minute_and_says_so(place, victim):
+    flags = [f"--workdir={place}/lost{victim}", "--config.train.steps=100000",
+             "--config.log_every=1", "--config.checkpoint_every=20"]
+    both = runs.together(place, "train", *flags, devices=1)
+    wait_until(has_logged(place, f"lost{victim}", 50), both[1 - victim])
+    both[victim].kill()
+    start = time.monotonic()
+    said, _ = both[1 - victim].communicate(timeout=60)
+    print(f"ended after {time.monotonic() - start:.0f} s: {said[-300:]}")
+    assert both[1 - victim].returncode not in (0, None)
+    assert "another process" in said or "another task died" in said
+    both = runs.together(place, "train", *flags, devices=1)
+    wait_until(has_logged(place, f"lost{victim}", 80), both[0])
+    for process in both:
+        process.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "resuming after step" in said[0] and "asked to end" in said[0]
+
+
+@slow
+def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(place):
+    process = train(place, "worker", "--config.train.steps=100000", "--config.log_every=1",
+                    "--config.train.workers=2", wait=False)
+    wait_until(has_logged(place, "worker", 5), process)
+    children = [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()
+                and f"PPid:\t{process.pid}\n" in (p / "status").read_text()
+                and b"spawn_main" in (p / "cmdline").read_bytes()]
+    assert len(children) >= 2
+    os.kill(children[0], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "error: a process that reads data ended" in said
+
+
+@slow
+def test_a_full_disk_ends_the_run_with_a_sentence_and_spares_the_last_checkpoint(place, whole):
+    disk = place / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(100_000))
+        done = train(place, "disk/run")
+        assert done.returncode == 1, done.stderr
+        assert "No space left" in done.stderr and "Traceback" not in done.stderr
+        assert {p.name for p in (disk / "run/checkpoints").iterdir() if p.name.isdigit()} == {"4"}
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        done = train(place, "disk/run")
+        assert done.returncode == 0, done.stderr
+        assert metrics(place, "disk/run") == whole
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@slow
+def test_a_clock_that_jumps_changes_nothing(place, whole):
+    jumping = """
+import random, time
+real, times = time.time, random.Random(1)
+time.time = lambda: real() + times.uniform(-1e6, 1e6)
+"""
+    done = train_with(place, "clock", jumping)
+    assert done.returncode == 0, done.stderr
+    assert metrics(place, "clock") == whole

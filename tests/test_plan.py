@@ -1,0 +1,103 @@
+"""What the compiled training step does on many chips, and the command that tells it beforehand."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from maskclippp_jax import plan, sharding
+from maskclippp_jax import params as parameters
+
+ROOT = pathlib.Path(__file__).parents[1]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the compiler for TPUs is not installed; pip install 'jax[tpu]' brings it")
+# The quick start with a tiny model; from width 256 on its matrices are large enough to be split.
+CONFIG = '''
+from configs import quickstart
+from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+def get_config(arg="32"):
+    config = quickstart.get_config().unlock()
+    full, width = text.TextConfig.quickstart(), int(arg)
+    config.model = maskclippp.MaskCLIPppConfig(
+        eva_vit.EvaViTConfig(image_size=32, patch_size=8, width=width, depth=1, num_heads=4,
+                             mlp_width=width, embed_dim=16, mask_layers=1),
+        text.TextConfig(full.context_length, full.vocab_size, 32, 1, 2, 16, words=full.words),
+        similarity.LinearSimilarityConfig(1, 16))
+    config.dtype = "bfloat16"
+    config.weights = ""  # none are needed
+    config.train.size = 32
+    config.train.batch_size = 4
+    return config.lock()
+'''
+
+
+@pytest.mark.parametrize("topology", [None, pytest.param("v5e:2x2", marks=needs_libtpu)])
+def test_split_parameters_are_gathered_one_by_one_and_tokens_stay_where_they_are(topology):
+    namespace = {}
+    exec(CONFIG, namespace)
+    config = namespace["get_config"]("256")
+    _, shapes = parameters.abstract(plan.loading.model_maker(config, platform="cpu"))
+    arrays = parameters.flatten(shapes["image"])
+    mesh = sharding.make_mesh(4, topology)
+    # As in earnest, there are more tokens than parameters; else tokens are cheaper to move.
+    compiled = plan.lower_training(config, mesh, 16 * mesh.size).compile()
+    found = plan.collectives(compiled.as_text())
+    gathers = [size for kind, size in found if kind == "all-gather"]
+    split = [p for p, x in arrays.items() if any(sharding.state_shardings(x, mesh).spec)]
+    assert len(split) >= 6
+    assert len(gathers) >= len(split)  # the compiler did not put them together
+    assert max(gathers) <= max(4 * x.size for x in arrays.values())
+    assert not any(kind == "all-to-all" for kind, _ in found)
+
+
+def test_collectives_are_counted_by_kind_and_size():
+    program = """
+      %a = bf16[4,8]{1,0:T(8,128)} all-gather(%x), dimensions={0}
+      %b = (f32[2]{0}, s8[3,2]{1,0}) all-reduce(%x, %y), to_apply=%sum
+      %c = (f32[2]{0}, f32[8]{0}, u32[]) all-gather-start(%x), dimensions={0}
+      %d = f32[8]{0} all-gather-done(%c)
+      ROOT %e = f32[] all-reduce(%x), to_apply=%sum
+      %f = f32[3]{0} add(%all-reduce, %x)"""
+    assert plan.collectives(program) == [
+        ("all-gather", 64), ("all-gather", 32), ("all-reduce", 14), ("all-reduce", 4)]
+
+
+def run(tmp_path, *flags):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    return subprocess.run(
+        [sys.executable, "-m", "maskclippp_jax.plan", f"--config={tmp_path}/tiny.py", *flags],
+        env=dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="140"), cwd=ROOT, capture_output=True,
+        text=True, timeout=300)
+
+
+@needs_libtpu
+def test_plan_tells_memory_flops_and_what_does_not_fit(tmp_path):
+    done = run(tmp_path, "--topology=v5e:2x2", "--batches=1,2,400000", "--fast",
+               f"--workdir={tmp_path}/plan")
+    assert done.returncode == 0, done.stderr
+    assert "4x1" in done.stdout and "too much" in done.stdout
+    one, two, many = json.loads((tmp_path / "plan/plan.json").read_text())["plans"]
+    assert one["chips"] == 4 and (one["data"], one["fsdp"]) == (4, 1)
+    assert 1.5 < two["tera_flops"] / one["tera_flops"] < 2.1
+    assert 0 < one["memory_gib"] <= two["memory_gib"] < 1
+    assert one["collectives"]["all-reduce"] >= 1
+    assert one["images_per_second"] == pytest.approx(
+        4 / (one["seconds"] + one["collective_seconds"]))
+    assert many["memory_gib"] is None and many["images_per_second"] is None
+
+
+@needs_libtpu
+@pytest.mark.parametrize("flags, words", [
+    (["--topology=v5e:5x5"], "no TPU topology 'v5e:5x5'"),
+    (["--config.mesh.fsdp=3", "--batches=1"], "mesh.fsdp is 3, but there are 16 devices"),
+    ([], "train.batch_size is 4, but v5e:4x4 has 16 devices")])
+def test_bad_input_ends_in_one_sentence(tmp_path, flags, words):
+    done = run(tmp_path, *flags, f"--workdir={tmp_path}/plan")
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "plan").exists()
