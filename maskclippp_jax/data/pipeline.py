@@ -175,7 +175,19 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
         if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags, also in a notebook
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+    return _watched(iter(batches))
+
+
+def _watched(batches: typing.Iterator) -> typing.Iterator:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "Worker process" not in str(error):
+            raise
+        first_line = str(error).splitlines()[0]
+        raise ChildProcessError(
+            f"a process that reads data ended ({first_line}); if memory ran out, lower "
+            "train.workers; the same line goes on from the last checkpoint") from None
 
 
 class Padding(typing.NamedTuple):
