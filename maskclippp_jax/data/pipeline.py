@@ -281,7 +281,7 @@ def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, 
     groups: dict[tuple, list[int]] = {}
     for i, canvas in canvases.items():
         groups.setdefault(canvas, []).append(i)
-    jobs = []
+    share, jobs = batch_size // hosts, []
     for canvas, numbers in sorted(groups.items()):
         members = [(i, True) for i in numbers]
         members += [(numbers[0], False)] * (-len(members) % batch_size)
