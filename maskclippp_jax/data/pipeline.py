@@ -270,6 +270,7 @@ def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, 
     Args:
       canvases: of each picture.
       batch_size: pictures a step over all hosts.
+      host: number of this host.
       hosts: how many there are; must divide `batch_size`.
 
     Returns:
