@@ -8,8 +8,10 @@ disk changes. The position in the data needs no file of its own: it follows from
 step.
 """
 
+import contextlib
 import json
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,26 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
         workdir / "checkpoints", cleanup_tmp_directories=write,
         preservation_policy=policies.LatestN(keep),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
+
+
+@contextlib.contextmanager
+def saving(workdir: epath.Path) -> typing.Iterator[ocp.training.Checkpointer]:
+    """The checkpoints of a run that goes on; whole when the block ends.
+
+    Raises:
+      OSError: something of the run could not be written; says what is left of it.
+    """
+    try:
+        with open_checkpoints(workdir) as checkpoints:
+            yield checkpoints
+    except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
+        full = any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED"))
+        if isinstance(error, ChildProcessError) or not (full or isinstance(error, OSError)):
+            raise
+        whole = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+        left = f"the last whole checkpoint is of step {whole[-1]}" if whole else "nothing was saved"
+        raise OSError(f"{workdir} could not be written ({' '.join(str(error).split())[:300]}); "
+                      f"{left}; make room and start the same line again") from None
 
 
 def save(checkpoints: ocp.training.Checkpointer, state: dict, step: int) -> None:

@@ -180,8 +180,8 @@ def on_the_way(name: str, config, model_config, params, shares: list[float]):
         yield None, {}, params
         return
     original = jax.device_get(loading.load_original(name, config, model_config))
-    moved = {k: float(v) for k, v in jax.jit(parameters.distances)(original, params).items()
-             if k not in ("similarity", "logit_scale")}
+    found = jax.jit(parameters.distances)(original, params)
+    moved = {part: float(found[part]) for part in ("image", "text")}
     for share in shares:
         facts = dict(interpolation=share, distance_from_original=moved)
         yield share, facts, parameters.interpolate(original, params, share)

@@ -7,7 +7,6 @@ import typing
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from maskclippp_jax import hosts, metrics, predictions, report
 from maskclippp_jax.data import coco_files, images
@@ -196,7 +195,7 @@ class Progress:
             with np.load(file) as arrays:
                 self.done |= set(json.loads(str(arrays["done"])))
         if self.hosts > 1:  # nobody may write before everybody has read
-            multihost_utils.sync_global_devices("progress was read")
+            hosts.wait_for_all("progress was read")
         self._saved = time.monotonic()
 
     def add(self, image_id: str) -> None:

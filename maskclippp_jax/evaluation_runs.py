@@ -79,7 +79,8 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
         sizes = inference.sizes_of(
             batch, settings.short_side, settings.mask_short_side, max_tokens=settings.max_tokens,
             patch=image_config.patch_size)
-        canvas = _canvas_of(batch, settings, image_config.patch_size)
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens,
+                                      image_config.patch_size)
         arrays = {k: batch[k] for k in ("image", "segments", "labels")}
         arrays, sizes = (pipeline.to_device(x, sharding.batch_sharding(mesh))
                          for x in (arrays, sizes._asdict()))
@@ -172,8 +173,8 @@ def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_mas
 
     def start(batch):
         network = inference.network_sizes(batch["image_size"], settings.short_side,
-                                          max_tokens=settings.max_tokens, patch=patch)
-        canvas = _canvas_of(batch, settings, patch)
+                                          settings.max_tokens, patch)
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens, patch)
         if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
             kept = (batch["stored"] if settings.mask_short_side is None else
                     inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
@@ -216,13 +217,6 @@ def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
                          f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
                          "the CLIP that the generator was built on")
     return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
-
-
-def _canvas_of(batch: dict, settings, patch: int) -> tuple[int, int]:
-    """The image tower's canvas, the same on every host."""
-    sizes = inference.network_sizes(batch["image_sizes"], settings.short_side,
-                                    max_tokens=settings.max_tokens, patch=patch)
-    return inference.canvas_of(sizes, patch)
 
 
 def _batch_size(settings, mesh: jax.sharding.Mesh) -> int:

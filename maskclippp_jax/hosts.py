@@ -23,7 +23,7 @@ DISTRIBUTED = flags.DEFINE_string(
     "distributed", "", "of several processes that work together: 'auto' on a TPU slice, under Slurm "
     "or in Kubernetes, else ADDRESS:PORT,COUNT,NUMBER; left out: this process is alone")
 
-_SILENCE = 20  # seconds after which a process that says nothing is taken for lost
+_SILENCE = 30  # seconds after which a process that says nothing is taken for lost
 # What JAX says when another process is gone, in the words of its different parts.
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "gloo", "Connection", "coordination service",
          "CANCELLED", "heartbeat")

@@ -79,19 +79,18 @@ def sizes_of(batch: dict, short_side: int | None, mask_short_side: int | None, *
     """
     picture, segments = (np.asarray(batch[k], np.int32) for k in ("image_size", "segments_size"))
     masks = segments if mask_short_side is None else shorter_side_to(picture, mask_short_side)
-    network = network_sizes(picture, short_side, max_tokens=max_tokens, patch=patch)
-    return Sizes(picture, network, segments, masks)
+    return Sizes(picture, network_sizes(picture, short_side, max_tokens, patch), segments, masks)
 
 
-def network_sizes(sizes: np.ndarray, short_side: int | None, *, max_tokens: int,
+def network_sizes(picture: np.ndarray, short_side: int | None, max_tokens: int,
                   patch: int) -> np.ndarray:
-    """[B, 2] sizes at which the network sees pictures of these sizes.
+    """[B, 2] sizes at which the image tower sees pictures of sizes [B, 2].
 
     With `max_tokens` they are `naflex_sizes`, whatever `short_side` is.
     """
     if max_tokens:
-        return naflex_sizes(sizes, patch, max_tokens)
-    return shorter_side_to(sizes, short_side)
+        return naflex_sizes(picture, patch, max_tokens)
+    return shorter_side_to(picture, short_side)
 
 
 def shorter_side_to(sizes: np.ndarray, side: int | None) -> np.ndarray:
@@ -121,6 +120,12 @@ def canvas_of(network_sizes: np.ndarray, patch: int, cells: int = 4) -> tuple[in
     """The canvas (height, width) for pictures of these sizes: multiples of a few patches."""
     multiple = patch * cells
     return tuple(int(-(-side // multiple) * multiple) for side in network_sizes.max(0))
+
+
+def canvas_for(batch: dict, short_side: int | None, max_tokens: int, patch: int
+               ) -> tuple[int, int]:
+    """The canvas of an evaluation batch: the same on every host, as all have its `image_sizes`."""
+    return canvas_of(network_sizes(batch["image_sizes"], short_side, max_tokens, patch), patch)
 
 
 def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,

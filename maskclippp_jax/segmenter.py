@@ -18,7 +18,7 @@ from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.ensembles import GeneratorLogits
 from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.models import maskclippp, similarity
-from maskclippp_jax.postprocess import Classes, Heads, Instances, Proposals, Results
+from maskclippp_jax.postprocess import Heads, Instances, Proposals, Results
 from maskclippp_jax.vocabulary import Vocabulary
 
 

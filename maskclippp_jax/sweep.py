@@ -178,7 +178,8 @@ def table_of(rows: typing.Sequence[dict]) -> Table:
         cells = []
         for title, _, _ in _COLUMNS:
             found = summary(row["runs"], title)
-            cells.append("–" if found is None else f"{found[0]:.1f} ± {found[1]:.1f}")
+            cell = "–" if found is None else f"{found[0]:.1f}"
+            cells.append(f"{cell} ± {found[1]:.1f}" if found and len(row["runs"]) > 1 else cell)
         table.add_row(row["name"], *cells, str(len(row["runs"])))
     return table
 

@@ -30,6 +30,9 @@ def main(argv):
     del argv
     preemption, profile = hosts.Preemption(), Profile(PROFILE.value)
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
+    if "://" in WORKDIR.value:
+        raise ValueError(f"--workdir is {WORKDIR.value}, but a run adds lines to its files, which "
+                         "buckets do not allow; mount the bucket as a folder (gcsfuse) and name that")
     workdir = epath.Path(WORKDIR.value).absolute()
 
     # Data, and the names it speaks of.
@@ -106,7 +109,7 @@ def main(argv):
                      wandb=open_wandb(WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
         compiled = None
-        with checkpoint.open_checkpoints(workdir) as checkpoints, jax.transfer_guard("disallow"):
+        with checkpoint.saving(workdir) as checkpoints, jax.transfer_guard("disallow"):
             while done < config.train.steps and not preemption.reached(done):
                 with log.waiting():
                     batch = next(batches)

@@ -48,7 +48,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
         names = inference.embed_vocabulary(
             config, config.model, dict(text=jax.device_get(gather(text_params))),
             source.vocabulary, folder=loading.text_folder(config))
-        return jax.device_put(names, whole)
+        return sharding.put(names, whole)
 
     kept: list = []  # names of a frozen text tower
 
@@ -68,7 +68,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
         results = accuracy.evaluate()
         named = dict(mask_accuracy=results["mMaskAcc"], seen=results["seen"],
                      unseen=results["unseen"])
-        before = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), original, tuned)
+        before = sharding.put(original, jax.tree.map(lambda x: x.sharding, tuned))
         moved = jax.device_get(distances(before, tuned))
         return {f"eval/{k}": v for k, v in named.items() if v is not None} | {
             f"distance/{k}": float(v) for k, v in moved.items()}
@@ -88,12 +88,9 @@ def _name_all(config, source, mesh, name_masks, params, names
         sizes = inference.sizes_of(
             batch, settings.short_side, settings.mask_short_side,
             max_tokens=settings.max_tokens, patch=config.model.image.patch_size)
-        canvas = inference.canvas_of(  # the same on every host
-            inference.network_sizes(
-                batch["image_sizes"], settings.short_side, max_tokens=settings.max_tokens,
-                patch=config.model.image.patch_size), config.model.image.patch_size)
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens,
+                                      config.model.image.patch_size)
         result = name_masks(
             params, to_device({k: batch[k] for k in ("image", "segments", "labels")}),
             inference.Sizes(**to_device(sizes._asdict())), names, canvas)
-        shards = sorted(result.classes.addressable_shards, key=lambda s: s.index[0].start or 0)
-        yield batch, np.concatenate([np.asarray(s.data) for s in shards])
+        yield batch, sharding.local_rows(result.classes)

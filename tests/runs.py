@@ -77,7 +77,8 @@ draw = dict(scenes_seen=draw_seen, scenes=draw_all)
 
 def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
-                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+                       JAX_COMPILATION_CACHE_DIR=f"{place}/compiled")
     line = [sys.executable, "-m", f"maskclippp_jax.{name}"]
     if name in ("train", "evaluate"):  # the others find the configuration in the run
         line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]

@@ -156,7 +156,8 @@ def test_a_folder_of_another_run_is_refused(place, whole):
     (["--config.tune.image=half"], "tune.image is 'half'"),
     (["--config.weights=/none.pt"], "no file /none.pt"),
     (["--config.train.dataset=coco"], "maskclippp_jax.prepare coco"),
-    (["--wrokdir=x"], "wrokdir")])
+    (["--wrokdir=x"], "wrokdir"), (["--workdir=gs://b/x"], "mount the bucket"),
+    (["--profile=5"], "--profile is '5'"), (["--distributed=here"], "--distributed is 'here'")])
 def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags, words):
     done = train(place, "bad", *flags)
     assert done.returncode == 2, done.stderr

@@ -32,31 +32,27 @@ def mask_batches(records: typing.Sequence[dict], read: typing.Callable[[int], Pi
       [B, 2], the stored size of the picture, and output_canvas, two ints; masks [B, N, h, w] as
       stored, mask_valid bool [B, N], stored and, of generated masks, enlarged and kept int32 [B, 2]
       (see `mask_chain.MaskSizes`); classes float32 [B, N, X] if they have any; valid bool [B],
-      False for filling; image_id, a list of str. B is this host's share; image_sizes int32
-      [batch_size, 2] are those of all hosts, which must agree on a canvas.
+      False for filling; image_id, a list of str; image_sizes, see `pipeline.eval_batches`.
     """
     num_masks = -(-max(1, most_masks) // _SLOTS) * _SLOTS
     multiple = pipeline.CANVAS
-    canvases, loaded_sizes, share = {}, {}, batch_size // hosts
+    sizes, canvases = {}, {}  # of the loaded pictures
     for i, stored in stored_sizes.items():
         size = pipeline.size_of(records[i])
-        loaded = loaded_sizes[i] = pipeline.loaded_size(size, loader_min, loader_max)
+        sizes[i] = loaded = pipeline.loaded_size(size, loader_min, loader_max)
         # Masks at a fraction of the input are smaller, so are their canvases.
         cells = multiple // 4 if max(stored) * 2 < max(loaded) else multiple
         canvases[i] = (pipeline.up(loaded, multiple), pipeline.up(size, multiple),
                        pipeline.up(stored, cells))
 
     def load(job):
-        canvas, members = job
-        image_sizes = np.array([loaded_sizes[i] for i, _ in members], np.int32)
-        members = members[host * share:(host + 1) * share]
-        rows = [_row(records[i], read(i), valid, canvas, num_masks, loader_min, loader_max)
-                for i, valid in members]
+        rows = [_row(records[i], read(i), valid, job.canvas, num_masks, loader_min, loader_max)
+                for i, valid in job.members]
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
-        return batch | dict(image_id=[r["image_id"] for r in rows], image_sizes=image_sizes,
-                            output_canvas=canvas[1])
+        return batch | dict(image_id=[r["image_id"] for r in rows], output_canvas=job.canvas[1],
+                            image_sizes=np.array([sizes[i] for i in job.everyone], np.int32))
 
-    return pipeline.load_jobs(pipeline.share_out(canvases, batch_size, hosts), load)
+    return pipeline.load_jobs(pipeline.share_out(canvases, batch_size, host, hosts), load)
 
 
 def _row(record, found: PictureMasks, valid, canvas, num_masks, loader_min, loader_max):

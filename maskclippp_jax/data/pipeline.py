@@ -175,7 +175,19 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
         if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags, also in a notebook
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+    return _watched(iter(batches))
+
+
+def _watched(batches: typing.Iterator) -> typing.Iterator:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "Worker process" not in str(error):
+            raise
+        first_line = str(error).splitlines()[0]
+        raise ChildProcessError(
+            f"a process that reads data ended ({first_line}); if memory ran out, lower "
+            "train.workers; the same line goes on from the last checkpoint") from None
 
 
 class Padding(typing.NamedTuple):
@@ -227,37 +239,42 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
     facts = [(size_of(r), len(r["table"]["id"])) for r in map(records.__getitem__,
                                                                           range(len(records)))]
     num_masks = -(-max(1, max(n for _, n in facts)) // 8) * 8
-    canvases, sizes = {}, {}  # sizes of the loaded pictures
+    sizes, canvases = {}, {}  # of the loaded pictures
     for i in range(len(records)) if chosen is None else chosen:
         stored, _ = facts[i]
         sizes[i] = loaded_size(stored, loader_min, loader_max)
         canvases[i] = up(sizes[i], canvas_multiple) + up(stored, canvas_multiple)
-    share = batch_size // hosts
 
     def load(job):
-        canvas, members = job
-        image_sizes = np.array([sizes[i] for i, _ in members], np.int32)
-        members = members[host * share:(host + 1) * share]
-        rows = [_eval_row(records[i], valid, canvas, num_masks, loader_min, loader_max)
-                for i, valid in members]
+        rows = [_eval_row(records[i], valid, job.canvas, num_masks, loader_min, loader_max)
+                for i, valid in job.members]
         batch = {k: np.stack([r[k] for r in rows]) for k in rows[0] if k != "image_id"}
-        return batch | dict(image_id=[r["image_id"] for r in rows], image_sizes=image_sizes)
+        return batch | dict(image_id=[r["image_id"] for r in rows],
+                            image_sizes=np.array([sizes[i] for i in job.everyone], np.int32))
 
-    return load_jobs(share_out(canvases, batch_size, hosts), load)
+    return load_jobs(share_out(canvases, batch_size, host, hosts), load)
 
 
-def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, hosts: int
-              ) -> list[tuple[tuple, list[tuple[int, bool]]]]:
+class Job(typing.NamedTuple):
+    """A batch of an evaluation."""
+
+    canvas: tuple                    # of all its pictures
+    members: list[tuple[int, bool]]  # this host's pictures; False: only fills the batch up
+    everyone: list[int]              # the pictures of all hosts
+
+
+def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, host: int, hosts: int
+              ) -> list[Job]:
     """Batches of pictures with the same canvas.
 
     Args:
       canvases: of each picture.
       batch_size: pictures a step over all hosts.
+      host: number of this host.
       hosts: how many there are; must divide `batch_size`.
 
     Returns:
-      For each batch the canvas and the pictures of all hosts, with False for those that only fill
-      it up: copies, so that they fit the canvas.
+      As many for every host. What fills one up are copies, so that they fit the canvas.
     """
     if batch_size % hosts:
         raise ValueError(f"eval.batch_size is {batch_size}, but there are {hosts} hosts; choose a "
@@ -265,11 +282,13 @@ def share_out(canvases: typing.Mapping[int, tuple], batch_size: int, hosts: int
     groups: dict[tuple, list[int]] = {}
     for i, canvas in canvases.items():
         groups.setdefault(canvas, []).append(i)
-    jobs = []
+    share, jobs = batch_size // hosts, []
     for canvas, numbers in sorted(groups.items()):
         members = [(i, True) for i in numbers]
         members += [(numbers[0], False)] * (-len(members) % batch_size)
-        jobs += [(canvas, members[k:k + batch_size]) for k in range(0, len(members), batch_size)]
+        for k in range(0, len(members), batch_size):
+            mine = members[k + host * share:k + (host + 1) * share]
+            jobs.append(Job(canvas, mine, [i for i, _ in members[k:k + batch_size]]))
     return jobs
 
 

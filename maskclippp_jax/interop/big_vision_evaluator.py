@@ -49,9 +49,11 @@ class Evaluator:
         self.source = records.open_source(data_dir, dataset, split)
         self.loader = dict(loader_min=loader_min, loader_max=loader_max)
         patch = self.config.image.patch_size
+        seen_at = dict(short_side=short_side or self.config.image.image_size,
+                       max_tokens=max_tokens, patch=patch)
         self._sizes_of = functools.partial(
-            inference.sizes_of, short_side=short_side or self.config.image.image_size,
-            mask_short_side=mask_short_side, max_tokens=max_tokens, patch=patch)
+            inference.sizes_of, mask_short_side=mask_short_side, **seen_at)
+        self._canvas_for = functools.partial(inference.canvas_for, **seen_at)
         vocabulary = self.vocabulary = self.source.vocabulary
         self.token_ids = loading.tokenize(self.config, vocabulary, templates, sentencepiece)
         seen = vocabulary.seen_in(Vocabulary.load(seen_vocabulary)) if seen_vocabulary else None
@@ -90,7 +92,7 @@ class Evaluator:
                 self.source.records, batch_size=self.batch_size, host=jax.process_index(),
                 hosts=jax.process_count(), **self.loader):
             sizes = self._sizes_of(batch)
-            canvas = inference.canvas_of(sizes.network, self.config.image.patch_size)
+            canvas = self._canvas_for(batch)
             arrays = {k: np.asarray(batch[k]) for k in ("image", "segments", "labels", "valid")}
             arrays, sizes = (pipeline.to_device(x, self._batch) for x in (arrays, sizes._asdict()))
             found = self._name_masks(train_state, arrays, inference.Sizes(**sizes), names,
