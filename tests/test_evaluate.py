@@ -164,11 +164,26 @@ PARTS = ("semantic", "panoptic", "instances")
 
 
 @pytest.fixture(scope="module")
-def generated(place, config, model, truth, mesh):
+def programs():
+    """Every jitted program that was made for naming masks."""
+    made, make = [], segmenter.make_segmenter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter, "make_segmenter",
+                      lambda *x, **kw: made.append(make(*x, **kw)) or made[-1])
+        yield made
+
+
+@pytest.fixture(scope="module")
+def generated(place, config, model, truth, mesh, programs):
     """The pictures of a bundle of generated masks with logits of the same classes."""
     with jax.set_mesh(mesh):
         return list(runs.name_bundle(config, model, truth, PARTS, mesh, range(4),
                                      Bundle(place / "open")))
+
+
+def test_pictures_of_one_canvas_share_a_program(generated, programs):
+    """All sides are below 64 pixels here; heights, widths and numbers of masks differ."""
+    assert len(generated) == 4 and programs[0]._cache_size() == 1
 
 
 def literal_labels(config, model, image, stored, number):
