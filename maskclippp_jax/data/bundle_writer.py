@@ -43,6 +43,7 @@ import numpy as np
 
 FORMAT, VERSION = "maskclippp masks", 1
 MANIFEST, FOLDER = "manifest.json", "masks"
+_BEGUN = ".begun.json"  # what the manifest will say, until it is there
 _MOST = 6e4  # float16 ends soon after; a sigmoid is 0 or 1 long before
 
 
@@ -50,18 +51,28 @@ class Writer:
     """Writes a bundle, or goes on with one that was stopped."""
 
     def __init__(self, folder, *, masks, classes, generator, preparation=None, stride=4):
-        """Starts or goes on; see above for the values. Raises FileExistsError if it is finished."""
+        """Starts or goes on; see above for the values.
+
+        Raises:
+          FileExistsError: the bundle is finished.
+          ValueError: an unknown kind of masks, or the bundle was begun with other values.
+        """
         if masks not in ("logits", "probabilities", "binary"):
             raise ValueError(f"got masks={masks!r}, wanted logits, probabilities or binary")
         self.folder = pathlib.Path(folder)
         if (self.folder / MANIFEST).exists():
             raise FileExistsError(f"{folder} holds a finished bundle; choose another folder, or "
                                   "remove it")
-        (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
         self.facts = dict(format=FORMAT, version=VERSION, masks=masks, generator=generator,
                           classes=classes)
         if masks != "binary":
             self.facts.update(stride=stride, preparation=preparation)
+        begun, text = self.folder / _BEGUN, json.dumps(self.facts, sort_keys=True)
+        if begun.exists() and begun.read_text() != text:
+            raise ValueError(f"{folder} was begun with another generator or other settings; give "
+                             "the same again, or remove it")
+        (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        begun.write_text(text)
 
     def has(self, image_id):
         """Whether a picture was written before."""
@@ -113,12 +124,13 @@ class Writer:
             facts["masks"] = count
             if size:
                 facts["mask_size"] = size
-            if files:
+            if files and image_id in files:
                 facts["file"] = str(files[image_id])
             pictures[image_id] = facts
         temporary = self.folder / f".{MANIFEST}"
         temporary.write_text(json.dumps(dict(self.facts, pictures=pictures), indent=1) + "\n")
         os.replace(temporary, self.folder / MANIFEST)
+        (self.folder / _BEGUN).unlink()
 
 
 def file_of(folder, image_id):

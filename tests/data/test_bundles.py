@@ -84,11 +84,15 @@ def test_a_stopped_bundle_goes_on(tmp_path):
     write_bundle(tmp_path / "b", names=["a"], finish=False)
     with pytest.raises(FileNotFoundError, match="is not finished"):
         bundles.Bundle(tmp_path / "b")
-    writer = bundle_writer.Writer(tmp_path / "b", masks="logits", classes=dict(kind="none"),
-                                  generator={}, preparation=PREPARATION)
-    assert writer.has("a") and not writer.has("b/c")
+    with pytest.raises(ValueError, match="begun with another generator or other settings"):
+        write_bundle(tmp_path / "b", "probabilities")
+    begin = lambda: bundle_writer.Writer(
+        tmp_path / "b", masks="logits", classes=dict(kind="none"), generator=dict(name="test"),
+        preparation=PREPARATION)
+    assert begin().has("a") and not begin().has("b/c")
     write_bundle(tmp_path / "b", names=["b/c"])
     assert list(bundles.Bundle(tmp_path / "b").pictures) == ["a", "b/c"]
+    assert not list((tmp_path / "b").rglob(".*"))
     with pytest.raises(FileExistsError, match="holds a finished bundle"):
         write_bundle(tmp_path / "b")
 
