@@ -26,6 +26,10 @@ from maskclippp_jax import params as parameters
 # What may differ between two starts of the same run.
 _FREE_KEYS = ("data_dir", "log_every", "train/workers")
 
+# Seconds a save may take. Orbax reads them off the clock on the wall, which may be put right by a
+# day while it saves.
+_PATIENCE = 2 * 24 * 3600
+
 
 def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str) -> None:
     """Makes the folder of a run, or checks that it belongs to the same configuration.
@@ -82,6 +86,7 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
     policies = ocp.training.preservation_policies
     return ocp.training.Checkpointer(
         workdir / "checkpoints", cleanup_tmp_directories=write,
+        context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_PATIENCE)),
         preservation_policy=policies.LatestN(keep),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 
