@@ -28,10 +28,11 @@ HEAD = f"""# Scaling
 
 Made by `python benchmarks/scaling.py`, on a machine without TPU: the training step of each
 experiment, compiled for the slice with {IMAGES} images a chip, with the `mesh.fsdp` and `remat` of
-its configuration, and with less care than for a real run (`--fast`), so slightly pessimistic. Memory
-and FLOPs are the compiler's own. Times are what it can price, plus the bytes sent over the full
-speed of a chip's links, as if nothing overlapped. They leave out custom kernels and the waiting of
-chips for each other, and bodies of loops count once: they compare slices and promise nothing.
+its configuration, and with less care than for a real run (`--fast`), so slightly pessimistic.
+Memory and FLOPs are the compiler's own. Times are what it can price, plus the bytes sent over the
+full speed of a chip's links, as if nothing overlapped. They leave out custom kernels and the
+waiting of chips for each other, and bodies of loops count once: they compare slices and promise
+nothing.
 """
 
 
@@ -64,7 +65,8 @@ def table(done: dict) -> str:
             if p is None:
                 lines.append(f"| {name} | {topology} | not compiled yet | | | | | | |")
             elif p["memory_gib"] is None:
-                lines.append(f"| {name} | {topology} | more than {p['available_gib']} | | | | | | |")
+                lines.append(f"| {name} | {topology} | more than {p['available_gib']} |"
+                             + " |" * 6)
             else:
                 lines.append(
                     f"| {name} | {topology} | {p['memory_gib']:.1f} of {p['available_gib']} | "

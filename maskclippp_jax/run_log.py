@@ -84,8 +84,8 @@ class RunLog:
             where = (f"; {self._array_names[first[broken]]} is the first array that is not finite"
                      if first[broken] >= 0 else "")
             raise FloatingPointError(
-                f"the loss of step {rows[broken]['step']} is {rows[broken]['loss']}{where}. The last "
-                "checkpoint is from before it. Lower optimizer.learning_rate, or look at that "
+                f"the loss of step {rows[broken]['step']} is {rows[broken]['loss']}{where}. The "
+                "last checkpoint is from before it. Lower optimizer.learning_rate, or look at that "
                 "step's pictures")
         self._report(rows)
 

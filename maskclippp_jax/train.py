@@ -1,8 +1,8 @@
 """Tunes a CLIP on masks: python -m maskclippp_jax.train --config=configs/x.py --workdir=D
 
 Started again with the same line it goes on from the last checkpoint, with the data where it was,
-and gives the numbers an unbroken run gives. SIGTERM makes it save and end. On several hosts each one
-is started with `--distributed` (see `hosts.py`).
+and gives the numbers an unbroken run gives. SIGTERM makes it save and end. On several hosts each
+one is started with `--distributed` (see `hosts.py`).
 """
 
 import jax
@@ -32,7 +32,8 @@ def main(argv):
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
     if "://" in WORKDIR.value:
         raise ValueError(f"--workdir is {WORKDIR.value}, but a run adds lines to its files, which "
-                         "buckets do not allow; mount the bucket as a folder (gcsfuse) and name that")
+                         "buckets do not allow; mount the bucket as a folder (gcsfuse) and name "
+                         "that")
     workdir = epath.Path(WORKDIR.value).absolute()
 
     # Data, and the names it speaks of.
@@ -136,8 +137,8 @@ def main(argv):
                 checkpoint.save(checkpoints, state, done)
         log.close()
     if done < config.train.steps:
-        logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on from "
-                     "there", done, config.train.steps)
+        logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on "
+                     "from there", done, config.train.steps)
         return
     logging.info("tuned for %d steps; next: python -m maskclippp_jax.evaluate --config=... "
                  "--checkpoint=%s --workdir=...", config.train.steps, workdir)
