@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tunes on the GPUs of one or several nodes under Slurm, one process a GPU; start it in an allocation
-# or let it ask for one. Two minutes before its time is over the run saves and ends; the same line
-# again resumes.
+# Tunes on the GPUs of one or several nodes under Slurm, one process a GPU; start it in an
+# allocation or let it ask for one. Two minutes before its time is over the run saves and ends; the
+# same line again resumes.
 #
 #   launch/slurm.sh [--nodes=2] [--gpus=8] [--time=08:00:00] [--partition=P] [--dry_run] \
 #     --config=configs/x.py --workdir=/shared/runs/x [flags for train]

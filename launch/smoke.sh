@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on a CPU in a minute or two: makes the generated scenes, tunes for a few steps, and
-# evaluates. Says whether an installation works; the numbers mean nothing.
+# The whole chain on a CPU in a minute or two: makes the generated scenes, tunes for a few steps,
+# and evaluates. Says whether an installation works; the numbers mean nothing.
 #
 #   launch/smoke.sh [--workdir=runs/smoke] [--dry_run] [flags for train]
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
@@ -12,4 +12,5 @@ config=--config=configs/quickstart.py
 run python -m maskclippp_jax.prepare scenes scenes_seen --data_dir=data
 run python -m maskclippp_jax.train $config --config.train.steps=4 --workdir="$workdir" \
   ${rest[@]+"${rest[@]}"}
-run python -m maskclippp_jax.evaluate $config --checkpoint="$workdir" --workdir="$workdir/evaluation"
+run python -m maskclippp_jax.evaluate $config --checkpoint="$workdir" \
+  --workdir="$workdir/evaluation"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From your own machine: makes a Cloud TPU slice if none has this name, brings this folder there, and
-# tunes on all its hosts. Needs gcloud, signed in and with a project. The same line again resumes.
+# From your own machine: makes a Cloud TPU slice if none has this name, brings this folder there,
+# and tunes on all its hosts. Needs gcloud, signed in and with a project. The same line again
+# resumes.
 #
 #   launch/tpu_slice.sh --name=tune --zone=us-west4-a --type=v5litepod-16 --bucket=BUCKET \
 #     --config=configs/x.py --workdir=bucket/runs/x --config.data_dir=bucket/data

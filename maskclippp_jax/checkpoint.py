@@ -27,6 +27,13 @@ from maskclippp_jax import params as parameters
 # What may differ between two starts of the same run.
 _FREE_KEYS = ("data_dir", "log_every", "eval_every", "train/workers")
 
+# Seconds a save may take. Orbax reads them off the clock on the wall, which may be put right by a
+# day while it saves.
+_PATIENCE = 2 * 24 * 3600
+
+# What a full disk is called by the different parts that write.
+_FULL = ("No space left", "quota exceeded", "RESOURCE_EXHAUSTED")
+
 
 def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str) -> None:
     """Makes the folder of a run, or checks that it belongs to the same configuration.
@@ -83,6 +90,7 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
     policies = ocp.training.preservation_policies
     return ocp.training.Checkpointer(
         workdir / "checkpoints", cleanup_tmp_directories=write,
+        context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_PATIENCE)),
         preservation_policy=policies.LatestN(keep),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 
@@ -92,14 +100,13 @@ def saving(workdir: epath.Path) -> typing.Iterator[ocp.training.Checkpointer]:
     """The checkpoints of a run that goes on; whole when the block ends.
 
     Raises:
-      OSError: something of the run could not be written; says what is left of it.
+      OSError: the disk is full; says what is left of the run.
     """
     try:
         with open_checkpoints(workdir) as checkpoints:
             yield checkpoints
     except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
-        full = any(words in str(error) for words in ("No space left", "RESOURCE_EXHAUSTED"))
-        if isinstance(error, ChildProcessError) or not (full or isinstance(error, OSError)):
+        if not any(words in str(error) for words in _FULL):
             raise
         whole = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
         left = f"the last whole checkpoint is of step {whole[-1]}" if whole else "nothing was saved"
@@ -162,7 +169,9 @@ def _verify(checkpoints: ocp.training.Checkpointer, step: int, loaded: dict) -> 
     Raises:
       ValueError: an array has changed.
     """
-    stored = (checkpoints.metadata(step).custom_metadata or {}).get("checksums", {})
+    stored = (checkpoints.metadata(step).custom_metadata or {}).get("checksums")
+    if not stored:
+        raise ValueError("it holds no checksums, so an older version wrote it")
     for path, found in jax.device_get(_checksums(loaded)).items():
         if stored.get(path) != found:
             raise ValueError(f"the array {path} is not what was saved")

@@ -19,10 +19,6 @@ from jax.experimental import multihost_utils
 
 from maskclippp_jax import cli, metrics
 
-DISTRIBUTED = flags.DEFINE_string(
-    "distributed", "", "of several processes that work together: 'auto' on a TPU slice, under Slurm "
-    "or in Kubernetes, else ADDRESS:PORT,COUNT,NUMBER; left out: this process is alone")
-
 _SILENCE = 30  # seconds after which a process that says nothing is taken for lost
 # What JAX says when another process is gone, in the words of its different parts.
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "gloo", "Connection", "coordination service",
@@ -30,17 +26,20 @@ _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "gloo", "Connection", "coor
 
 
 def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
-    """A command's `main`, run as one of the processes that `--distributed` speaks of.
+    """A command's `main`, run as one of the processes that its flag `--distributed` speaks of.
 
     If it fails, the process ends at once: the others miss it after some seconds and end as well,
     where an orderly end would wait for them.
     """
+    distributed = flags.DEFINE_string(
+        "distributed", "", "of several processes that work together: 'auto' on a TPU slice, under "
+        "Slurm or in Kubernetes, else ADDRESS:PORT,COUNT,NUMBER; left out: this process is alone")
 
     @functools.wraps(main)
     def joined(argv):
-        if not DISTRIBUTED.value:
+        if not distributed.value:
             return main(argv)
-        _meet(DISTRIBUTED.value)
+        _meet(distributed.value)
         if jax.process_index():
             logging.set_verbosity(logging.WARNING)  # the first one speaks for all
         try:

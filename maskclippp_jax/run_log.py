@@ -84,8 +84,8 @@ class RunLog:
             where = (f"; {self._array_names[first[broken]]} is the first array that is not finite"
                      if first[broken] >= 0 else "")
             raise FloatingPointError(
-                f"the loss of step {rows[broken]['step']} is {rows[broken]['loss']}{where}. The last "
-                "checkpoint is from before it. Lower optimizer.learning_rate, or look at that "
+                f"the loss of step {rows[broken]['step']} is {rows[broken]['loss']}{where}. The "
+                "last checkpoint is from before it. Lower optimizer.learning_rate, or look at that "
                 "step's pictures")
         self._report(rows)
 
@@ -136,8 +136,8 @@ class RunLog:
         return speed
 
 
-def open_wandb(project: str, workdir: epath.Path, config: dict):
-    """A run of Weights & Biases on process 0, the same one when a run resumes; else None.
+def import_wandb(project: str):
+    """Weights & Biases on process 0, if a project is named; else None.
 
     Raises:
       ValueError: it is not installed.
@@ -149,6 +149,11 @@ def open_wandb(project: str, workdir: epath.Path, config: dict):
     except ImportError:
         raise ValueError(f"--wandb={project} needs Weights & Biases; pip install wandb, or leave "
                          "the flag out") from None
+    return wandb
+
+
+def open_wandb(wandb, project: str, workdir: epath.Path, config: dict):
+    """A run of Weights & Biases, the same one when the folder's run resumes."""
     return wandb.init(project=project, name=workdir.name, dir=str(workdir), config=config,
                       id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16], resume="allow")
 

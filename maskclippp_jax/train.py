@@ -1,8 +1,8 @@
 """Tunes a CLIP on masks: python -m maskclippp_jax.train --config=configs/x.py --workdir=D
 
 Started again with the same line it goes on from the last checkpoint, with the data where it was,
-and gives the numbers an unbroken run gives. SIGTERM makes it save and end. On several hosts each one
-is started with `--distributed` (see `hosts.py`).
+and gives the numbers an unbroken run gives. SIGTERM makes it save and end. On several hosts each
+one is started with `--distributed` (see `hosts.py`).
 """
 
 import jax
@@ -12,11 +12,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from maskclippp_jax import (
-    checkpoint, cli, config as configuration, hosts, loading, optim, report, sharding, train_step,
-    validation)
+    checkpoint, cli, config as configuration, hosts, loading, optim, report, run_log, sharding,
+    train_step, validation)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.run_log import Profile, RunLog, open_wandb
 from maskclippp_jax.vocabulary import draw_synonyms
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
@@ -28,11 +27,13 @@ WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to 
 
 def main(argv):
     del argv
-    preemption, profile = hosts.Preemption(), Profile(PROFILE.value)
+    preemption, profile = hosts.Preemption(), run_log.Profile(PROFILE.value)
+    wandb = run_log.import_wandb(WANDB.value)
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
     if "://" in WORKDIR.value:
         raise ValueError(f"--workdir is {WORKDIR.value}, but a run adds lines to its files, which "
-                         "buckets do not allow; mount the bucket as a folder (gcsfuse) and name that")
+                         "buckets do not allow; mount the bucket as a folder (gcsfuse) and name "
+                         "that")
     workdir = epath.Path(WORKDIR.value).absolute()
 
     # Data, and the names it speaks of.
@@ -104,9 +105,11 @@ def main(argv):
             workers=config.train.workers)
         broken = 0  # records of this host that could not be decoded
 
-        log = RunLog(workdir, first_step, config.train.steps, config.train.batch_size,
-                     array_names=train_step.names_of_arrays(trainable_shapes),
-                     wandb=open_wandb(WANDB.value, workdir, configuration.to_json(config)))
+        log = run_log.RunLog(
+            workdir, first_step, config.train.steps, config.train.batch_size,
+            array_names=train_step.names_of_arrays(trainable_shapes),
+            wandb=wandb and run_log.open_wandb(
+                wandb, WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
         compiled = None
         with checkpoint.saving(workdir) as checkpoints, jax.transfer_guard("disallow"):
@@ -123,8 +126,9 @@ def main(argv):
                     vocabulary, np.random.default_rng((config.seed, done))), whole)
                 if compiled is None:
                     compiled = step_function.lower(state, batch, rows, text).compile()
-                    # The body of the loop over parts is counted once.
-                    log.flops = compiled.cost_analysis()["flops"] * config.train.accumulate
+                    # The body of the loop over parts is counted once. Not every device tells.
+                    flops = (compiled.cost_analysis() or {}).get("flops")
+                    log.flops = flops and flops * config.train.accumulate
                 profile.before(done + 1, workdir)
                 state, metrics = compiled(state, batch, rows, text)
                 done += 1
@@ -144,8 +148,8 @@ def main(argv):
                 checkpoint.save(checkpoints, state, done)
         log.close()
     if done < config.train.steps:
-        logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on from "
-                     "there", done, config.train.steps)
+        logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on "
+                     "from there", done, config.train.steps)
         return
     logging.info("tuned for %d steps; next: python -m maskclippp_jax.evaluate --config=... "
                  "--checkpoint=%s --workdir=...", config.train.steps, workdir)

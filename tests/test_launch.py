@@ -17,8 +17,8 @@ ON_A_HOST = "launch/tpu_vm.sh --distributed=auto " + " ".join(map(shlex.quote, T
 def call(script, *flags, folder=None):
     """Runs a script; programs of `folder` come first on the path."""
     path = os.environ["PATH"] if folder is None else f"{folder}:{os.environ['PATH']}"
-    return subprocess.run([ROOT / "launch" / script, *flags], cwd="/", capture_output=True, text=True,
-                          env=dict(os.environ, PATH=path, TMPDIR=str(folder or "/tmp")))
+    return subprocess.run([ROOT / "launch" / script, *flags], cwd="/", capture_output=True,
+                          text=True, env=dict(os.environ, PATH=path, TMPDIR=str(folder or "/tmp")))
 
 
 def dry(script, *flags):

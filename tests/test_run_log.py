@@ -80,17 +80,18 @@ def test_weights_and_biases_gets_the_same_numbers_and_the_same_run(tmp_path, mon
     fake = types.SimpleNamespace(init=lambda **how: opened.append(how) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        wandb = run_log.open_wandb("project", epath.Path(tmp_path), {"seed": 0})
+        wandb = run_log.open_wandb(run_log.import_wandb("project"), "project",
+                                   epath.Path(tmp_path), {"seed": 0})
     assert opened[0] == opened[1] and opened[0]["resume"] == "allow"
     log = open_log(tmp_path, wandb=wandb)
     log.add(1, row())
     log.close()
     assert logged[0] == (1, dict(loss=1.0, mask_accuracy=0.5)) and logged[-1] == "finished"
     assert "images_per_second" in logged[1][1]
-    assert run_log.open_wandb("", epath.Path(tmp_path), {}) is None
+    assert run_log.import_wandb("") is None
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        run_log.open_wandb("project", epath.Path(tmp_path), {})
+        run_log.import_wandb("project")
 
 
 @pytest.mark.parametrize("steps", ["5", "a-b", "3-2", "0-1", "-"])

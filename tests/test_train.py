@@ -76,8 +76,9 @@ def test_two_processes_of_four_devices_give_the_numbers_of_one_device(place, who
     lines = (place / "two/speed.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     # 16 and 5 scenes of two sizes, in batches of 8: none is counted twice.
-    both = runs.together(place, "evaluate", f"--workdir={place}/by_two", f"--checkpoint={place}/two")
-    done = command(place, "evaluate", f"--workdir={place}/by_one", f"--checkpoint={place}/two")
+    read = f"--checkpoint={place}/two"
+    both = runs.together(place, "evaluate", f"--workdir={place}/by_two", read)
+    done = command(place, "evaluate", f"--workdir={place}/by_one", read)
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] + [done.returncode] == [0, 0, 0], said
     found = [json.loads((place / run / "results.json").read_text())["models"][0]

@@ -166,7 +166,7 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
     dataset = dataset.random_map(
         _Augment(family, num_masks, masks, drop_smallest, skip_broken))
     # Hosts are told apart last: before the random map they would all draw the same numbers. Each
-    # takes its stretch of every batch, so a batch has the same rows in the same order for any hosts.
+    # takes its stretch of every batch: the rows of a batch are the same, in the same order.
     dataset = dataset.batch(batch_size // hosts, drop_remainder=True)[host::hosts][start_step:]
     threads = max(2, os.cpu_count() or 2)
     batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads,
