@@ -2,9 +2,9 @@
 
 From a picture and its masks to the label map, everything on the device: image tower with mask
 tokens, class logits of all names, ensemble, label map at the size of the picture. The literal form
-does what the public reference does around the same tower: all masks enlarged to each of the sizes on
-their way, logits of exactly the classes there are (so every vocabulary is a program of its own), the
-map of all classes, its argmax. On a CPU the time is that of all its cores together, which other
+does what the public reference does around the same tower: all masks enlarged to each of the sizes
+on their way, logits of exactly the classes there are (so every vocabulary is a program of its own),
+the map of all classes, its argmax. On a CPU the time is that of all its cores together, which other
 programs on the machine disturb little; their ratio and the bytes are what to look at.
 """
 
@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import heads as measuring
-from maskclippp_jax import inference, mask_chain, params as parameters, segmenter
+from maskclippp_jax import inference, mask_chain, params as parameters
 from maskclippp_jax import config as configuration
+from maskclippp_jax.evaluation import segmenter
 from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.resample import Stage

@@ -7,8 +7,8 @@
 
 Without `--bundle` every ground-truth mask is given to the model, which names it: mask accuracy, and
 what follows from masks named so. With it the masks are those of a bundle (`maskclippp_jax.masks`,
-launch/export). What is measured depends on the data sets (see `truth.py`): mIoU, panoptic quality,
-average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or "untuned"
+launch/export). What is measured depends on the data sets (see evaluation/truth.py): mIoU, panoptic
+quality, average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or "untuned"
 (the pre-trained CLIP, mean over templates); given several times, all are compared. An evaluation
 that was stopped goes on when the same command is given again.
 
@@ -20,7 +20,7 @@ masks of its own kind; `--oracle=classes` gives the masks of the bundle perfect 
 model: what the generator alone allows.
 
 `--suite=published` runs every published row (configs/eval) that has data, and prints our numbers
-beside the published ones; `evaluation_suite.py` says what it looks for.
+beside the published ones; `evaluation/suite.py` says what it looks for.
 """
 
 import functools
@@ -33,13 +33,14 @@ from etils import epath
 from ml_collections import config_flags
 from rich.progress import Progress as Bar
 
-from maskclippp_jax import (cli, config as configuration, evaluation_report, evaluation_suite,
-                            hosts, loading, predictions, protocol as protocols, sharding)
-from maskclippp_jax import evaluation_runs as runs
+from maskclippp_jax import (
+    cli, config as configuration, hosts, loading, predictions, sharding)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.evaluation import Evaluation, Extremes, Progress, picture_score
-from maskclippp_jax.truth import Truth, open_truth
+from maskclippp_jax.evaluation import protocol as protocols
+from maskclippp_jax.evaluation import runs, suite, tables
+from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
+from maskclippp_jax.evaluation.truth import Truth, open_truth
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
@@ -80,7 +81,7 @@ def main(argv):
     if SUITE.value:
         if not WORKDIR.value:
             raise ValueError("got no --workdir; give the folder for the results")
-        evaluation_suite.run(
+        suite.run(
             epath.Path(WORKDIR.value).absolute(), bundles=BUNDLES.value,
             checkpoints=CHECKPOINTS.value, data_dir=DATA_DIR.value, rows=ROWS.value,
             evaluate=lambda config, name, bundle, workdir: run(config, [name], bundle, workdir)[0])
@@ -136,7 +137,7 @@ def run(config, names: list[str], bundle_folder: str | None, workdir: epath.Path
         shown.append(pictures)
         finish += left
     if jax.process_index() == 0:
-        evaluation_report.write(workdir, models, protocol, together, shown)
+        tables.write(workdir, models, protocol, together, shown)
         for step in finish:
             step()
         (workdir / "progress").rmtree()
@@ -189,7 +190,7 @@ def on_the_way(name: str, config, model_config, params, shares: list[float]):
 
 def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bundle | None,
              missing: list[str], protocol: dict, folder: epath.Path, *, several: bool
-             ) -> tuple[dict, evaluation_report.Shown, list[typing.Callable[[], None]]]:
+             ) -> tuple[dict, tables.Shown, list[typing.Callable[[], None]]]:
     """Runs one model, or the oracle of classes, over the ground truth.
 
     Args:
@@ -206,7 +207,7 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
       Results by metric and images_per_second, pictures to be shown, and what is left to do to
       finish saved predictions.
     """
-    results, shown, finish = {}, evaluation_report.Shown([], []), []
+    results, shown, finish = {}, tables.Shown([], []), []
     done, seconds, host = 0, 0.0, jax.process_index()
     for number, truth in enumerate(truths):
         parts = [p for p in truth.parts if p not in results]
@@ -240,7 +241,7 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
                 progress.add(picture.image_id)
                 bar.advance(task, jax.process_count())
                 if picture.view and len(shown.views) < PICTURES.value:
-                    shown.views.append(evaluation_report.view_of(picture, truth.vocabulary))
+                    shown.views.append(tables.view_of(picture, truth.vocabulary))
                 if extremes.count and "semantic" in parts:
                     labels, image_id = picture.found.labels, picture.image_id
                     score = picture_score(labels, truth.semantic(image_id))

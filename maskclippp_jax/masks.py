@@ -15,8 +15,8 @@ from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import bundle_tools, cli
-from maskclippp_jax.data import bundles, records
+from maskclippp_jax import cli
+from maskclippp_jax.data import bundle_tools, bundles, records
 
 BUNDLE = flags.DEFINE_string("bundle", None, "folder of the bundle")
 MASKS = flags.DEFINE_string("masks", None, "pattern of files of masks; {id} is a picture's id, "

@@ -13,9 +13,7 @@ largest power of two that fits. `--sweep` compares meshes and recomputation (`re
 
 import dataclasses
 import itertools
-import math
 import os
-import re
 import time
 import typing
 
@@ -24,19 +22,13 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
                   TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
 
 import jax
-import jax.numpy as jnp
 from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import (
-    cli, config as configuration, devices, loading, optim, report, sharding)
-from maskclippp_jax import params as parameters
-from maskclippp_jax import train_step
-from maskclippp_jax.data import catalogue
-from maskclippp_jax.vocabulary import Vocabulary
+from maskclippp_jax import cli, compiled_step, config as configuration, devices, report, sharding
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice, e.g. v5e:4x4, v6e:16x16")
@@ -46,11 +38,6 @@ SWEEP = flags.DEFINE_bool("sweep", False, "compare meshes and recomputation")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for plan.json; left out: only the table")
 FAST = flags.DEFINE_bool("fast", False, "compile with less care: sooner, slightly pessimistic")
 
-# Bytes that cross a chip's links for each byte of the result, on a ring of many chips.
-_COLLECTIVES = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1,
-                "collective-permute": 1}
-_BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1,
-          "pred": 1, "f64": 8, "s64": 8, "u64": 8}
 _MOST = 256  # images a chip `fit` tries
 
 
@@ -141,7 +128,7 @@ def plan_training(config, topology: str, images_per_chip: int) -> Plan:
                 images_per_chip, None, chip.memory_gib, None, None, {}, {}, None, None, None, None,
                 0.0)
     try:
-        compiled = lower_training(config, mesh, images_per_chip * mesh.size).compile()
+        compiled = compiled_step.lower(config, mesh, images_per_chip * mesh.size).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -150,8 +137,8 @@ def plan_training(config, topology: str, images_per_chip: int) -> Plan:
     # The compiler counts -1 for each operation it cannot price; the rest of a step below one second
     # is what is left modulo 1.
     seconds = cost["optimal_seconds"] % 1.0
-    found = collectives(compiled.as_text())
-    sent = sum(_COLLECTIVES[kind] * size for kind, size in found)
+    found = compiled_step.collectives(compiled.as_text())
+    sent = sum(compiled_step.COLLECTIVES[kind] * size for kind, size in found)
     total = seconds + sent / chip.link_bytes
     kinds = {kind: [size for k, size in found if k == kind] for kind, _ in found}
     return dataclasses.replace(
@@ -162,47 +149,6 @@ def plan_training(config, topology: str, images_per_chip: int) -> Plan:
         seconds=seconds, collective_seconds=sent / chip.link_bytes,
         images_per_second=images_per_chip * mesh.size / total,
         mfu=cost["flops"] / total / chip.flops, compile_seconds=time.monotonic() - start)
-
-
-def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
-    """The training step of an experiment, lowered for the devices of a mesh."""
-    vocabulary = Vocabulary.shipped(catalogue.DATASETS[config.train.dataset].vocabulary)
-    prompts = loading.prompts_shape(config.model, vocabulary, config.templates)  # [S, T, X]
-    make_model = loading.model_maker(config, platform=mesh.devices.flat[0].platform,
-                                     constrain=sharding.constrain_batch)
-    build, shapes = parameters.abstract(make_model)
-    is_trainable = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
-    trainable, frozen = parameters.partition(shapes, is_trainable)
-    optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable, config.model)
-    state = train_step.abstract_state(config, trainable, frozen, optimizer)
-    shardings = sharding.state_shardings(state, mesh)
-    size, like = config.train.size, jax.ShapeDtypeStruct
-    batch = dict(image=like((batch_size, size, size, 3), jnp.uint8),
-                 image_size=like((batch_size, 2), jnp.int32),
-                 segments=like((batch_size, size, size), jnp.uint16),
-                 labels=like((batch_size, config.train.num_masks), jnp.int32))
-    text = like(prompts, jnp.int32)
-    if config.tune.text == "none":
-        text = like((*prompts[:2], config.model.image.embed_dim), jnp.float32)
-    rows = like((vocabulary.num_classes,), jnp.int32)
-    step = train_step.make_step(config, build, optimizer, shardings, mesh)
-    with jax.set_mesh(mesh):
-        return step.lower(state, batch, rows, text)
-
-
-def collectives(program: str) -> list[tuple[str, int]]:
-    """Kind and bytes of the result of every collective in a compiled program.
-
-    Bodies of loops count once. What is started in the background is counted where it starts.
-    """
-    found = []
-    for kind in _COLLECTIVES:
-        for result, start in re.findall(rf"= (.*?) {kind}(-start)?\(", program):
-            sizes = [math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
-                     for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
-            # The result of a start holds the operands as well, and may hold flags of its own.
-            found.append((kind, max(sizes) if start and kind != "all-reduce" else sum(sizes)))
-    return found
 
 
 def show(plans: typing.Sequence[Plan]) -> None:

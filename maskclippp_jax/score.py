@@ -22,7 +22,7 @@ from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
-from maskclippp_jax.truth import IGNORE, Truth, open_truth
+from maskclippp_jax.evaluation.truth import IGNORE, Truth, open_truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "folder of the predictions")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from maskclippp_jax import plan, sharding
+from maskclippp_jax import compiled_step, loading, sharding
 from maskclippp_jax import params as parameters
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -41,12 +41,12 @@ def test_split_parameters_are_gathered_one_by_one_and_tokens_stay_where_they_are
     namespace = {}
     exec(CONFIG, namespace)
     config = namespace["get_config"]("256")
-    _, shapes = parameters.abstract(plan.loading.model_maker(config, platform="cpu"))
+    _, shapes = parameters.abstract(loading.model_maker(config, platform="cpu"))
     arrays = parameters.flatten(shapes["image"])
     mesh = sharding.make_mesh(4, topology)
     # As in earnest, there are more tokens than parameters; else tokens are cheaper to move.
-    compiled = plan.lower_training(config, mesh, 16 * mesh.size).compile()
-    found = plan.collectives(compiled.as_text())
+    compiled = compiled_step.lower(config, mesh, 16 * mesh.size).compile()
+    found = compiled_step.collectives(compiled.as_text())
     gathers = [size for kind, size in found if kind == "all-gather"]
     split = [p for p, x in arrays.items() if any(sharding.state_shardings(x, mesh).spec)]
     assert len(split) >= 6
@@ -63,7 +63,7 @@ def test_collectives_are_counted_by_kind_and_size():
       %d = f32[8]{0} all-gather-done(%c)
       ROOT %e = f32[] all-reduce(%x), to_apply=%sum
       %f = f32[3]{0} add(%all-reduce, %x)"""
-    assert plan.collectives(program) == [
+    assert compiled_step.collectives(program) == [
         ("all-gather", 64), ("all-gather", 32), ("all-reduce", 14), ("all-reduce", 4)]
 
 

@@ -6,7 +6,8 @@
 
 Needs torch and transformers (pillow, numpy). Pictures go in one at a time, prepared as the
 published evaluation of MaskCLIP++ prepares them (`--loader_min`, `--loader_max`, `--short_side`),
-not by the model's own processor, of which mean and deviation are used. Started again it goes on where it was.
+not by the model's own processor, of which mean and deviation are used. Started again it goes on
+where it was.
 """
 
 import argparse

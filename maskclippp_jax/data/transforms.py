@@ -89,7 +89,7 @@ def fitting_size(height: int, width: int, scale: float,
 
 
 def resize_panoptic(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pillow's nearest neighbour, source index floor((i + 0.5) * n / n'): [H, W] uint16 -> [h, w]."""
+    """Pillow's nearest neighbour, from floor((i + 0.5) * n / n'): [H, W] uint16 -> [h, w]."""
     picture = Image.fromarray(segments.astype(np.int32))
     return np.asarray(picture.resize(size[::-1], Image.Resampling.NEAREST)).astype(np.uint16)
 

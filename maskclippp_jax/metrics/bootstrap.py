@@ -43,6 +43,19 @@ class PerPicture:
         self._values.append(state["values"])
         self.count += int(state["count"])
 
+    def _in_order(self) -> dict[str, np.ndarray]:
+        """The state with pictures in an order that does not depend on who counted which."""
+        state = self.state()
+        ends = np.searchsorted(state["pictures"], np.arange(self.count + 1))
+        content = [(state["classes"][a:b].tobytes(), state["values"][a:b].tobytes())
+                   for a, b in zip(ends, ends[1:])]
+        place = np.empty(self.count, np.int64)
+        place[sorted(range(self.count), key=content.__getitem__)] = np.arange(self.count)
+        pictures = place[state["pictures"]]
+        rows = np.argsort(pictures, kind="stable")
+        return dict(pictures=pictures[rows], classes=state["classes"][rows],
+                    values=state["values"][rows])
+
     def intervals(self, evaluate: typing.Callable[[np.ndarray], dict], *, samples: int = 1000,
                   seed: int = 0, percent: float = 95.0) -> dict[str, tuple[float, float] | None]:
         """The range in which a share of the samples lies.
@@ -56,7 +69,7 @@ class PerPicture:
         Returns:
           (low, high) for each name; None where a number is undefined in every sample.
         """
-        rng, state = np.random.default_rng(seed), self.state()
+        rng, state = np.random.default_rng(seed), self._in_order()
         found: dict[str, list[float]] = {}
         for _ in range(samples if self.count else 0):
             times = np.bincount(rng.integers(0, self.count, self.count), minlength=self.count)

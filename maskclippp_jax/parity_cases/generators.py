@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from maskclippp_jax import mask_chain, segmenter
+from maskclippp_jax import mask_chain
 from maskclippp_jax.data import mask_files
+from maskclippp_jax.evaluation import segmenter
 from maskclippp_jax.models import resample, similarity
 from maskclippp_jax.parity_cases import class_scores
 from maskclippp_jax.parity_cases.case import Case, Check, close, equal

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax import bundle_tools
-from maskclippp_jax.data import build, bundle_writer, bundles, images, mask_files, records
+from maskclippp_jax.data import (
+    build, bundle_tools, bundle_writer, bundles, images, mask_files, records)
 from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
-from maskclippp_jax.segmenter import Found
-from maskclippp_jax.truth import IGNORE, Truth
+from maskclippp_jax.evaluation.segmenter import Found
+from maskclippp_jax.evaluation.truth import IGNORE, Truth
 
 _SAVE_EVERY = 60  # seconds
 

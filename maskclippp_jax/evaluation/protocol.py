@@ -9,7 +9,7 @@ import typing
 import ml_collections
 
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.truth import Truth
+from maskclippp_jax.evaluation.truth import Truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 

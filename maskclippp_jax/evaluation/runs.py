@@ -10,17 +10,18 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import (ensembles, inference, loading, mask_chain, params as parameters,
-                            segmenter, sharding)
-from maskclippp_jax.bundle_tools import at_picture_size
+from maskclippp_jax import (
+    ensembles, inference, loading, mask_chain, params as parameters, sharding)
+from maskclippp_jax.data.bundle_tools import at_picture_size
 from maskclippp_jax.data import mask_batches, pipeline, records
 from maskclippp_jax.data.bundles import Bundle, PictureMasks
 from maskclippp_jax.metrics import oracle
 from maskclippp_jax.metrics.instance import decode
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.postprocess import Classes, Heads, Instances
-from maskclippp_jax.segmenter import Found
-from maskclippp_jax.truth import IGNORE, Truth
+from maskclippp_jax.evaluation import segmenter
+from maskclippp_jax.evaluation.segmenter import Found
+from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 # What of a batch goes to the device.

@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import (evaluation_runs as runs, inference, metrics, params as parameters,
-                            segmenter)
+from maskclippp_jax import inference, metrics, params as parameters
 from maskclippp_jax.data import build, bundle_writer, images, records, transforms
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.evaluation import Evaluation, Extremes, Progress, picture_score
+from maskclippp_jax.evaluation import runs, segmenter
+from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
 from maskclippp_jax.models import maskclippp, resample
-from maskclippp_jax.truth import IGNORE, Truth, open_truth
+from maskclippp_jax.evaluation.truth import IGNORE, Truth, open_truth
 from maskclippp_jax.vocabulary import Vocabulary
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 VOCABULARY = dataclasses.replace(Vocabulary.shipped("scenes"), name="own")
 THINGS = [i for i, thing in enumerate(VOCABULARY.is_thing) if thing][:3]
 STUFF = [i for i, thing in enumerate(VOCABULARY.is_thing) if not thing][:2]

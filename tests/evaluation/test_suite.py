@@ -6,9 +6,10 @@ import types
 import ml_collections
 import pytest
 
-from maskclippp_jax import config as configuration, evaluation_suite as suite
+from maskclippp_jax import config as configuration
 from maskclippp_jax.data import records
 from maskclippp_jax.data.catalogue import DATASETS
+from maskclippp_jax.evaluation import suite
 from maskclippp_jax.vocabulary import Vocabulary
 
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from maskclippp_jax import report, visualize
 from maskclippp_jax.data import pipeline
-from maskclippp_jax.truth import IGNORE, Truth
+from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 
@@ -100,7 +100,7 @@ def view_of(picture, vocabulary: Vocabulary) -> tuple:
     """Image, segments, and for each segment what the model said and what is true.
 
     Args:
-      picture: an `evaluation_runs.Picture` with a view.
+      picture: an `runs.Picture` with a view.
       vocabulary: of its classes.
     """
     used = picture.labels >= 0

@@ -109,7 +109,7 @@ def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,
     if all(line.ours is None for line in lines):
         raise ValueError(f"no published row has all it needs in --data_dir={data_dir}, "
                          f"--bundles={bundles} and --checkpoints={checkpoints}; the first lacks "
-                         f"{lines[0].note[3:]} (see maskclippp_jax/evaluation_suite.py)")
+                         f"{lines[0].note[3:]} (see maskclippp_jax/evaluation/suite.py)")
     print_lines(lines)
     report.write_json(workdir / "published.json", [line._asdict() for line in lines])
     report.write_text(workdir / "published.md", markdown(lines))

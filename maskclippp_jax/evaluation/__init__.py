@@ -1,0 +1,1 @@
+"""What `evaluate` is made of: ground truth, runs over pictures, counts, tables, published rows."""
