@@ -87,10 +87,10 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
       keep: how many of the newest are kept.
       write: whether the run itself asks, which removes what a killed run left half saved.
     """
-    policies = ocp.training.preservation_policies
+    policies, context = ocp.training.preservation_policies, ocp.Context()
+    context.asynchronous.timeout_secs = _PATIENCE
     return ocp.training.Checkpointer(
-        workdir / "checkpoints", cleanup_tmp_directories=write,
-        context=ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_PATIENCE)),
+        workdir / "checkpoints", cleanup_tmp_directories=write, context=context,
         preservation_policy=policies.LatestN(keep),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 

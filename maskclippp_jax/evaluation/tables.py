@@ -43,7 +43,6 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
         if one.extremes:
             draw_extremes(one.extremes, truth).save(workdir / f"extremes-{number}.png")
     report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
-    report.print_results(models, protocol)
     for m in models:
         for part, value, what in (("mask_accuracy", "per_class", "mask accuracy"),
                                   ("semantic", "IoU", "IoU")):
@@ -52,8 +51,9 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
                 report.print_confusions(m[part]["confusions"], names,
                                         f"{what}, {m['name']}: worst confusions")
                 break
-    logging.info("wrote %s", ", ".join(sorted(str(f.name) for f in workdir.iterdir()
-                                              if f.name != "progress")))
+    report.print_results(models, protocol)
+    logging.info("wrote to %s: %s", workdir, ", ".join(sorted(
+        f.name for f in workdir.iterdir() if f.name != "progress")))
 
 
 def per_class(models: list[dict], truth: Truth) -> str:
