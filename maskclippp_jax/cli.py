@@ -71,6 +71,12 @@ def _parse(argv):
             for argument in argv]
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError, KeyError, AttributeError, FileNotFoundError) as error:
+    except (KeyError, AttributeError) as error:  # of ml_collections, for unknown keys
+        key = re.search(r"\w+", str(error))[0]
+        hint = re.search(r"Did you mean.*?\?", str(error))
+        print(f"error: the configuration has no key {key}; "
+              f"{hint[0] if hint else 'configs/common.py has all'}", file=sys.stderr)
+        raise SystemExit(2)
+    except (flags.Error, ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2)
