@@ -151,7 +151,8 @@ def test_a_folder_of_another_run_is_refused(place, whole):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--config.train.stpes=3"], "has no key stpes; Did you mean \"steps\""), (["--config.dtype=float8"], "dtype is 'float8'"),
+    (["--config.train.stpes=3"], 'has no key stpes; Did you mean "steps"'),
+    (["--config.dtype=float8"], "dtype is 'float8'"),
     (["--config.train.batch_size=0"], "train.batch_size is 0"),
     (["--config.train.size=30"], "wants a multiple of 8"),
     (["--config.tune.image=half"], "tune.image is 'half'"),
