@@ -8,9 +8,9 @@
 Without `--bundle` every ground-truth mask is given to the model, which names it: mask accuracy, and
 what follows from masks named so. With it the masks are those of a bundle (`maskclippp_jax.masks`,
 launch/export). What is measured depends on the data sets (see evaluation/truth.py): mIoU, panoptic
-quality, average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or "untuned"
-(the pre-trained CLIP, mean over templates); given several times, all are compared. An evaluation
-that was stopped goes on when the same command is given again.
+quality, average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or
+"untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared. An
+evaluation that was stopped goes on when the same command is given again.
 
 `--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
 ones (1), with the tuned similarity head.

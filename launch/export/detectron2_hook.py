@@ -14,8 +14,9 @@ copy this folder beside the script (and maskclippp_jax/data/bundle_writer.py int
 The recorder listens to `sem_seg_head.predictor`, wherever in the model it is. From FC-CLIP and
 MAFT+ it keeps class *embeddings*, so that one bundle serves every vocabulary; from Mask2Former
 logits of the classes it was trained on, which `vocabulary` must name. `loader_min`, `loader_max`:
-INPUT's MIN_SIZE_TEST and MAX_SIZE_TEST; `short_side`: of a second resize without antialiasing, which the
-published evaluation of MaskCLIP++ makes (800) and the generators' own repositories do not (None).
+INPUT's MIN_SIZE_TEST and MAX_SIZE_TEST; `short_side`: of a second resize without antialiasing,
+which the published evaluation of MaskCLIP++ makes (800) and the generators' own repositories do not
+(None).
 """
 
 import hashlib
