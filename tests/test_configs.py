@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import loading, optim, sharding, train_step
+from maskclippp_jax import compiled_step, loading, optim, sharding, train_step
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import catalogue, images, pipeline, records
-from maskclippp_jax.models import clip_convnext, clip_resnet, eva_vit, similarity
+from maskclippp_jax.data.tokenizer import SentencePieceTokenizer
+from maskclippp_jax.models import clip_convnext, clip_resnet, eva_vit, siglip, similarity
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
 NAMES = sorted(f.stem for f in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
                if f.stem != "common")
 # Both augmentations, a tuned and a frozen text tower, and batch norms. The others take a minute.
 BY_DEFAULT = {"coco_stuff_eva02_l14_336", "coco_panoptic_rn50x16"}
+
+PIECES = pathlib.Path(__file__).parent / "golden/siglip/tokenize/gemmalike.model"
 
 # Small towers that keep what is particular to a model; widths fit the small text tower.
 SMALL = {
@@ -29,6 +32,8 @@ SMALL = {
                                        embed_dim=8),
     clip_resnet.ResNetConfig: dict(image_size=64, width=4, depths=(1, 1, 1, 1), num_heads=2,
                                    embed_dim=8),
+    siglip.SigLIPConfig: dict(image_size=16, patch_size=8, width=8, depth=3, num_heads=2,
+                              mlp_width=12, embed_dim=8),
     similarity.LinearSimilarityConfig: dict(width=6),
     similarity.PseudoTextSimilarityConfig: dict(embed_dim=8, num_heads=2),
 }
@@ -48,6 +53,11 @@ def shrink(config):
     config.model = dataclasses.replace(
         model, image=small(model.image), similarity=small(model.similarity),
         text=dataclasses.replace(model.text, width=16, depth=1, num_heads=2, embed_dim=8))
+    if isinstance(model.text, siglip.SigLIPTextConfig):
+        config.sentencepiece = str(PIECES)
+        config.model = dataclasses.replace(config.model, text=dataclasses.replace(
+            config.model.text, mlp_width=24,
+            vocab_size=SentencePieceTokenizer(config.sentencepiece, 64, 0).vocab_size))
     size = 4 * config.model.image.patch_size
     config.train.short_sides = tuple(s * size // config.train.size
                                      for s in config.train.short_sides)
@@ -100,7 +110,8 @@ def test_its_recipe_runs_a_step_with_a_small_model(name, rng):
     config = shrink(load(name))
     dataset = catalogue.DATASETS[config.train.dataset]
     vocabulary = few(Vocabulary.shipped(dataset.vocabulary))
-    prompts = loading.tokenize(config.model, vocabulary, config.templates)
+    prompts = loading.tokenize(
+        config.model, vocabulary, config.templates, config.sentencepiece)
     # As for an accelerator: fewer operations, so less to compile.
     make_model = loading.model_maker(config, platform="tpu")
     build, shapes = parameters.abstract(make_model)
@@ -160,9 +171,8 @@ def test_batch_norms_follow_the_batch_unless_frozen(image, batch_norm, trains):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("coco_")])
 def test_its_step_is_traced_at_full_size_from_shapes_alone(name):
-    from maskclippp_jax import plan  # sets the environment of JAX, which has started here
     config = load(name)
-    lowered = plan.lower_training(config, sharding.make_mesh(1), 8)
+    lowered = compiled_step.lower(config, sharding.make_mesh(1), 8)
     state, metrics = lowered.out_info
     assert metrics["loss"].shape == ()
     assert parameters.count(state["frozen"]) + parameters.count(state["trainable"]) > 1.4e8
