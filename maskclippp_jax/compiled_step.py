@@ -2,6 +2,7 @@
 
 import math
 import re
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +58,24 @@ def collectives(program: str) -> list[tuple[str, int]]:
             # The result of a start holds the operands as well, and may hold flags of its own.
             found.append((kind, max(sizes) if start and kind != "all-reduce" else sum(sizes)))
     return found
+
+
+def largest_batch(fits: typing.Callable[[int], bool], most: int) -> int:
+    """The largest number of images that fits, to an eighth: by doubling, then bisection.
+
+    Args:
+      fits: tells it of one number; asked once for each.
+      most: the search ends here.
+
+    Returns:
+      A number that fits; 0 if not even one image does.
+    """
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    if high > most:
+        return low
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

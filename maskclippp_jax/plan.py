@@ -8,7 +8,7 @@ custom kernels); the seconds of collectives are their bytes over the chip's link
 nothing overlapped, they compare plans and promise nothing.
 
 `--batches=4,8,16` gives one row for each number of images a chip; `--batches=fit` looks for the
-largest power of two that fits. `--sweep` compares meshes and recomputation (`remat`).
+largest that fits, by doubling and bisection, to an eighth. `--sweep` compares meshes and recomputation (`remat`).
 """
 
 import dataclasses
@@ -82,12 +82,21 @@ def main(argv):
     for fsdp, remat in itertools.product(meshes, remats):
         settings = config.copy_and_resolve_references().unlock()
         settings.mesh.fsdp, settings.remat = fsdp, remat
-        for images in batches_to_try(settings, chips):
+        found: list[Plan] = []
+
+        def fits(images: int) -> bool:
             logging.info("compiling for %s: %d x %d, remat %s, %d images a chip", TOPOLOGY.value,
                          chips // fsdp, fsdp, remat, images)
-            plans.append(plan_training(settings, TOPOLOGY.value, images))
-            if BATCHES.value == "fit" and plans[-1].memory_gib is None:
-                break
+            found.append(plan_training(settings, TOPOLOGY.value, images))
+            return found[-1].memory_gib is not None
+
+        if BATCHES.value == "fit":
+            logging.info("the largest that fits: %d images a chip",
+                         compiled_step.largest_batch(fits, _MOST))
+        else:
+            for images in batches_to_try(settings, chips):
+                fits(images)
+        plans += sorted(found, key=lambda plan: plan.images_per_chip)
     show(plans)
     if WORKDIR.value:
         workdir = epath.Path(WORKDIR.value)
@@ -99,8 +108,6 @@ def main(argv):
 
 def batches_to_try(config, chips: int) -> typing.Sequence[int]:
     """Images a chip, ascending."""
-    if BATCHES.value == "fit":
-        return [2**k for k in range(_MOST.bit_length())]
     if BATCHES.value is None:
         if config.train.batch_size % chips:
             raise ValueError(f"train.batch_size is {config.train.batch_size}, but {TOPOLOGY.value} "

@@ -67,6 +67,14 @@ def test_collectives_are_counted_by_kind_and_size():
         ("all-gather", 64), ("all-gather", 32), ("all-reduce", 14), ("all-reduce", 4)]
 
 
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 11, 12, 100, 255, 256, 400])
+def test_the_largest_batch_is_found_to_an_eighth(room):
+    asked = []
+    found = compiled_step.largest_batch(lambda n: asked.append(n) or n <= room, 256)
+    assert found <= room and found >= min(room, 256) * 7 / 8
+    assert len(asked) == len(set(asked)) <= 13
+
+
 def run(tmp_path, *flags):
     (tmp_path / "tiny.py").write_text(CONFIG)
     return subprocess.run(
