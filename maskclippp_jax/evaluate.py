@@ -133,6 +133,8 @@ def run(config, names: list[str], bundle_folder: str | None, workdir: epath.Path
         results, pictures, left = evaluate(
             config, model, truths, bundle, missing, dict(protocol, checkpoint=what),
             workdir / "progress" / f"{len(models)}", several=len(names) > 1 or len(shares) > 1)
+        if any(m["name"] == title for m in models):  # runs/a/x and runs/b/x
+            title = f"{title} ({len(models) + 1})"
         models.append(dict(name=title, checkpoint=what, **facts, **results))
         shown.append(pictures)
         finish += left

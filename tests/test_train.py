@@ -170,11 +170,13 @@ def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags,
 def test_evaluate_compares_runs_and_writes_the_protocol(place, whole):
     names = place / "data/scenes_seen" / records.VERSION / records.NAMES_FILE
     done = command(place, "evaluate", f"--checkpoint={place}/whole", "--checkpoint=untuned",
-                   f"--workdir={place}/results", "--pictures=2",
+                   "--checkpoint=untuned", f"--workdir={place}/results", "--pictures=2",
                    f"--config.eval.seen_vocabulary={names}")
     assert done.returncode == 0, done.stderr
     results = json.loads((place / "results/results.json").read_text())
-    assert [m["name"] for m in results["models"]] == ["whole", "untuned"]
+    assert [m["name"] for m in results["models"]] == ["whole", "untuned", "untuned (3)"]
+    columns = (place / "results/per_class.csv").read_text().splitlines()[0].split(",")
+    assert len(columns) == len(set(columns)) and "untuned (3): IoU" in columns
     assert results["protocol"]["pictures"] == 21 and results["protocol"]["ensemble"] == "off"
     for model in results["models"]:
         assert model["mask_accuracy"]["masks"] > 24
