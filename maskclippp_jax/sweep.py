@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags, logging
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from maskclippp_jax import cli, config as configuration, report, visualize
 
@@ -172,7 +172,7 @@ def summary(runs: typing.Sequence[dict], title: str) -> tuple[float, float] | No
 
 def table_of(rows: typing.Sequence[dict]) -> Table:
     """Mean and standard deviation over the seeds, in percent."""
-    table = Table("variant", *(c[0] for c in _COLUMNS), "runs",
+    table = Table(Column("variant", overflow="fold"), *(c[0] for c in _COLUMNS), "runs",
                   title="percent: mean and standard deviation over seeds")
     for row in rows:
         cells = []
