@@ -92,7 +92,7 @@ def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_col
         return config
     if _is_folder(path):
         return checkpoint.read_config(epath.Path(path).absolute())
-    if not hub.is_on_hub(path) and not epath.Path(path).exists():
+    if path != "untuned" and not hub.is_on_hub(path) and not epath.Path(path).exists():
         raise FileNotFoundError(f"no file or folder {path}; give a run's folder, or a checkpoint "
                                 "file together with its --config")
     raise ValueError(f"only the folder of a run says which model it is of; got {path!r}, so give "
