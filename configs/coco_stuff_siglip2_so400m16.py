@@ -1,4 +1,4 @@
-"""SigLIP 2 So400m/16 tuned on COCO-Stuff, image tower only. This setting is ours, not a published one.
+"""SigLIP 2 So400m/16 tuned on COCO-Stuff, image tower only. Ours, not a published setting.
 
     python -m maskclippp_jax.train --config=configs/coco_stuff_siglip2_so400m16.py \
         --workdir=runs/coco_stuff_siglip2_so400m16 --config.sentencepiece=tokenizer.model

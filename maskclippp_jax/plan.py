@@ -8,7 +8,8 @@ custom kernels); the seconds of collectives are their bytes over the chip's link
 nothing overlapped, they compare plans and promise nothing.
 
 `--batches=4,8,16` gives one row for each number of images a chip; `--batches=fit` looks for the
-largest that fits, by doubling and bisection, to an eighth. `--sweep` compares meshes and recomputation (`remat`).
+largest that fits, by doubling and bisection, to an eighth. `--sweep` compares meshes and
+recomputation (`remat`).
 """
 
 import dataclasses
