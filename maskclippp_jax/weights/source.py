@@ -11,9 +11,6 @@ class Source(collections.abc.Mapping):
 
     shapes: typing.Mapping[str, tuple[int, ...]]
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        raise NotImplementedError
-
     def __iter__(self):
         return iter(self.shapes)
 
