@@ -1,4 +1,4 @@
-"""An experiment's training step as the compiler sees it, from shapes alone: no weights, no data."""
+"""An experiment's steps as the compiler sees them, from shapes alone: no weights, no pictures."""
 
 import math
 import re
@@ -6,10 +6,13 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from maskclippp_jax import loading, optim, sharding, train_step
+from maskclippp_jax import inference, loading, mask_chain, optim, sharding, train_step
 from maskclippp_jax import params as parameters
-from maskclippp_jax.data import catalogue
+from maskclippp_jax.data import catalogue, pipeline, records
+from maskclippp_jax.evaluation import segmenter
+from maskclippp_jax.postprocess import Classes, Heads
 from maskclippp_jax.vocabulary import Vocabulary
 
 # Bytes that cross a chip's links for each byte of the result, on a ring of many chips.
@@ -19,9 +22,13 @@ _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
           "pred": 1, "f64": 8, "s64": 8, "u64": 8}
 
 
-def lower(config, mesh, batch_size: int) -> jax.stages.Lowered:
+_MULTIPLE = 32  # generators pad their input to it
+
+
+def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
     """The training step of an experiment, lowered for the devices of a mesh."""
-    vocabulary = Vocabulary.shipped(catalogue.DATASETS[config.train.dataset].vocabulary)
+    vocabulary, _ = _classes_and_kind(config, config.train.dataset.split(",")[0],
+                                      config.train.split)
     prompts = loading.prompts_shape(config.model, vocabulary, config.templates)  # [S, T, X]
     make_model = loading.model_maker(config, platform=mesh.devices.flat[0].platform,
                                      constrain=sharding.constrain_batch)
@@ -43,6 +50,70 @@ def lower(config, mesh, batch_size: int) -> jax.stages.Lowered:
     step = train_step.make_step(config, build, optimizer, shardings, mesh)
     with jax.set_mesh(mesh):
         return step.lower(state, batch, rows, text)
+
+
+def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], num_masks: int
+                     ) -> jax.stages.Lowered:
+    """The step that names the masks of a generator, lowered for the devices of a mesh.
+
+    The masks come with logits of the classes of `config.eval.dataset`, the results are those that
+    its data sets ask for.
+
+    Args:
+      config: the experiment.
+      mesh: the devices.
+      batch_size: pictures a step over all of them.
+      picture: height and width, pixels, as stored.
+      num_masks: of a picture.
+    """
+    settings, patch = config.eval, config.model.image.patch_size
+    platform = mesh.devices.flat[0].platform
+    found = [_classes_and_kind(config, name, settings.split) for name in
+             settings.dataset.split(",")]
+    vocabulary, kinds = found[0][0], [kind for _, kind in found]
+    wanted = Heads("semantic" in kinds, "panoptic" in kinds,
+                   settings.num_instances if "instance" in kinds else 0)
+    _, params = parameters.abstract(loading.model_maker(config, platform=platform))
+
+    loaded = np.array(pipeline.loaded_size(picture, settings.loader_min, settings.loader_max))
+    of_generator = inference.shorter_side_to(loaded[None], settings.mask_short_side)
+    sizes = mask_chain.generated_mask_sizes(of_generator, _MULTIPLE)
+    network = inference.network_sizes(loaded[None], settings.short_side, settings.max_tokens, patch)
+    canvas = pipeline.up(loaded.tolist(), pipeline.CANVAS)
+    stored = pipeline.up(sizes.stored[0].tolist(), pipeline.CANVAS // 4)
+
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    of_batch = lambda dtype, *shape: jax.ShapeDtypeStruct(
+        (batch_size, *shape), dtype, sharding=split)
+    batch = dict(
+        image=of_batch(jnp.uint8, *canvas, 3), masks=of_batch(jnp.float16, num_masks, *stored),
+        mask_valid=of_batch(jnp.bool_, num_masks),
+        classes=of_batch(jnp.float32, num_masks, vocabulary.num_classes + 1),
+        **{k: of_batch(jnp.int32, 2)
+           for k in ("image_size", "output_size", "stored", "enlarged", "kept")})
+    rows = inference.num_rows(vocabulary)
+    names = inference.Names(
+        np.zeros((rows, len(config.templates), config.model.text.embed_dim), np.float32),
+        np.zeros(rows, np.int32))
+    opinion = segmenter.opinion_of(None, vocabulary, np.zeros(rows, np.float32))
+    classes = Classes.of(vocabulary.is_thing, rows)
+    shared = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
+        (params, names, opinion, classes))
+    run = segmenter.make_segmenter(config.model, wanted, "open", ensemble=True, platform=platform)
+    with jax.set_mesh(mesh):
+        return run.lower(shared[0], batch, of_batch(jnp.int32, 2), *shared[1:],
+                         canvas=inference.canvas_of(network, patch),
+                         output_canvas=pipeline.up(picture, pipeline.CANVAS))
+
+
+def _classes_and_kind(config, dataset: str, split: str) -> tuple[Vocabulary, str]:
+    """Of a data set that is known, or else prepared."""
+    known = catalogue.DATASETS.get(dataset)
+    if known is not None:
+        return Vocabulary.shipped(known.vocabulary), known.kind
+    source = records.open_source(config.data_dir, dataset, split)
+    return source.vocabulary, source.kind
 
 
 def collectives(program: str) -> list[tuple[str, int]]:

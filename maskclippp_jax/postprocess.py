@@ -29,6 +29,11 @@ _LARGE_TILE = (256, 512)
 _CLASSES = 128
 
 
+def tile_for(platform: str | None = None) -> tuple[int, int]:
+    """The output pixels worked on at once: on "cpu", "gpu" or "tpu"; None: the device at hand."""
+    return _TILE.get(platform or jax.default_backend(), _LARGE_TILE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Heads:
     """Which results are wanted of generated masks."""
@@ -87,7 +92,7 @@ def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Cal
       wanted: which results.
       tile: output pixels worked on at once, its width a multiple of 8; None: what suits the device.
     """
-    tile = tile or _TILE.get(jax.default_backend(), _LARGE_TILE)
+    tile = tile or tile_for()
 
     def one_picture(picture, classes, canvas):
         masks, mask_valid, mask_sizes, output_size, scores = picture
@@ -408,4 +413,4 @@ def augmented_labels(masks: jax.Array, mask_sizes: MaskSizes, flipped: jax.Array
 
     rows, columns = jax.vmap(taps)(mask_sizes, flipped)
     return semantic_labels(masks, rows, columns, scores, num_classes,
-                           tile=tile or _TILE.get(jax.default_backend(), _LARGE_TILE))
+                           tile=tile or tile_for())

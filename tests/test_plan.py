@@ -45,7 +45,7 @@ def test_split_parameters_are_gathered_one_by_one_and_tokens_stay_where_they_are
     arrays = parameters.flatten(shapes["image"])
     mesh = sharding.make_mesh(4, topology)
     # As in earnest, there are more tokens than parameters; else tokens are cheaper to move.
-    compiled = compiled_step.lower(config, mesh, 16 * mesh.size).compile()
+    compiled = compiled_step.lower_training(config, mesh, 16 * mesh.size).compile()
     found = compiled_step.collectives(compiled.as_text())
     gathers = [size for kind, size in found if kind == "all-gather"]
     split = [p for p, x in arrays.items() if any(sharding.state_shardings(x, mesh).spec)]
@@ -79,8 +79,8 @@ def run(tmp_path, *flags):
     (tmp_path / "tiny.py").write_text(CONFIG)
     return subprocess.run(
         [sys.executable, "-m", "maskclippp_jax.plan", f"--config={tmp_path}/tiny.py", *flags],
-        env=dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="140"), cwd=ROOT, capture_output=True,
-        text=True, timeout=300)
+        env=dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="140", JAX_PLATFORMS="cpu",
+                 XLA_FLAGS=""), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @needs_libtpu
@@ -96,7 +96,31 @@ def test_plan_tells_memory_flops_and_what_does_not_fit(tmp_path):
     assert one["collectives"]["all-reduce"] >= 1
     assert one["images_per_second"] == pytest.approx(
         4 / (one["seconds"] + one["collective_seconds"]))
-    assert many["memory_gib"] is None and many["images_per_second"] is None
+    assert not many["fits"] and many["memory_gib"] is None and many["images_per_second"] is None
+
+
+@pytest.mark.parametrize("topology", ["local", pytest.param("v5e:2x2", marks=needs_libtpu)])
+def test_plan_of_an_evaluation_grows_with_masks_and_of_a_cpu_has_no_times(tmp_path, topology):
+    plans = []
+    for masks in (8, 80):
+        done = run(tmp_path, f"--topology={topology}", "--step=evaluation", f"--masks={masks}",
+                   "--picture=64x96", f"--workdir={tmp_path}/plan{masks}")
+        assert done.returncode == 0, done.stderr
+        plans += json.loads((tmp_path / f"plan{masks}/plan.json").read_text())["plans"]
+    few, many = plans
+    assert few["step"] == "evaluation" and few["fits"] and not sum(few["collectives"].values())
+    assert 0 < few["memory_gib"] < many["memory_gib"] < few["available_gib"]
+    assert few["tera_flops"] < many["tera_flops"]
+    assert (few["images_per_second"] is None) == (topology == "local")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--step=evaluation", "--sweep"], "--sweep compares training steps"),
+    (["--step=evaluation", "--picture=64"], "--picture is '64', wanted height x width")])
+def test_what_belongs_to_the_other_step_is_refused(tmp_path, flags, words):
+    done = run(tmp_path, "--topology=local", *flags)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
 
 
 @needs_libtpu

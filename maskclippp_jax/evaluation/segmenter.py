@@ -86,7 +86,8 @@ def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
 
 
 def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kind: str, *,
-                   ensemble: bool, dtype=jnp.float32) -> typing.Callable[..., Results]:
+                   ensemble: bool, dtype=jnp.float32, platform: str | None = None
+                   ) -> typing.Callable[..., Results]:
     """The jitted program `(params, batch, network, names, opinion, classes, canvas,
     output_canvas) -> Results`.
 
@@ -100,11 +101,13 @@ def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kin
       kind: of the bundle's classes, see `data.bundles`.
       ensemble: whether the generator has a say in the class; its void is used in any case.
       dtype: arithmetic of the towers.
+      platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+        model_config, dtype=dtype, by_head=configuration.heads_apart(platform),
+        rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
-    heads = postprocess.make_heads(wanted)
+    heads = postprocess.make_heads(wanted, postprocess.tile_for(platform))
 
     @functools.partial(jax.jit, static_argnames=("canvas", "output_canvas"))
     def segment(params, batch, network, names, opinion, classes, canvas, output_canvas):
