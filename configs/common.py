@@ -19,6 +19,7 @@ def base() -> ml_collections.ConfigDict:
     config.checkpoint_every = 4000  # steps
     config.log_every = 20           # steps
     config.eval_every = 0           # steps between looks at config.eval's data set; 0: none
+    config.eval_pictures = 4        # drawn with their named masks at each look
     config.mesh = dict(fsdp=1)      # chips that share one copy of the parameters
 
     config.train = dict(

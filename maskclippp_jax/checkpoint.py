@@ -25,7 +25,7 @@ from maskclippp_jax import hosts
 from maskclippp_jax import params as parameters
 
 # What may differ between two starts of the same run.
-_FREE_KEYS = ("data_dir", "log_every", "eval_every", "train/workers")
+_FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "train/workers")
 
 # Seconds a save may take. Orbax reads them off the clock on the wall, which may be put right by a
 # day while it saves.

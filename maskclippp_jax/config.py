@@ -70,6 +70,7 @@ def check(config: ml_collections.ConfigDict | None, *,
     for key in ("checkpoint_every", "log_every"):
         need(config[key] > 0, f"{key} is {config[key]}; it must be at least 1")
     need(config.eval_every >= 0, f"eval_every is {config.eval_every}; 0 means never")
+    need(config.eval_pictures >= 0, f"eval_pictures is {config.eval_pictures}; 0 means none")
     for key in ("alpha", "beta", "object_threshold", "overlap_threshold"):
         need(0 <= config.eval.get(key, 0) <= 1,
              f"eval.{key} is {config.eval.get(key)}; it is a share between 0 and 1")

@@ -9,17 +9,20 @@ waits for the host. Only process 0 writes.
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import time
 import typing
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 
 from maskclippp_jax import devices
+from maskclippp_jax.evaluation import tables
 
 
 class RunLog:
@@ -36,7 +39,8 @@ class RunLog:
           wandb: a run of Weights & Biases, or None.
         """
         self._steps, self._batch_size, self._array_names = steps, batch_size, array_names
-        self._wandb = wandb
+        self._wandb, self._workdir = wandb, workdir
+        self._views: dict[int, list] = {}
         self._pending: list[tuple[int, dict]] = []
         self._since, self._since_step, self._waited = time.monotonic(), first_step, 0.0
         self._metrics, self._speed = workdir / "metrics.jsonl", workdir / "speed.jsonl"
@@ -63,6 +67,18 @@ class RunLog:
     def add(self, step: int, metrics: typing.Mapping[str, jax.Array | float]) -> None:
         """Remembers the metrics of a finished step (counted from 1)."""
         self._pending.append((step, dict(metrics)))
+
+    def add_pictures(self, step: int, views: list) -> None:
+        """Remembers pictures with named masks, to be drawn beside the true names.
+
+        They become `pictures/<step>.png`; call it before the step's metrics are flushed.
+
+        Args:
+          step: which has just been added.
+          views: as `tables.compare` takes them.
+        """
+        if self._writes and views:
+            self._views[step] = views
 
     def flush(self) -> None:
         """Reads the metrics back, writes them, and reports progress.
@@ -101,11 +117,28 @@ class RunLog:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         for row in rows:
             values = {name: value for name, value in row.items() if name != "step"}
+            pictures = self._draw(row["step"])
             for name, value in values.items():
                 self._board.add_scalar(name, value, row["step"])
             if self._wandb is not None:
-                self._wandb.log(values, step=row["step"])
+                self._wandb.log(values | pictures, step=row["step"])
         self._board.flush()
+
+    def _draw(self, step: int) -> dict:
+        """Draws the pictures of a step, if there are any; returns what Weights & Biases gets."""
+        if step not in self._views:
+            return {}
+        drawing = tables.compare([self._views.pop(step)], [f"step {step}"])
+        folder = self._workdir / "pictures"
+        folder.mkdir(exist_ok=True)
+        content = io.BytesIO()
+        drawing.save(content, "PNG")
+        (folder / f"{step}.png").write_bytes(content.getvalue())
+        self._board.add_image("eval/pictures", np.asarray(drawing), step, dataformats="HWC")
+        if self._wandb is None:
+            return {}
+        import wandb  # it is there, as a run of its was given
+        return {"eval/pictures": wandb.Image(drawing)}
 
     def _report(self, rows):
         now, last = time.monotonic(), rows[-1]

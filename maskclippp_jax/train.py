@@ -134,7 +134,9 @@ def main(argv):
                 done += 1
                 if config.eval_every and (done % config.eval_every == 0
                                           or done == config.train.steps):
-                    metrics |= validate(state)
+                    numbers, views = validate(state)
+                    metrics |= numbers
+                    log.add_pictures(done, views)
                 log.add(done, metrics)
                 profile.after(done, metrics)
                 if done % config.log_every == 0:

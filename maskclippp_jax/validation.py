@@ -10,6 +10,9 @@ import numpy as np
 from maskclippp_jax import hosts, inference, loading, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
+from maskclippp_jax.evaluation import tables
+from maskclippp_jax.evaluation.runs import Picture
+from maskclippp_jax.evaluation.segmenter import Found
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -26,12 +29,13 @@ def open_source(config: ml_collections.ConfigDict) -> tuple[records.Source, np.n
 
 
 def make_validator(config: ml_collections.ConfigDict, source: records.Source, seen: np.ndarray,
-                   original: parameters.Tree, mesh) -> typing.Callable[[dict], dict[str, float]]:
-    """A function from the state of a run to numbers for its log.
+                   original: parameters.Tree, mesh) -> typing.Callable[[dict], tuple[dict[str, float], list]]:
+    """A function from the state of a run to numbers and pictures for its log.
 
     They are those of the moving average where there is one: `eval/mask_accuracy`, `eval/seen`,
     `eval/unseen` in percent, means over classes, on ground-truth masks; `distance/<part>`, see
-    `params.distances`.
+    `params.distances`. The pictures are the first `config.eval_pictures` of this process, the same
+    every time, as `tables.compare` takes them.
 
     Args:
       config: the experiment.
@@ -53,16 +57,19 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
     kept: list = []  # names of a frozen text tower
 
     @jax.transfer_guard("allow")
-    def validate(state: dict) -> dict[str, float]:
+    def validate(state: dict) -> tuple[dict[str, float], list]:
         tuned = state.get("ema", state["trainable"])
         params = parameters.combine(tuned, state["frozen"])
         if config.tune.text != "none" or not kept:
             kept[:] = [embed(params["text"])]
         accuracy = MaskAccuracy(source.vocabulary.num_classes, seen)
+        views: list = []
         for batch, classes in _name_all(config, source, mesh, name_masks, params, kept[0]):
             used = (batch["labels"] >= 0) & batch["valid"][:, None]
             for found, labels, mask in zip(classes, batch["labels"], used):
                 accuracy.process(found[mask], labels[mask])
+            for b in np.flatnonzero(batch["valid"])[:config.eval_pictures - len(views)]:
+                views.append(_view_of(batch, b, classes[b], source.vocabulary))
         if jax.process_count() > 1:
             hosts.sum_metric(accuracy)
         results = accuracy.evaluate()
@@ -70,10 +77,19 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
                      unseen=results["unseen"])
         before = sharding.put(original, jax.tree.map(lambda x: x.sharding, tuned))
         moved = jax.device_get(distances(before, tuned))
-        return {f"eval/{k}": v for k, v in named.items() if v is not None} | {
-            f"distance/{k}": float(v) for k, v in moved.items()}
+        numbers = {f"eval/{k}": v for k, v in named.items() if v is not None}
+        return numbers | {f"distance/{k}": float(v) for k, v in moved.items()}, views
 
     return validate
+
+
+def _view_of(batch: dict, row: int, classes: np.ndarray, vocabulary: Vocabulary) -> tuple:
+    height, width = batch["image_size"][row]
+    rows, columns = batch["segments_size"][row]
+    return tables.view_of(
+        Picture(batch["image_id"][row], Found(classes, None, None, None), batch["labels"][row],
+                (batch["image"][row, :height, :width], batch["segments"][row, :rows, :columns])),
+        vocabulary)
 
 
 def _name_all(config, source, mesh, name_masks, params, names

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -77,7 +78,8 @@ def test_weights_and_biases_gets_the_same_numbers_and_the_same_run(tmp_path, mon
     logged, opened = [], []
     run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)),
                                 finish=lambda: logged.append("finished"))
-    fake = types.SimpleNamespace(init=lambda **how: opened.append(how) or run)
+    fake = types.SimpleNamespace(init=lambda **how: opened.append(how) or run,
+                                 Image=lambda drawing: drawing.size)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         wandb = run_log.open_wandb(run_log.import_wandb("project"), "project",
@@ -86,7 +88,16 @@ def test_weights_and_biases_gets_the_same_numbers_and_the_same_run(tmp_path, mon
     log = open_log(tmp_path, wandb=wandb)
     log.add(1, row())
     log.close()
-    assert logged[0] == (1, dict(loss=1.0, mask_accuracy=0.5)) and logged[-1] == "finished"
+    log = open_log(tmp_path / "pictures", wandb=wandb)
+    log.add(2, row())
+    log.add_pictures(2, [(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), int),
+                          [("dog", "cat")])])
+    log.add(3, row())
+    log.close()
+    width, height = logged[3][1]["eval/pictures"]
+    assert width > height > 100 and "eval/pictures" not in logged[4][1]
+    assert {p.name for p in (tmp_path / "pictures/pictures").iterdir()} == {"2.png"}
+    assert logged[0] == (1, dict(loss=1.0, mask_accuracy=0.5)) and logged[2] == "finished"
     assert "images_per_second" in logged[1][1]
     assert run_log.import_wandb("") is None
     monkeypatch.setitem(sys.modules, "wandb", None)

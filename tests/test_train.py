@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskclippp_jax.data import records, scenes
 from tests import runs
@@ -106,6 +107,9 @@ def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
     looks = {m["step"]: m for m in logged if "eval/seen" in m}
     assert set(looks) == {8, 12}
     assert 0 <= looks[8]["eval/unseen"] <= 100 and 0 <= looks[8]["eval/mask_accuracy"] <= 100
+    assert {p.name for p in (place / "average/pictures").iterdir()} == {"8.png", "12.png"}
+    sheet = np.asarray(Image.open(place / "average/pictures/12.png"))
+    assert sheet.shape[0] > 300 and sheet.std() > 20
     assert 0 < looks[8]["distance/image"] < looks[12]["distance/image"] < 0.1
     done = command(place, "evaluate", f"--checkpoint={place}/average",
                    f"--checkpoint={place}/whole", f"--workdir={place}/averaged")
