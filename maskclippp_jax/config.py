@@ -74,7 +74,7 @@ def check(config: ml_collections.ConfigDict | None, *,
         need(0 <= config.eval.get(key, 0) <= 1,
              f"eval.{key} is {config.eval.get(key)}; it is a share between 0 and 1")
     sides = config.eval.get("short_sides", ())
-    need(all(isinstance(side, int) and side > 0 for side in sides) and len(set(sides)) == len(sides),
+    need(all(isinstance(s, int) and s > 0 for s in sides) and len(set(sides)) == len(sides),
          f"eval.short_sides is {','.join(map(str, sides))}; it lists different whole numbers of "
          "pixels, such as 400,500,600")
     patch = config.model.image.patch_size

@@ -211,7 +211,8 @@ class Bundle:
                 raise ValueError(
                     f"{self.folder}: picture {name} of {picture['size']} is recorded with the "
                     f"{key} size {picture.get(key)}, but its preparation ({p._asdict()}, "
-                    f"{self.version}) gives {list(want)}; correct whichever is wrong and export again")
+                    f"{self.version}) gives {list(want)}; correct whichever is wrong and export "
+                    "again")
 
 
 def some(names: typing.Sequence[str]) -> str:
