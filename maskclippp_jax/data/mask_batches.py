@@ -35,8 +35,8 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
       hosts: how many there are; must divide `batch_size`.
 
     Yields:
-      The same pictures in every version, on canvases of one size: for each version
-      image uint8 [B, H, W, 3] after the loader's resize, image_size int32 [B, 2]; output_size int32
+      The same pictures in every version, on canvases of one size. Of each version:
+      image uint8 [B, H, W, 3] as loaded and changed, image_size int32 [B, 2]; output_size int32
       [B, 2], the stored size of the picture, and output_canvas, two ints; masks [B, N, h, w] as
       stored, mask_valid bool [B, N], stored and, of generated masks, enlarged and kept int32 [B, 2]
       (see `mask_chain.MaskSizes`); classes float32 [B, N, X] if they have any; valid bool [B],

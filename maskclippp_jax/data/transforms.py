@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 MAX_SIDE = 4096  # longer sides are scaled down to it in training
-LONGEST = 4000   # and to this in versions of a picture, at least by detectron2's default
+LONGEST = 4000   # and to this in versions of a picture, detectron2's default
 _HUES = 180      # of OpenCV's 8-bit HSV
 
 

@@ -124,7 +124,7 @@ def name_versions(config: ml_collections.ConfigDict, model: Model, truth: Truth,
                   mesh: jax.sharding.Mesh, chosen: typing.Sequence[int],
                   versions: typing.Sequence[Version], bundles: typing.Sequence[Bundle]
                   ) -> typing.Iterator[Picture]:
-    """The label maps of the mean over versions of the pictures; masks of theirs have no results.
+    """Label maps of the mean over versions of the pictures; single masks get no classes.
 
     Args:
       config, model, truth, mesh, chosen: see `name_segments`.
