@@ -130,7 +130,8 @@ def write_generated(folder, names=NAMES, kind="closed", version=Version()):
         masks = rng.normal(size=(count, 4, 4), scale=4)
         masks = masks.repeat(height // 4 + 1, 1)[:, :height].repeat(width // 4 + 1, 2)[..., :width]
         if name in names:
-            writer.add(name, masks, way(number, version), rng.normal(size=(count, columns), scale=2))
+            writer.add(name, masks, way(number, version),
+                       rng.normal(size=(count, columns), scale=2))
     writer.finish()
 
 
