@@ -48,6 +48,9 @@ def base() -> ml_collections.ConfigDict:
     config.eval = dict(
         batch_size=1,            # pictures a step, over all chips
         max_tokens=0,            # pictures at most so many patches, for NaFlex; 0: by short_side
+        # Test-time augmentation, of `evaluate`: the mean of label maps' scores over versions.
+        short_sides=(),          # pixels the loaded picture is brought to; (): it stays as it is
+        flip=False,              # each of these also mirrored
         # With masks of a generator (--bundle):
         ensemble=False,          # whether its opinion of the class counts
         alpha=1.0, beta=1.0,     # our share in it, for classes of `seen_vocabulary` and for others

@@ -74,6 +74,10 @@ def check(config: ml_collections.ConfigDict | None, *,
     for key in ("alpha", "beta", "object_threshold", "overlap_threshold"):
         need(0 <= config.eval.get(key, 0) <= 1,
              f"eval.{key} is {config.eval.get(key)}; it is a share between 0 and 1")
+    sides = config.eval.get("short_sides", ())
+    need(all(isinstance(s, int) and s > 0 for s in sides) and len(set(sides)) == len(sides),
+         f"eval.short_sides is {','.join(map(str, sides))}; it lists different whole numbers of "
+         "pixels, such as 400,500,600")
     patch = config.model.image.patch_size
     need(config.train.size % patch == 0,
          f"train.size is {config.train.size}; the patch of this model wants a multiple of {patch}")

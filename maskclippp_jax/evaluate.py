@@ -12,6 +12,10 @@ quality, average precision. `--checkpoint` is the folder of a training run, a ch
 "untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared. An
 evaluation that was stopped goes on when the same command is given again.
 
+`--config.eval.short_sides=400,500 --config.eval.flip=True` averages the scores of label maps over
+versions of every picture (evaluation/augmented.py), of semantic data sets. `--bundle` is a folder
+with a bundle for each version then, as launch/export writes them with --short_sides and --flip.
+
 `--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
 ones (1), with the tuned similarity head.
 
@@ -38,7 +42,7 @@ from maskclippp_jax import (
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import protocol as protocols
-from maskclippp_jax.evaluation import runs, suite, tables
+from maskclippp_jax.evaluation import augmented, runs, suite, tables
 from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
 from maskclippp_jax.evaluation.truth import Truth, open_truth
 
@@ -46,7 +50,8 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for the results")
 CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint", [], "run folder, checkpoint file, or 'untuned'")
-BUNDLE = flags.DEFINE_string("bundle", None, "folder of a generator's masks")
+BUNDLE = flags.DEFINE_string("bundle", None, "folder of a generator's masks, or of such folders "
+                             "for versions of the pictures")
 ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures that the bundle lacks count as "
                                   "missed")
 ORACLE = flags.DEFINE_enum("oracle", None, ["masks", "classes"], "perfect masks named by the "
@@ -113,25 +118,32 @@ def run(config, names: list[str], bundle_folder: str | None, workdir: epath.Path
       The results of each model, see `report.print_results`.
     """
     shares = read_shares(INTERPOLATE.value)
-    bundle = Bundle(bundle_folder) if bundle_folder else None
+    versions = augmented.versions_of(config.eval)
+    if ORACLE.value == "classes" and versions != augmented.PLAIN:
+        raise ValueError("--oracle=classes asks no model, so there are no scores to average; give "
+                         "no eval.short_sides and eval.flip")
+    bundles = augmented.open_bundles(bundle_folder, versions) if bundle_folder else []
     together = open_truth(config.data_dir, config.eval.dataset, config.eval.split)
+    augmented.check_truth(together, versions)
     truths, missing = [together], []
-    if bundle:
-        missing = bundle.check_pictures(together.sizes(), together.what,
-                                        allow_missing=ALLOW_MISSING.value)
-        if config.eval.ensemble and bundle.kind == "none" and not ORACLE.value:
-            raise ValueError(f"the masks of {bundle.folder} have no classes, so there is no "
+    if bundles:
+        for bundle in bundles:
+            missing += bundle.check_pictures(together.sizes(), together.what,
+                                             allow_missing=ALLOW_MISSING.value)
+        missing = sorted(set(missing))
+        if config.eval.ensemble and bundles[0].kind == "none" and not ORACLE.value:
+            raise ValueError(f"the masks of {bundles[0].folder} have no classes, so there is no "
                              "ensemble; add --config.eval.ensemble=False")
     else:  # each data set has masks of its own
         truths = [Truth({name: source}, config.eval.split)
                   for name, source in together.sources.items()]
-    protocol = protocols.describe(config, together, bundle, missing=missing, oracle=ORACLE.value)
+    protocol = protocols.describe(config, together, bundles, missing=missing, oracle=ORACLE.value)
 
     models, shown, finish = [], [], []
     for title, what, facts, model in models_of(config, names, shares):
         logging.info("evaluating %s", what)
         results, pictures, left = evaluate(
-            config, model, truths, bundle, missing, dict(protocol, checkpoint=what),
+            config, model, truths, bundles, missing, dict(protocol, checkpoint=what),
             workdir / "progress" / f"{len(models)}", several=len(names) > 1 or len(shares) > 1)
         if any(m["name"] == title for m in models):  # runs/a/x and runs/b/x
             title = f"{title} ({len(models) + 1})"
@@ -190,7 +202,7 @@ def on_the_way(name: str, config, model_config, params, shares: list[float]):
         yield share, facts, parameters.interpolate(original, params, share)
 
 
-def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bundle | None,
+def evaluate(config, model: runs.Model | None, truths: list[Truth], bundles: list[Bundle],
              missing: list[str], protocol: dict, folder: epath.Path, *, several: bool
              ) -> tuple[dict, tables.Shown, list[typing.Callable[[], None]]]:
     """Runs one model, or the oracle of classes, over the ground truth.
@@ -199,8 +211,8 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
       config: the experiment.
       model: None: the masks of the bundle get perfect classes.
       truths: each is evaluated on masks of its own, or the only one on those of the bundle.
-      bundle: the masks; None: those of the ground truth.
-      missing: pictures that the bundle lacks.
+      bundles: the masks of each version of the pictures; []: those of the ground truth.
+      missing: pictures that a bundle lacks.
       protocol: how all is measured.
       folder: for what was counted, in case of a stop.
       several: whether other models are evaluated as well.
@@ -211,9 +223,10 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
     """
     results, shown, finish = {}, tables.Shown([], []), []
     done, seconds, host = 0, 0.0, jax.process_index()
+    versions = augmented.versions_of(config.eval)
     for number, truth in enumerate(truths):
         parts = [p for p in truth.parts if p not in results]
-        if bundle is None and "mask_accuracy" not in results:
+        if not bundles and versions == augmented.PLAIN and "mask_accuracy" not in results:
             parts.append("mask_accuracy")
         writer = None
         if SAVE_PREDICTIONS.value:
@@ -228,9 +241,11 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundle: Bund
                   if name not in progress.done and name not in missing]
         mesh = sharding.make_mesh(1)
         if model is None:
-            pictures = runs.classify_perfectly(truth, parts, chosen, bundle)
-        elif bundle:
-            pictures = runs.name_bundle(config, model, truth, parts, mesh, chosen, bundle)
+            pictures = runs.classify_perfectly(truth, parts, chosen, *bundles)
+        elif versions != augmented.PLAIN:
+            pictures = runs.name_versions(config, model, truth, mesh, chosen, versions, bundles)
+        elif bundles:
+            pictures = runs.name_bundle(config, model, truth, parts, mesh, chosen, *bundles)
         elif truth.parts == ["semantic"]:
             pictures = runs.name_segments(config, model, truth, mesh, chosen)
         else:

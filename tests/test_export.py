@@ -13,7 +13,9 @@ import sys
 import numpy as np
 import pytest
 
+from maskclippp_jax.data import transforms
 from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.evaluation import augmented
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPORT = ROOT / "launch/export"
@@ -30,6 +32,9 @@ class Tensor:
 
     def numpy(self):
         return self.array
+
+    def new_tensor(self, array):
+        return Tensor(array)
 
     def exp(self):
         return Tensor(np.exp(self.array))
@@ -121,6 +126,30 @@ def test_the_hook_keeps_what_the_predictor_says(tmp_path, hook, is_open):
     else:
         assert bundle.vocabulary.classes == (("x",), ("y", "z"))
         np.testing.assert_allclose(found.classes, logits, atol=1e-6)
+
+
+def test_the_hook_writes_bundles_of_versions(tmp_path, hook, rng):
+    """Pictures get to the model as `evaluate` makes its versions of them."""
+    image = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    inputs = dict(INPUTS, image=Tensor(image.transpose(2, 0, 1)))
+    model, predictor = make_model(True)
+    versions = hook.pictures.versions(short_sides=(10, 25), flip=True)
+    for version in versions:
+        recorder = hook.MaskRecorder(model, tmp_path / version.name, name="stand-in", **SIZES,
+                                     version=version)
+        changed = recorder.version_of(inputs)
+        np.testing.assert_array_equal(
+            changed["image"].array.transpose(1, 2, 0),
+            transforms.make_version(image, transforms.Version(*version)))
+        run(predictor, 0)
+        recorder.write(changed)
+        recorder.finish()
+    wanted = transforms.versions_of((10, 25), flip=True)
+    assert versions == wanted
+    bundles = augmented.open_bundles(str(tmp_path), wanted)
+    assert [b.folder.name for b in bundles] == [
+        "short_10", "short_10_flipped", "short_25", "short_25_flipped"]
+    assert bundles[3].pictures["a/b"]["loaded"] == [25, 38]
 
 
 def test_the_hook_refuses_what_would_give_wrong_masks(tmp_path, hook):
@@ -255,3 +284,36 @@ def test_masks_of_a_real_model_are_evaluated(place, kind):
     assert model["semantic"]["classes_in_ground_truth"] == 10
     assert model["panoptic"]["all"]["categories"] > 0 and model["instances"]["pictures"] == 2
     assert "PQ of things" in said and "AP50" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Mask2Former", "Sam"])
+def test_masks_of_versions_are_evaluated_together(place, kind):
+    if not has_torch():
+        pytest.skip(f"{TORCH} has no torch, torchvision and transformers; name one in TORCH_PYTHON")
+    model = place / f"{kind}_of_versions"
+    model.mkdir()
+    call(TORCH, "-c", MAKE, kind, model, cwd=place)
+    script = [TORCH, EXPORT / "sam.py", "--points_per_side=4", "--pred_iou_thresh=-10",
+              "--stability_score_thresh=0"]
+    if kind == "Mask2Former":
+        script = [TORCH, EXPORT / "hugging_face.py", "--loader_min=48", "--loader_max=200",
+                  "--short_side=64"]
+    script += [f"--model={model}", "--images=pictures/*", f"--bundle=v_{kind}", "--device=cpu",
+               "--flip"]
+    call(*script, "--short_sides=48", cwd=place)
+    said = call(*script, "--short_sides=48,64", cwd=place)
+    assert f"v_{kind}/short_48 is finished" in said and "2/2" in said
+    assert {f.name for f in (place / f"v_{kind}").iterdir()} == {
+        "short_48", "short_48_flipped", "short_64", "short_64_flipped"}
+    one, other = (Bundle(place / f"v_{kind}/{name}") for name in ("short_48", "short_64_flipped"))
+    assert (one.version, other.version) == ((48, False), (64, True))
+    said = call(sys.executable, "-m", "maskclippp_jax.evaluate", "--config=tiny.py",
+                "--config.data_dir=data", "--config.eval.dataset=ade20k_150",
+                f"--config.eval.ensemble={kind != 'Sam'}", "--config.eval.alpha=0.5",
+                "--config.eval.short_sides=48,64", "--config.eval.flip=True",
+                "--checkpoint=untuned", f"--bundle=v_{kind}", f"--workdir=w_v_{kind}",
+                "--samples=0", cwd=place)
+    assert "versions: mean over 4: short side 48, short side 48 mirrored," in said
+    found, = json.loads((place / f"w_v_{kind}/results.json").read_text())["models"]
+    assert found["semantic"]["classes_in_ground_truth"] == 10

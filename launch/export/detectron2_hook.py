@@ -17,6 +17,17 @@ logits of the classes it was trained on, which `vocabulary` must name. `loader_m
 INPUT's MIN_SIZE_TEST and MAX_SIZE_TEST; `short_side`: of a second resize without antialiasing,
 which the published evaluation of MaskCLIP++ makes (800) and the generators' own repositories do not
 (None).
+
+For test-time augmentation there is one bundle for each version of the pictures:
+
+    for version in pictures.versions(short_sides=(400, 500), flip=True):
+        recorder = MaskRecorder(model, f"bundles/fcclip_l/ade20k_150/{version.name}", ...,
+                                version=version)
+        for inputs in loader:
+            inputs = recorder.version_of(inputs[0])
+            model([inputs])
+            recorder.write(inputs)
+        recorder.finish()
 """
 
 import hashlib
@@ -42,7 +53,7 @@ class MaskRecorder:
     """Writes what the predictor of a model says of each picture."""
 
     def __init__(self, model, bundle, *, name, loader_min, loader_max, short_side, multiple=32,
-                 vocabulary=None, masks="logits"):
+                 vocabulary=None, masks="logits", version=pictures.Version()):
         """Listens to a model.
 
         Args:
@@ -53,6 +64,7 @@ class MaskRecorder:
           vocabulary: names of each class the logits speak of, a list of lists; for models without
             class embeddings.
           masks: "logits" or "probabilities".
+          version: of the loaded pictures, for test-time augmentation.
         """
         found = [m for path, m in model.named_modules()
                  if path.endswith("sem_seg_head.predictor")]
@@ -61,7 +73,7 @@ class MaskRecorder:
                              "wanted one; is it of another family?")
         self.predictor, self.short_side, self.multiple = found[0], short_side, multiple
         self.output = self.embeddings = None
-        self.masks = masks
+        self.masks, self.version = masks, version
         void = [m for path, m in model.named_modules() if path.split(".")[-1] == "void_embedding"]
         self.open = bool(void)
         if self.open:
@@ -80,17 +92,25 @@ class MaskRecorder:
             bundle, masks=masks, stride=4, classes=classes,
             generator=dict(name=name, checkpoint=_hash_of(model), exporter="detectron2_hook.py"),
             preparation=dict(loader_min=loader_min, loader_max=loader_max, short_side=short_side,
-                             multiple=multiple))
+                             multiple=multiple),
+            augmentation=version.augmentation)
 
     def has(self, inputs):
         """Whether a picture was written before; its forward pass can be left out then."""
         return self.writer.has(id_of(inputs))
 
+    def version_of(self, inputs):
+        """The loader's dict of a picture with the picture in the recorder's version."""
+        image = inputs["image"].cpu().numpy().transpose(1, 2, 0)
+        image = self.version.of(np.ascontiguousarray(image)).transpose(2, 0, 1)
+        return dict(inputs, image=inputs["image"].new_tensor(np.ascontiguousarray(image)))
+
     def write(self, inputs):
         """Writes the picture that the model has just seen.
 
         Args:
-          inputs: its dict of detectron2's loader: file_name, height, width, image [3, h, w].
+          inputs: its dict of detectron2's loader: file_name, height, width, image [3, h, w]; of
+            versions what `version_of` made of it.
         """
         if self.output is None:
             raise ValueError("the model has seen no picture since the last one was written")

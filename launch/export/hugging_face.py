@@ -7,13 +7,13 @@
 Needs torch and transformers (pillow, numpy). Pictures go in one at a time, prepared as the
 published evaluation of MaskCLIP++ prepares them (`--loader_min`, `--loader_max`, `--short_side`),
 not by the model's own processor, of which mean and deviation are used. Started again it goes on
-where it was.
+where it was. For test-time augmentation, `--short_sides=400,500 --flip` write one bundle for each
+version of the pictures.
 """
 
 import argparse
 import hashlib
 import json
-import pathlib
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ def main():
                         help="probabilities: a fifth of the size, not for published numbers")
     parser.add_argument("--task", default="panoptic", help="of a OneFormer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    pictures.add_version_flags(parser)
     args = parser.parse_args()
 
     files = pictures.find(args.images)
@@ -46,31 +47,30 @@ def main():
     extra = {}
     if model.config.model_type == "oneformer":
         extra["task_inputs"] = task_ids(args.model, model, args.task).to(args.device)
-    writer = pictures.Writer(
-        args.bundle, masks=args.masks, stride=4,
-        classes=dict(kind="closed", vocabulary=vocabulary_of(model)),
+    facts = dict(
+        masks=args.masks, stride=4, classes=dict(kind="closed", vocabulary=vocabulary_of(model)),
         generator=dict(name=args.model, kind=model.config.model_type, checkpoint=hash_of(model),
                        exporter="hugging_face.py", transformers=transformers.__version__),
         preparation=dict(loader_min=args.loader_min or None, loader_max=args.loader_max or None,
                          short_side=args.short_side or None, multiple=args.multiple))
-    for number, (image_id, path) in enumerate(files.items(), start=1):
-        if not writer.has(image_id):
-            image = pictures.read(path)
-            loaded = pictures.load(image, args.loader_min, args.loader_max)
-            network, size = pictures.to_network(loaded, args.short_side, args.multiple, mean, std)
-            with torch.inference_mode():
-                result = model(pixel_values=network.to(args.device), **extra)
-            masks, classes = (x[0].float().cpu().numpy() for x in (
-                result.masks_queries_logits, result.class_queries_logits))
-            padded = network.shape[2:]
-            if any(4 * a != b for a, b in zip(masks.shape[1:], padded)):
-                raise SystemExit(f"error: the masks are {masks.shape[1:]} for an input of "
-                                 f"{tuple(padded)}, wanted a quarter")
-            if args.masks == "probabilities":
-                masks = 1 / (1 + np.exp(-masks))
-            writer.add(image_id, masks, (image.shape[:2], loaded.shape[:2], size, padded), classes)
-        print(f"{number}/{len(files)}  {image_id}", flush=True)
-    writer.finish({image_id: pathlib.Path(path).name for image_id, path in files.items()})
+
+    def segment(image, version):
+        """Masks, their sizes and classes of one picture."""
+        loaded = version.of(pictures.load(image, args.loader_min, args.loader_max))
+        network, size = pictures.to_network(loaded, args.short_side, args.multiple, mean, std)
+        with torch.inference_mode():
+            result = model(pixel_values=network.to(args.device), **extra)
+        masks, classes = (x[0].float().cpu().numpy() for x in (
+            result.masks_queries_logits, result.class_queries_logits))
+        padded = network.shape[2:]
+        if any(4 * a != b for a, b in zip(masks.shape[1:], padded)):
+            raise SystemExit(f"error: the masks are {masks.shape[1:]} for an input of "
+                             f"{tuple(padded)}, wanted a quarter")
+        if args.masks == "probabilities":
+            masks = 1 / (1 + np.exp(-masks))
+        return masks, (image.shape[:2], loaded.shape[:2], size, padded), classes
+
+    pictures.write_bundles(args, files, segment, **facts)
 
 
 def vocabulary_of(model):

@@ -5,12 +5,13 @@
         --bundle=bundles/sam_h/ade20k_150
 
 Needs torch, torchvision and transformers. Masks are binary, at the size of the picture, the most
-confident first; there is no void class and no ensemble. Started again it goes on where it was.
-Masks that any other program has made become a bundle by `maskclippp_jax.masks from_files`.
+confident first; there is no void class and no ensemble. Started again it goes on where it was. For
+test-time augmentation, `--short_sides=400,500 --flip` write one bundle for each version of the
+pictures. Masks that any other program has made become a bundle by `maskclippp_jax.masks
+from_files`.
 """
 
 import argparse
-import pathlib
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ def main():
     parser.add_argument("--stability_score_thresh", type=float, default=0.95)
     parser.add_argument("--most", type=int, default=250, help="masks of a picture")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    pictures.add_version_flags(parser)
     args = parser.parse_args()
 
     files = pictures.find(args.images)
@@ -38,22 +40,22 @@ def main():
     settings = dict(points_per_batch=args.points_per_batch, pred_iou_thresh=args.pred_iou_thresh,
                     points_per_crop=args.points_per_side,
                     stability_score_thresh=args.stability_score_thresh)
-    writer = pictures.Writer(
-        args.bundle, masks="binary", classes=dict(kind="none"),
+
+    def segment(image, version):
+        """Masks and size of one picture."""
+        changed = version.of(image)
+        with torch.inference_mode():
+            found = generate(Image.fromarray(changed), **settings)
+        scores = np.asarray([float(s) for s in found["scores"]])
+        best = np.argsort(-scores, kind="stable")[:args.most]
+        masks = [np.asarray(found["masks"][i], bool) for i in best]
+        masks = np.stack(masks) if masks else np.zeros((0, *changed.shape[:2]), bool)
+        return masks, (image.shape[:2],)
+
+    pictures.write_bundles(
+        args, files, segment, masks="binary", classes=dict(kind="none"),
         generator=dict(name=args.model, exporter="sam.py", **settings, most=args.most,
                        transformers=transformers.__version__))
-    for number, (image_id, path) in enumerate(files.items(), start=1):
-        if not writer.has(image_id):
-            image = pictures.read(path)
-            with torch.inference_mode():
-                found = generate(Image.fromarray(image), **settings)
-            scores = np.asarray([float(s) for s in found["scores"]])
-            best = np.argsort(-scores, kind="stable")[:args.most]
-            masks = [np.asarray(found["masks"][i], bool) for i in best]
-            masks = np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), bool)
-            writer.add(image_id, masks, (image.shape[:2],))
-        print(f"{number}/{len(files)}  {image_id}", flush=True)
-    writer.finish({image_id: pathlib.Path(path).name for image_id, path in files.items()})
 
 
 if __name__ == "__main__":

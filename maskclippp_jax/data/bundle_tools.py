@@ -10,7 +10,7 @@ from rich.progress import track
 
 from maskclippp_jax import mask_chain
 from maskclippp_jax.data import (bundle_writer, bundles, coco_files, mask_files, pipeline,
-                                 records)
+                                 records, transforms)
 from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
 
@@ -37,6 +37,8 @@ def describe(bundle: bundles.Bundle, source: records.Source | None, what: str
     if bundle.preparation:
         rows.append(("preparation", ", ".join(
             f"{k} {v}" for k, v in bundle.preparation._asdict().items())))
+    if bundle.version != transforms.Version():
+        rows.append(("version of the pictures", f"{bundle.version}"))
     rows.append(("classes", bundle.kind + (f", {bundle.width} columns" if bundle.width else "")))
     missing = []
     if source:
@@ -106,8 +108,8 @@ def to_files(bundle: bundles.Bundle, pattern: str) -> None:
     for name in track(bundle.pictures, "converting", transient=True):
         file = file_of(pattern, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        mask_files.write_masks(file, at_picture_size(bundle.read(name),
-                                                     bundle.pictures[name]["size"]))
+        masks = at_picture_size(bundle.read(name), bundle.pictures[name]["size"])
+        mask_files.write_masks(file, masks[..., ::-1] if bundle.version.flipped else masks)
 
 
 def write_pictures(source: records.Source, folder: str) -> None:

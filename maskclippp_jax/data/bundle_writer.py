@@ -13,13 +13,16 @@ manifest.json holds
     stride            pixels of the padded input to a cell of the masks
     generator         name, checkpoint (SHA-256 of its file), and whatever else helps
     preparation       loader_min, loader_max, short_side, multiple: how pictures were resized
+    augmentation      short_side, flipped: how the loaded picture was changed before, if the bundle
+                      is of a version for test-time augmentation (`data.transforms.Version`)
     classes           kind "none";
                       "closed": vocabulary, logits of the classes the generator was trained on;
                       "open": vocabulary, logits of the classes the pictures are evaluated with;
                       "embeddings": void_embedding, logit_scale, templates: unit vectors in the
                       space of the generator's text tower, from which logits of any vocabulary come
     pictures          for each id: size (height, width); masks: how many; of generated masks
-                      loaded, resized, padded: the picture's sizes on its way into the generator;
+                      loaded (and augmented), resized, padded: the picture's sizes on its way into
+                      the generator;
                       of binary ones mask_size
 
 A picture's file holds its masks under the first name, its classes under the second:
@@ -50,7 +53,8 @@ _MOST = 6e4  # float16 ends soon after; a sigmoid is 0 or 1 long before
 class Writer:
     """Writes a bundle, or goes on with one that was stopped."""
 
-    def __init__(self, folder, *, masks, classes, generator, preparation=None, stride=4):
+    def __init__(self, folder, *, masks, classes, generator, preparation=None, stride=4,
+                 augmentation=None):
         """Starts or goes on; see above for the values.
 
         Raises:
@@ -67,6 +71,8 @@ class Writer:
                           classes=classes)
         if masks != "binary":
             self.facts.update(stride=stride, preparation=preparation)
+        if augmentation is not None:
+            self.facts.update(augmentation=augmentation)
         begun, text = self.folder / _BEGUN, json.dumps(self.facts, sort_keys=True)
         if begun.exists() and begun.read_text() != text:
             raise ValueError(f"{folder} was begun with another generator or other settings; give "

@@ -48,6 +48,7 @@ class Bundle:
       width: columns of the classes: classes and void, or channels of embeddings; None of none.
       classes: what else the manifest says of the classes.
       preparation, stride: None for binary masks.
+      version: of the pictures that the masks belong to.
       pictures: what the manifest says of each picture.
       generator: how the masks came to be.
     """
@@ -65,6 +66,7 @@ class Bundle:
             self.masks, self.classes = manifest["masks"], manifest["classes"]
             self.kind, self.pictures = self.classes["kind"], manifest["pictures"]
             self.generator = manifest["generator"]
+            self.version = transforms.Version(**manifest.get("augmentation", {}))
             self.preparation = self.stride = None
             if self.masks != "binary":
                 self.preparation = Preparation(**manifest["preparation"])
@@ -80,6 +82,9 @@ class Bundle:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{self.folder}/{bundle_writer.MANIFEST} does not say {error}, see "
                              "maskclippp_jax/data/bundle_writer.py") from None
+        if not (self.version.short_side is None or isinstance(self.version.short_side, int)):
+            raise ValueError(f"{self.folder} is of the version {self.version}, wanted a whole "
+                             "number of pixels as its short side, or null")
         if self.kind not in KINDS:
             raise ValueError(f"{self.folder} has classes of the kind {self.kind!r}, wanted one of "
                              f"{', '.join(KINDS)}")
@@ -194,9 +199,10 @@ class Bundle:
     def _check_sizes(self, name: str, picture: dict) -> None:
         """What the manifest says of a picture must follow from how it was prepared."""
         p = self.preparation
-        loaded = resized = tuple(picture["size"])
+        loaded = tuple(picture["size"])
         if p.loader_min is not None:
-            loaded = resized = transforms.shortest_edge(*loaded, p.loader_min, p.loader_max)
+            loaded = transforms.shortest_edge(*loaded, p.loader_min, p.loader_max)
+        loaded = resized = transforms.version_size(loaded, self.version)
         if p.short_side is not None:
             resized = tuple(side * p.short_side // min(loaded) for side in loaded)
         padded = tuple(-(-side // p.multiple) * p.multiple for side in resized)
@@ -204,8 +210,9 @@ class Bundle:
             if tuple(picture.get(key, ())) != want:
                 raise ValueError(
                     f"{self.folder}: picture {name} of {picture['size']} is recorded with the "
-                    f"{key} size {picture.get(key)}, but its preparation ({p._asdict()}) gives "
-                    f"{list(want)}; correct whichever is wrong and export again")
+                    f"{key} size {picture.get(key)}, but its preparation ({p._asdict()}, "
+                    f"{self.version}) gives {list(want)}; correct whichever is wrong and export "
+                    "again")
 
 
 def some(names: typing.Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 MAX_SIDE = 4096  # longer sides are scaled down to it in training
+LONGEST = 4000   # and to this in versions of a picture, detectron2's default
 _HUES = 180      # of OpenCV's 8-bit HSV
 
 
@@ -48,22 +49,34 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Version(typing.NamedTuple):
-    """A picture for test-time augmentation."""
+    """What test-time augmentation makes of a loaded picture, as detectron2 does."""
 
-    image: np.ndarray  # [h, w, 3] uint8
-    flipped: bool      # mirrored left to right
+    short_side: int | None = None  # pixels, its shorter side; None: as it was loaded
+    flipped: bool = False          # mirrored left to right
+
+    def __str__(self) -> str:
+        size = "as loaded" if self.short_side is None else f"short side {self.short_side}"
+        return size + " mirrored" * self.flipped
 
 
-def versions_of(image: np.ndarray, short_sides: typing.Sequence[int], longest: int, *,
-                flip: bool) -> list[Version]:
-    """A loaded picture at several sizes, each also mirrored if `flip`, as detectron2 makes them."""
-    versions = []
-    for short in short_sides:
-        resized = resize_image(image, shortest_edge(*image.shape[:2], short, longest))
-        versions.append(Version(resized, False))
-        if flip:
-            versions.append(Version(np.ascontiguousarray(resized[:, ::-1]), True))
-    return versions
+def versions_of(short_sides: typing.Sequence[int], *, flip: bool) -> list[Version]:
+    """A version for every size, () being the size as loaded; each also mirrored if `flip`."""
+    return [Version(short, flipped) for short in short_sides or (None,)
+            for flipped in (False, True)[:1 + flip]]
+
+
+def version_size(size: tuple[int, int], version: Version, longest: int = LONGEST
+                 ) -> tuple[int, int]:
+    """The size (height, width) of a version of a loaded picture."""
+    if version.short_side is None:
+        return size
+    return shortest_edge(*size, version.short_side, longest)
+
+
+def make_version(image: np.ndarray, version: Version, longest: int = LONGEST) -> np.ndarray:
+    """A version of a loaded picture: [H, W, 3] uint8 -> [h, w, 3] uint8."""
+    resized = resize_image(image, version_size(image.shape[:2], version, longest))
+    return resized[:, ::-1] if version.flipped else resized
 
 
 def resize_segments(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import subprocess
 import typing
@@ -9,25 +10,26 @@ import typing
 import ml_collections
 
 from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.evaluation import augmented
 from maskclippp_jax.evaluation.truth import Truth
 from maskclippp_jax.vocabulary import Vocabulary
 
 
-def describe(config: ml_collections.ConfigDict, truth: Truth, bundle: Bundle | None, *,
+def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Sequence[Bundle], *,
              missing: typing.Sequence[str] = (), oracle: str | None = None) -> dict:
     """Names and values.
 
     Args:
       config: the experiment.
       truth: what predictions are compared with.
-      bundle: the masks; None: those of the ground truth.
-      missing: pictures that the bundle lacks.
+      bundles: the masks of each version of the pictures; (): those of the ground truth.
+      missing: pictures that a bundle lacks.
       oracle: "masks" or "classes" if one of them is perfect.
     """
-    settings = config.eval
+    settings, bundle = config.eval, bundles[0] if bundles else None
     protocol = dict(
         dataset=settings.dataset, split=settings.split, pictures=len(truth.ids),
-        masks="ground truth" if bundle is None else str(bundle.folder),
+        masks=os.path.commonpath([b.folder for b in bundles]) if bundles else "ground truth",
         vocabulary=_named(truth.vocabulary),
         seen_classes_from=_named(Vocabulary.load(settings.seen_vocabulary)),
         templates=len(config.templates), loader=f"{settings.loader_min}/{settings.loader_max}",
@@ -37,6 +39,9 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundle: Bundle | N
         code=code_version())
     if "panoptic" in truth.parts and "semantic" not in [s.kind for s in truth.sources.values()]:
         protocol["labels"] = "classes of the panoptic segments"
+    versions = augmented.versions_of(settings)
+    if versions != augmented.PLAIN:
+        protocol["versions"] = augmented.describe(versions)
     if oracle:
         protocol["oracle"] = oracle
     if bundle is None:

@@ -15,6 +15,8 @@ from maskclippp_jax import (
 from maskclippp_jax.data.bundle_tools import at_picture_size
 from maskclippp_jax.data import mask_batches, pipeline, records
 from maskclippp_jax.data.bundles import Bundle, PictureMasks
+from maskclippp_jax.data.mask_batches import MaskSource
+from maskclippp_jax.data.transforms import Version
 from maskclippp_jax.metrics import oracle
 from maskclippp_jax.metrics.instance import decode
 from maskclippp_jax.models import maskclippp
@@ -101,15 +103,9 @@ def name_true_masks(config: ml_collections.ConfigDict, model: Model, truth: Trut
                     parts: typing.Sequence[str], mesh: jax.sharding.Mesh,
                     chosen: typing.Sequence[int]) -> typing.Iterator[Picture]:
     """Names the masks of any data set, crowds and hidden ones included; see `name_segments`."""
-    counts = {i: len(truth.records[i]["table"]["id"]) for i in chosen}
-    sizes = {i: pipeline.size_of(truth.records[i]) for i in chosen}
-
-    def read(i):
-        return PictureMasks(records.decode_masks(truth.records[i]), None, None, None)
-
-    most = max(counts.values(), default=0)
     numbers = dict(zip(truth.ids, range(len(truth.ids))))
-    for picture in _name_masks(config, model, truth, parts, mesh, None, read, sizes, most):
+    source = _true_masks(truth, chosen, Version())
+    for picture in _name_masks(config, model, truth, parts, mesh, None, source):
         labels = np.full(len(picture.found.mask_classes), -1, np.int64)
         classes = truth.records[numbers[picture.image_id]]["table"]["class_id"]
         labels[:len(classes)] = classes
@@ -120,9 +116,49 @@ def name_bundle(config: ml_collections.ConfigDict, model: Model, truth: Truth,
                 parts: typing.Sequence[str], mesh: jax.sharding.Mesh,
                 chosen: typing.Sequence[int], bundle: Bundle) -> typing.Iterator[Picture]:
     """Names the masks of a bundle, which must have all chosen pictures; see `name_segments`."""
-    sizes = {i: bundle.stored_size(truth.ids[i]) for i in chosen}
     return _name_masks(config, model, truth, parts, mesh, bundle,
-                       lambda i: bundle.read(truth.ids[i]), sizes, bundle.most_masks)
+                       _masks_of(bundle, truth, chosen))
+
+
+def name_versions(config: ml_collections.ConfigDict, model: Model, truth: Truth,
+                  mesh: jax.sharding.Mesh, chosen: typing.Sequence[int],
+                  versions: typing.Sequence[Version], bundles: typing.Sequence[Bundle]
+                  ) -> typing.Iterator[Picture]:
+    """Label maps of the mean over versions of the pictures; single masks get no classes.
+
+    Args:
+      config, model, truth, mesh, chosen: see `name_segments`.
+      versions: of every picture.
+      bundles: the masks of each version; none: the true ones, resized and mirrored likewise.
+    """
+    if bundles:
+        sources = [_masks_of(bundle, truth, chosen) for bundle in bundles]
+    else:
+        sources = [_true_masks(truth, chosen, version) for version in versions]
+    bundle = bundles[0] if bundles else None
+    patch = model.config.image.patch_size
+    shared = _shared(config, model, truth, mesh, bundle)
+    flipped = sharding.put(np.array([s.version.flipped for s in sources]),
+                           sharding.replicated(mesh))
+    run = segmenter.make_averaging_segmenter(
+        model.config, bundle.kind if bundle else "none",
+        ensemble=config.eval.ensemble and bundle is not None)
+    params, names, opinion, classes = shared
+
+    def start(batches):
+        canvases = [inference.canvas_for(b, config.eval.short_side, config.eval.max_tokens, patch)
+                    for b in batches]
+        arrays, networks = zip(*(_to_device(b, config.eval, patch, mesh) for b in batches))
+        return run(params, arrays, networks, names, opinion, classes, flipped,
+                   canvas=tuple(map(max, *canvases, (0, 0))),
+                   output_canvas=batches[0]["output_canvas"])
+
+    for batches, labels in _one_ahead(_batches(config, truth, sources, mesh), start):
+        batch = batches[0]
+        for b in np.flatnonzero(batch["valid"]):
+            height, width = batch["output_size"][b]
+            yield Picture(batch["image_id"][b], Found(
+                np.zeros(0, np.int32), labels[b, :height, :width], None, None))
 
 
 def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing.Sequence[int],
@@ -149,51 +185,79 @@ def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing
         yield Picture(image_id, Found(np.zeros(0, np.int32), labels, panoptic, instances))
 
 
-def _name_masks(config, model, truth, parts, mesh, bundle, read, sizes, most_masks):
+def _true_masks(truth: Truth, chosen: typing.Sequence[int], version: Version) -> MaskSource:
+    def read(i):
+        masks = records.decode_masks(truth.records[i])
+        return PictureMasks(masks[..., ::-1] if version.flipped else masks, None, None, None)
+
+    most = max((len(truth.records[i]["table"]["id"]) for i in chosen), default=0)
+    return MaskSource(version, read, {i: pipeline.size_of(truth.records[i]) for i in chosen}, most)
+
+
+def _masks_of(bundle: Bundle, truth: Truth, chosen: typing.Sequence[int]) -> MaskSource:
+    sizes = {i: bundle.stored_size(truth.ids[i]) for i in chosen}
+    return MaskSource(bundle.version, lambda i: bundle.read(truth.ids[i]), sizes,
+                      bundle.most_masks)
+
+
+def _name_masks(config, model, truth, parts, mesh, bundle, source):
+    settings, patch = config.eval, model.config.image.patch_size
+    shared = _shared(config, model, truth, mesh, bundle)
+    wanted = heads_of(parts, settings)
+    run = segmenter.make_segmenter(model.config, wanted, bundle.kind if bundle else "none",
+                                   ensemble=settings.ensemble and bundle is not None)
+
+    def start(versions):
+        batch, = versions
+        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens, patch)
+        arrays, network = _to_device(batch, settings, patch, mesh)
+        params, names, opinion, classes = shared
+        return run(params, arrays, network, names, opinion, classes, canvas=canvas,
+                   output_canvas=batch["output_canvas"])
+
+    for (batch,), results in _one_ahead(_batches(config, truth, [source], mesh), start):
+        for b in np.flatnonzero(batch["valid"]):
+            of_picture = jax.tree.map(lambda x: x[b], results)
+            yield Picture(batch["image_id"][b], segmenter.found_in(
+                of_picture, batch["output_size"][b], wanted, truth.vocabulary,
+                settings.overlap_threshold))
+
+
+def _shared(config, model, truth, mesh, bundle):
+    """On all devices: parameters, names, opinion of the generator, classes."""
     settings, vocabulary = config.eval, truth.vocabulary
-    patch = model.config.image.patch_size
     names = inference.embed_vocabulary(config, model.config, model.params, vocabulary,
                                        folder=loading.text_folder(config))
     num_columns = len(names.synonym_class)
     seen = seen_classes(config, vocabulary)
     weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
-    kind = bundle.kind if bundle else "none"
     embeddings = None
-    if kind == "embeddings":
+    if bundle and bundle.kind == "embeddings":
         embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
     opinion = segmenter.opinion_of(bundle, vocabulary, weights, embeddings)
     classes = Classes.of(vocabulary.is_thing, num_columns, settings.object_threshold)
-    wanted = heads_of(parts, settings)
-    run = segmenter.make_segmenter(model.config, wanted, kind,
-                                   ensemble=settings.ensemble and bundle is not None)
-    shared = sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
-    batches = mask_batches.mask_batches(
-        truth.records, read, sizes, most_masks, batch_size=_batch_size(settings, mesh),
+    return sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
+
+
+def _batches(config, truth, sources, mesh):
+    settings = config.eval
+    return mask_batches.mask_batches(
+        truth.records, sources, batch_size=_batch_size(settings, mesh),
         loader_min=settings.loader_min, loader_max=settings.loader_max, host=jax.process_index(),
         hosts=jax.process_count())
 
-    def start(batch):
-        network = inference.network_sizes(batch["image_size"], settings.short_side,
-                                          settings.max_tokens, patch)
-        canvas = inference.canvas_for(batch, settings.short_side, settings.max_tokens, patch)
-        if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
-            kept = (batch["stored"] if settings.mask_short_side is None else
-                    inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
-            sizes = mask_chain.given_mask_sizes(batch["stored"], kept)
-            batch = batch | sizes._asdict()
-        arrays = {k: v for k, v in batch.items() if k in _ON_DEVICE} | dict(network=network)
-        arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
-        network = arrays.pop("network")
-        params, names, opinion, classes = shared
-        return run(params, arrays, network, names, opinion, classes, canvas=canvas,
-                   output_canvas=batch["output_canvas"])
 
-    for batch, results in _one_ahead(batches, start):
-        for b in np.flatnonzero(batch["valid"]):
-            of_picture = jax.tree.map(lambda x: x[b], results)
-            yield Picture(batch["image_id"][b], segmenter.found_in(
-                of_picture, batch["output_size"][b], wanted, vocabulary,
-                settings.overlap_threshold))
+def _to_device(batch, settings, patch, mesh):
+    """What of a batch the device needs, and the sizes at which the tower sees its pictures."""
+    network = inference.network_sizes(batch["image_size"], settings.short_side,
+                                      settings.max_tokens, patch)
+    if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
+        kept = (batch["stored"] if settings.mask_short_side is None else
+                inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
+        batch = batch | mask_chain.given_mask_sizes(batch["stored"], kept)._asdict()
+    arrays = {k: v for k, v in batch.items() if k in _ON_DEVICE} | dict(network=network)
+    arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
+    return arrays, arrays.pop("network")
 
 
 def seen_classes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> np.ndarray:
@@ -224,8 +288,8 @@ def _batch_size(settings, mesh: jax.sharding.Mesh) -> int:
     return -(-settings.batch_size // mesh.size) * mesh.size
 
 
-def _one_ahead(batches: typing.Iterator[dict], start: typing.Callable
-               ) -> typing.Iterator[tuple[dict, typing.Any]]:
+def _one_ahead(batches: typing.Iterator, start: typing.Callable
+               ) -> typing.Iterator[tuple[typing.Any, typing.Any]]:
     """Every batch with its results on this host, the next one already started."""
     waiting = None
     for batch in batches:

@@ -15,7 +15,7 @@ from maskclippp_jax import config as configuration
 from maskclippp_jax import ensembles, inference, mask_chain, postprocess, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.ensembles import GeneratorLogits
+from maskclippp_jax.ensembles import GeneratorLogits, MaskScores
 from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.models import maskclippp, similarity
 from maskclippp_jax.postprocess import Heads, Instances, Proposals, Results
@@ -103,18 +103,71 @@ def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kin
       dtype: arithmetic of the towers.
       platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(platform),
-        rngs=parameters.Keys(0)))
-    patch = model_config.image.patch_size
+    classify = _make_classifier(model_config, kind, ensemble=ensemble, dtype=dtype,
+                                platform=platform)
     heads = postprocess.make_heads(wanted, postprocess.tile_for(platform))
 
     @functools.partial(jax.jit, static_argnames=("canvas", "output_canvas"))
     def segment(params, batch, network, names, opinion, classes, canvas, output_canvas):
-        model = build(params)
-        sizes = MaskSizes(*(batch[k] for k in ("stored", "enlarged", "kept")))
-        valid = batch["mask_valid"]
-        masks = jnp.where(valid[..., None, None], mask_chain.probabilities(batch["masks"]), 0.0)
+        scores = classify(params, batch, network, names, opinion, canvas)
+        proposals = Proposals(_soft_masks(batch), batch["mask_valid"], _sizes_of(batch),
+                              batch["output_size"], scores)
+        results = heads(proposals, classes, canvas=output_canvas)
+        return jax.tree.map(sharding.constrain_batch, results)
+
+    return segment
+
+
+def make_averaging_segmenter(model_config: maskclippp.MaskCLIPppConfig, kind: str, *,
+                             ensemble: bool, dtype=jnp.float32
+                             ) -> typing.Callable[..., jax.Array]:
+    """The function `(params, batches, networks, names, opinion, classes, flipped, canvas,
+    output_canvas) -> labels`, int16 [B, H, W]: label maps of the mean over versions.
+
+    `batches` and `networks` have an entry for each version of the same pictures, all on the same
+    canvases, `flipped` [V] bool; the others: see `make_segmenter`. Versions are classified one
+    after the other, by one program; what stays of each are its stored masks and their scores.
+    """
+    classify = _make_classifier(model_config, kind, ensemble=ensemble, dtype=dtype)
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def scores_of(*args, canvas):
+        return sharding.constrain_batch(classify(*args, canvas).classes)
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def average(masks, scores, output_size, num_classes, flipped, canvas):
+        def one_picture(picture, shared):
+            *versions, output_size = picture
+            masks, scores = (jax.tree.map(lambda *x: jnp.stack(x), *v) for v in versions)
+            num_classes, flipped = shared
+            return postprocess.augmented_labels(
+                _soft_masks(masks), _sizes_of(masks), flipped, scores, num_classes, output_size,
+                canvas)[0]
+
+        return sharding.constrain_batch(sharding.each_picture(
+            one_picture, (masks, scores, output_size), (num_classes, flipped)))
+
+    def segment(params, batches, networks, names, opinion, classes, flipped, canvas, output_canvas):
+        scores = [scores_of(params, batch, network, names, opinion, canvas=canvas)
+                  for batch, network in zip(batches, networks)]
+        output_size = batches[0]["output_size"]
+        masks = [{k: b[k] for k in ("masks", "mask_valid", *MaskSizes._fields)} for b in batches]
+        return average(masks, scores, output_size, classes.num_classes, flipped,
+                       canvas=output_canvas)
+
+    return segment
+
+
+def _make_classifier(model_config, kind: str, *, ensemble: bool, dtype,
+                     platform: str | None = None) -> typing.Callable[..., MaskScores]:
+    """`(params, batch, network, names, opinion, canvas) -> MaskScores`, to be part of a program."""
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, by_head=configuration.heads_apart(platform),
+        rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
+
+    def classify(params, batch, network, names, opinion, canvas):
+        model, masks, sizes = build(params), _soft_masks(batch), _sizes_of(batch)
         image = jax.vmap(
             lambda image, picture, network: inference.to_network_size(
                 image, picture, network, canvas))(batch["image"], batch["image_size"], network)
@@ -128,12 +181,19 @@ def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kin
             kind, batch.get("classes"), names.synonym_class, opinion)
         if ensemble:
             logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
-        scores = ensembles.scores(logits, generator, valid)
-        proposals = Proposals(masks, valid, sizes, batch["output_size"], scores)
-        results = heads(proposals, classes, canvas=output_canvas)
-        return jax.tree.map(sharding.constrain_batch, results)
+        return ensembles.scores(logits, generator, batch["mask_valid"])
 
-    return segment
+    return classify
+
+
+def _soft_masks(batch: dict) -> jax.Array:
+    """Stored masks [..., N, h, w] as probabilities, empty slots zero."""
+    valid = batch["mask_valid"][..., None, None]
+    return jnp.where(valid, mask_chain.probabilities(batch["masks"]), 0.0)
+
+
+def _sizes_of(batch: dict) -> MaskSizes:
+    return MaskSizes(*(batch[k] for k in MaskSizes._fields))
 
 
 def generator_logits(kind: str, stored: jax.Array | None, synonym_class: jax.Array,

@@ -100,16 +100,16 @@ def augmentation(case: Case) -> list[Check]:
     for step in case.spec["steps"]:
         name = step["name"]
         image, weights, bias = (case.arrays[f"in/{name}/{k}"] for k in ("image", "weights", "bias"))
-        versions = transforms.versions_of(image, step["min_sizes"], step["max_size"],
-                                          flip=step["flip"])
+        versions = transforms.versions_of(step["min_sizes"], flip=step["flip"])
+        pictures = [transforms.make_version(image, v, step["max_size"]) for v in versions]
         expected = case.spec["expected"][name]
-        checks.append(equal(f"{name}/sizes", [v.image.shape[:2] for v in versions],
+        checks.append(equal(f"{name}/sizes", [x.shape[:2] for x in pictures],
                             expected["augmented_sizes"]))
-        canvas = tuple(np.max([v.image.shape[:2] for v in versions], 0))
+        canvas = tuple(np.max([x.shape[:2] for x in pictures], 0))
         maps, sizes = [], []
-        for i, version in enumerate(versions):
+        for i, picture in enumerate(pictures):
             want = case.arrays[f"out/{name}/augmented{i}"]
-            checks.append(close(f"{name}/augmented{i}", version.image, want, atol=1))
+            checks.append(close(f"{name}/augmented{i}", picture, want, atol=1))
             scores = jax.nn.softmax(want / np.float32(255) @ weights.T + bias)
             maps.append(transforms.pad_to_canvas(np.asarray(scores), canvas).transpose(2, 0, 1))
             sizes.append(want.shape[:2])

@@ -240,6 +240,20 @@ def test_masks_of_a_generator_leave_at_the_size_of_the_picture(tmp_path):
     np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 
+def test_masks_of_a_mirrored_version_leave_mirrored_back(tmp_path, source):
+    for name, augmentation in (("plain", {}), ("mirrored", dict(short_side=20, flipped=True))):
+        write_bundle(tmp_path / name)
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        manifest["augmentation"] = augmentation
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+        bundle_tools.to_files(bundles.Bundle(tmp_path / name), f"{tmp_path}/{name}_{{id}}.npy")
+    plain, mirrored = (np.load(tmp_path / f"{name}_a.npy") for name in ("plain", "mirrored"))
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+    assert (mirrored != plain).any()
+    rows, _ = bundle_tools.describe(bundles.Bundle(tmp_path / "mirrored"), source, "two")
+    assert ("version of the pictures", "short side 20 mirrored") in rows
+
+
 def test_pictures_leave_under_their_ids(tmp_path, source):
     bundle_tools.write_pictures(source, str(tmp_path))
     assert images.read_image(str(tmp_path / "b%2Fc.png")).shape == (50, 40, 3)

@@ -132,9 +132,15 @@ def test_degraded_masks_are_displaced_but_keep_most_segments():
 
 def test_versions_for_augmentation_come_as_they_are_and_mirrored(rng):
     image = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
-    plain, mirrored, large, _ = transforms.versions_of(image, (20, 40), 45, flip=True)
-    np.testing.assert_array_equal(plain.image, image)
-    np.testing.assert_array_equal(mirrored.image, image[:, ::-1])
-    assert (plain.flipped, mirrored.flipped, large.flipped) == (False, True, False)
-    assert large.image.shape == (30, 45, 3)  # the longest side decides
-    assert len(transforms.versions_of(image, (20, 40), 45, flip=False)) == 2
+    versions = transforms.versions_of((20, 40), flip=True)
+    assert versions == [(20, False), (20, True), (40, False), (40, True)]
+    plain, mirrored, large, _ = (transforms.make_version(image, v, 45) for v in versions)
+    np.testing.assert_array_equal(plain, image)
+    np.testing.assert_array_equal(mirrored, image[:, ::-1])
+    assert large.shape == (30, 45, 3)  # the longest side decides
+    assert transforms.versions_of((20, 40), flip=False) == [(20, False), (40, False)]
+    as_loaded, flipped = transforms.versions_of((), flip=True)
+    assert as_loaded == transforms.Version() and str(flipped) == "as loaded mirrored"
+    np.testing.assert_array_equal(transforms.make_version(image, flipped), image[:, ::-1])
+    long = transforms.version_size((100, 1000), transforms.Version(500))
+    assert long == (400, 4000)

@@ -21,6 +21,7 @@ import pytest
 from maskclippp_jax import inference, metrics, params as parameters
 from maskclippp_jax.data import build, bundle_writer, images, records, transforms
 from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.data.transforms import Version
 from maskclippp_jax.evaluation import runs, segmenter
 from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
 from maskclippp_jax.models import maskclippp, resample
@@ -103,14 +104,14 @@ def place(tmp_path_factory):
     return folder
 
 
-def way(number):
+def way(number, version=Version()):
     size = SIZES[number]
-    loaded = transforms.shortest_edge(*size, 32, 100)
+    loaded = transforms.version_size(transforms.shortest_edge(*size, 32, 100), version)
     resized = tuple(side * 64 // min(loaded) for side in loaded)
     return size, loaded, resized, tuple(-(-side // 32) * 32 for side in resized)
 
 
-def write_generated(folder, names=NAMES, kind="closed"):
+def write_generated(folder, names=NAMES, kind="closed", version=Version()):
     """Smooth random logits of 5 masks (none in picture e), with classes of one kind."""
     known = [[VOCABULARY.classes[c][0]] for c in (*STUFF, *THINGS)]
     classes = {"closed": dict(kind="closed", vocabulary=[*known, ["elsewhere"]]),
@@ -120,15 +121,17 @@ def write_generated(folder, names=NAMES, kind="closed"):
     columns = {"closed": 7, "open": VOCABULARY.num_classes + 1, "embeddings": 16}[kind]
     writer = bundle_writer.Writer(
         folder, masks="logits", classes=classes, generator=dict(name="random"),
-        preparation=dict(loader_min=32, loader_max=100, short_side=64, multiple=32))
+        preparation=dict(loader_min=32, loader_max=100, short_side=64, multiple=32),
+        augmentation=version._asdict() if version != Version() else None)
     for number, name in enumerate(NAMES):
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng([number, version.short_side or 0, version.flipped])
         count = 0 if name == "e" else 5
-        height, width = (side // 4 for side in way(number)[3])
+        height, width = (side // 4 for side in way(number, version)[3])
         masks = rng.normal(size=(count, 4, 4), scale=4)
         masks = masks.repeat(height // 4 + 1, 1)[:, :height].repeat(width // 4 + 1, 2)[..., :width]
         if name in names:
-            writer.add(name, masks, way(number), rng.normal(size=(count, columns), scale=2))
+            writer.add(name, masks, way(number, version),
+                       rng.normal(size=(count, columns), scale=2))
     writer.finish()
 
 
@@ -186,24 +189,31 @@ def test_pictures_of_one_canvas_share_a_program(generated, programs):
     assert len(generated) == 4 and programs[0]._cache_size() == 1
 
 
-def literal_labels(config, model, image, stored, number):
-    """The chain step by step: masks at every size it names, the map of all classes, its argmax."""
-    size, loaded, resized, padded = way(number)
+def literal_scores(model, names, stored, number, version=Version()):
+    """The chain step by step, masks at every size it names, to the map of all classes [C, H, W]."""
+    size, loaded, resized, padded = way(number, version)
+    image = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3)).astype(np.uint8)
+    image = transforms.make_version(transforms.resize_image(image, way(number)[1]), version)
     network = tuple(side * 40 // min(loaded) for side in loaded)
+    run = literal_chain(model.config, size, resized, padded, network)
+    return np.asarray(run(model.params, names, image, stored.masks.astype(np.float32),
+                          stored.classes))
+
+
+@functools.lru_cache
+def literal_chain(model_config, size, resized, padded, network):
     canvas = tuple(-(-side // 32) * 32 for side in network)
-    names = inference.embed_vocabulary(config, model.config, model.params, VOCABULARY)
-    image = transforms.resize_image(image, loaded)
     resize = lambda x, to: jax.image.resize(x, (*x.shape[:-2], *to), "linear", antialias=False)
 
     @jax.jit
-    def run(params, image, logits, classes):
+    def run(params, names, image, logits, classes):
         masks = resize(jax.nn.sigmoid(logits), padded)[:, :resized[0], :resized[1]]
         seen = resize(masks, network)
         pad = [(0, c - n) for c, n in zip(canvas, network)]
         pixels = resize(jnp.moveaxis(image.astype(jnp.float32), -1, 0), network)
         pixels = jnp.moveaxis(jnp.pad(pixels, [(0, 0), *pad]), 0, -1)
         build_model, _ = parameters.abstract(
-            lambda: maskclippp.MaskCLIPpp(model.config, rngs=parameters.Keys(0)))
+            lambda: maskclippp.MaskCLIPpp(model_config, rngs=parameters.Keys(0)))
         net = build_model(params)
         grid = resample.masks_to_grid(jnp.pad(seen, [(0, 0), *pad])[None], 8)
         features = net.encode_image(pixels[None], jnp.array([network]), grid)
@@ -215,17 +225,15 @@ def literal_labels(config, model, image, stored, number):
         void = jax.nn.softmax(classes)[:, -1:]
         return jnp.einsum("nc,nhw->chw", both * (1 - void), resize(masks, size))
 
-    return np.asarray(run(model.params, image, *stored))
+    return run
 
 
 def test_the_chain_equals_its_literal_form(place, config, model, generated):
     bundle = Bundle(place / "open")
+    names = inference.embed_vocabulary(config, model.config, model.params, VOCABULARY)
     for number in (0, 1):
         picture = next(p for p in generated if p.image_id == NAMES[number])
-        stored = bundle.read(NAMES[number])
-        image = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3)).astype(np.uint8)
-        scores = literal_labels(config, model, image,
-                                (stored.masks.astype(np.float32), stored.classes), number)
+        scores = literal_scores(model, names, bundle.read(NAMES[number]), number)
         second, first = np.sort(scores, 0)[-2:]
         clear = first - second > 1e-4
         assert clear.mean() > 0.5 and picture.found.labels.shape == SIZES[number]
