@@ -29,7 +29,8 @@ def open_source(config: ml_collections.ConfigDict) -> tuple[records.Source, np.n
 
 
 def make_validator(config: ml_collections.ConfigDict, source: records.Source, seen: np.ndarray,
-                   original: parameters.Tree, mesh) -> typing.Callable[[dict], tuple[dict[str, float], list]]:
+                   original: parameters.Tree, mesh
+                   ) -> typing.Callable[[dict], tuple[dict[str, float], list]]:
     """A function from the state of a run to numbers and pictures for its log.
 
     They are those of the moving average where there is one: `eval/mask_accuracy`, `eval/seen`,

@@ -65,8 +65,7 @@ def test_embeddings_and_the_logits_they_stand_for_give_the_same_results(place, r
         preparation=bundle.preparation._asdict())
     for number, name in enumerate(NAMES):
         stored = bundle.read(name)
-        classes, void = three.naive_logits("embeddings", stored.classes, VOCABULARY, names, bundle)
-        del void
+        classes, _ = three.naive_logits("embeddings", stored.classes, VOCABULARY, names, bundle)
         writer.add(name, stored.masks.astype(np.float32), three.way(number), classes)
     writer.finish()
     found = []
@@ -93,11 +92,10 @@ def test_embeddings_and_the_logits_they_stand_for_give_the_same_results(place, r
       "num_heads=2, embed_dim=8"), "clip.safetensors")])
 def test_a_text_tower_that_does_not_fit_is_named(place, rng, change, says):
     assert change[0] in CONFIG
-    bundle = "speaking"
     (place / "tiny.py").write_text(CONFIG.replace(*change))
     write_clip(place / "clip.safetensors", rng)
-    if not (place / bundle).exists():
-        three.write_generated(place / bundle, kind="embeddings")
-    done = evaluate(place, "--checkpoint=untuned", f"--bundle={bundle}", "--workdir=bad")
+    if not (place / "speaking").exists():
+        three.write_generated(place / "speaking", kind="embeddings")
+    done = evaluate(place, "--checkpoint=untuned", "--bundle=speaking", "--workdir=bad")
     assert done.returncode == 2 and says in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr and not (place / "bad/results.json").exists()
