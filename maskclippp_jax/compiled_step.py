@@ -31,7 +31,7 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
                                       config.train.split)
     prompts = loading.prompts_shape(config.model, vocabulary, config.templates)  # [S, T, X]
     make_model = loading.model_maker(config, platform=mesh.devices.flat[0].platform,
-                                     constrain=sharding.constrain_batch)
+                                     layout=sharding.LAYOUT)
     build, shapes = parameters.abstract(make_model)
     is_trainable = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
     trainable, frozen = parameters.partition(shapes, is_trainable)

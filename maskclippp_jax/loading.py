@@ -17,7 +17,7 @@ from maskclippp_jax import params as parameters
 from maskclippp_jax import text_cache, weights
 from maskclippp_jax.data.tokenizer import (
     VOCABULARIES, SentencePieceTokenizer, Tokenizer, canonicalize)
-from maskclippp_jax.models import maskclippp, similarity, text
+from maskclippp_jax.models import layers, maskclippp, similarity, text
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import big_vision_file, hub
 
@@ -29,23 +29,23 @@ _CHUNK = 256
 
 
 def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
-                constrain: typing.Callable = lambda x: x) -> typing.Callable[[], nnx.Module]:
+                layout: layers.Layout = layers.Layout()) -> typing.Callable[[], nnx.Module]:
     """A function that makes the model of an experiment, with random weights.
 
     Args:
       config: the experiment.
       dtype: arithmetic of the towers; None: the experiment's.
       platform: "cpu", "gpu" or "tpu", what the model is compiled for; None: the device at hand.
-      constrain: see `sharding.constrain_batch`.
+      layout: of activations and parameters on the devices (`sharding.LAYOUT`).
     """
     return functools.partial(
-        _make_model, config.model, dtype or configuration.dtype(config), config.remat, constrain,
+        _make_model, config.model, dtype or configuration.dtype(config), config.remat, layout,
         config.seed, platform)
 
 
-def _make_model(model_config, dtype, remat, constrain, seed, platform=None):
+def _make_model(model_config, dtype, remat, layout, seed, platform=None):
     return maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, remat=remat, constrain=constrain,
+        model_config, dtype=dtype, remat=remat, layout=layout,
         by_head=configuration.heads_apart(platform), rngs=parameters.Keys(seed))
 
 

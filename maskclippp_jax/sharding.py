@@ -8,10 +8,11 @@ import typing
 
 import jax
 import numpy as np
-from jax.experimental import topologies
+from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from maskclippp_jax import params as parameters
+from maskclippp_jax.models import layers
 
 _BATCH = ("data", "fsdp")
 # Smaller parameters are kept whole on every chip: gathering them costs more than they weigh.
@@ -29,20 +30,21 @@ def make_mesh(fsdp: int = 1, topology: str | None = None) -> Mesh:
     Raises:
       ValueError: not a divisor, or no such topology.
     """
-    devices = jax.device_count() if topology is None else None
-    if topology is not None:
+    if topology is None:
+        devices = jax.devices()
+    else:
         try:
-            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            devices = topologies.get_topology_desc(topology, "tpu").devices
         except Exception as error:  # libtpu raises what it likes
             raise ValueError(f"no TPU topology {topology!r} ({error}); try v5e:4x4, v6e:4x4, "
                              "v5p:2x2x1 or v4:2x2x1, with jax[tpu] installed") from None
-        devices = len(described.devices)
-    if fsdp < 1 or devices % fsdp:
-        raise ValueError(f"mesh.fsdp is {fsdp}, but there are {devices} devices; choose a divisor")
-    shape, auto = (devices // fsdp, fsdp), (AxisType.Auto,) * 2
-    if topology is None:
-        return jax.make_mesh(shape, _BATCH, axis_types=auto)
-    return Mesh(topologies.make_mesh(described, shape, _BATCH).devices, _BATCH, axis_types=auto)
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(f"mesh.fsdp is {fsdp}, but there are {len(devices)} devices; choose a "
+                         "divisor")
+    # An axis of 16 fits on a slice of 8x8 too.
+    laid = mesh_utils.create_device_mesh((len(devices) // fsdp, fsdp), devices,
+                                         allow_split_physical_axes=True)
+    return Mesh(laid, _BATCH, axis_types=(AxisType.Auto,) * 2)
 
 
 def state_shardings(tree: parameters.Tree, mesh: Mesh) -> parameters.Tree:
@@ -105,6 +107,20 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(_BATCH, *[None] * (x.ndim - 1)))
+
+
+def _gather(x: jax.Array) -> jax.Array:
+    """All of a parameter on every device; the identity without an active mesh.
+
+    Left to itself the compiler may move activations to the parameters instead, and on a mesh of two
+    axes move them several times.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
+LAYOUT = layers.Layout(rows=constrain_batch, whole=_gather)
 
 
 def split_batch(batch: dict, parts: int) -> dict:

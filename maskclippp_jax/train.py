@@ -53,7 +53,7 @@ def main(argv):
     if config.train.batch_size % mesh.size:
         raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are "
                          f"{mesh.size} devices; choose a multiple")
-    make_model = loading.model_maker(config, constrain=sharding.constrain_batch)
+    make_model = loading.model_maker(config, layout=sharding.LAYOUT)
     build, shapes = parameters.abstract(make_model)
     is_trainable = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
     trainable_shapes, _ = parameters.partition(shapes, is_trainable)

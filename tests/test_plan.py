@@ -36,16 +36,20 @@ def get_config(arg="32"):
 '''
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("fsdp", [2, 4])
 @pytest.mark.parametrize("topology", [None, pytest.param("v5e:2x2", marks=needs_libtpu)])
-def test_split_parameters_are_gathered_one_by_one_and_tokens_stay_where_they_are(topology):
+def test_split_parameters_are_gathered_one_by_one_and_tokens_stay_where_they_are(
+        topology, fsdp, remat):
     namespace = {}
     exec(CONFIG, namespace)
-    config = namespace["get_config"]("256")
+    config = namespace["get_config"]("256").unlock()
+    config.remat = remat
     _, shapes = parameters.abstract(loading.model_maker(config, platform="cpu"))
     arrays = parameters.flatten(shapes["image"])
-    mesh = sharding.make_mesh(4, topology)
-    # As in earnest, there are more tokens than parameters; else tokens are cheaper to move.
-    compiled = compiled_step.lower_training(config, mesh, 16 * mesh.size).compile()
+    mesh = sharding.make_mesh(fsdp, topology)
+    # Even where there are so few of them that they would be cheaper to move.
+    compiled = compiled_step.lower_training(config, mesh, mesh.size).compile()
     found = compiled_step.collectives(compiled.as_text())
     gathers = [size for kind, size in found if kind == "all-gather"]
     split = [p for p, x in arrays.items() if any(sharding.state_shardings(x, mesh).spec)]

@@ -77,9 +77,9 @@ class ConvNeXt(nnx.Module):
     """
 
     def __init__(self, config: ConvNeXtConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+                 remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype, self.remat, self.constrain = dtype, remat, constrain
+        self.dtype, self.remat, self.layout = dtype, remat, layout
         rates = iter(np.linspace(0.0, c.drop_path, sum(c.depths)).tolist())
         self.stem = Stem(c, dtype=dtype, rngs=rngs)
         self.stages = nnx.List([])
@@ -115,14 +115,14 @@ class ConvNeXt(nnx.Module):
           ValueError: canvas not a multiple of 32, or masks on another grid.
         """
         grid = layers.lay_grid(image, image_size, grid_masks, _STRIDE)
-        run = layers.rematerialize(self.remat)
-        x = self.constrain(self.stem(layers.normalize(image, image_size)))
+        run = layers.rematerialize(self.remat, self.layout)
+        x = self.layout.rows(self.stem(layers.normalize(image, image_size)))
         keys = None if key is None else iter(jax.random.split(key, sum(self.config.depths)))
         for stage in self.stages:
             x = stage.enter(x)  # [B, h, w, D]
             inside = layers.inside_map(x, grid)
             for block in stage.blocks:
-                x = self.constrain(run(block, x, inside, None if keys is None else next(keys)))
+                x = self.layout.rows(run(block, x, inside, None if keys is None else next(keys)))
 
         cells = x.reshape(len(x), -1, x.shape[-1])  # [B, L, D]
         embed = lambda x: self.head(self.norm(x))

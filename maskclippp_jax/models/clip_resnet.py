@@ -75,9 +75,9 @@ class ResNet(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`, for every bottleneck."""
 
     def __init__(self, config: ResNetConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+                 remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype, self.remat, self.constrain = dtype, remat, constrain
+        self.dtype, self.remat, self.layout = dtype, remat, layout
         self.stem = Stem(c, dtype=dtype, rngs=rngs)
         self.stages = nnx.List([])
         channels = c.width
@@ -118,14 +118,14 @@ class ResNet(nnx.Module):
         """
         grid = layers.lay_grid(image, image_size, grid_masks, _STRIDE)
         by_batch = key is not None
-        run = layers.rematerialize(self.remat, static=(2,))
+        run = layers.rematerialize(self.remat, self.layout, static=(2,))
         x, stem = self.stem(layers.normalize(image, image_size), grid, by_batch)
-        x = self.constrain(x)
+        x = self.layout.rows(x)
         stages: dict = {}
         for i, blocks in enumerate(self.stages):
             for j, block in enumerate(blocks):
                 x, found = run(block, x, layers.inside_map(x, grid), by_batch)
-                x = self.constrain(x)
+                x = self.layout.rows(x)
                 stages.setdefault(i, {})[j] = found
         features = self.pool(x, grid, jnp.exp(self.mask_logit_scale[...]), dense=dense)
         return features._replace(statistics=dict(stem=stem, stages=stages) if by_batch else None)

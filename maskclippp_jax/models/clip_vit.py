@@ -78,9 +78,9 @@ class ClipViT(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`."""
 
     def __init__(self, config: ClipViTConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+                 remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype, self.remat, self.constrain = dtype, remat, constrain
+        self.dtype, self.remat, self.layout = dtype, remat, layout
         normal = lambda *shape: nnx.Param(c.width**-0.5 * jax.random.normal(rngs.params(), shape))
         norm = lambda: layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         grid = c.image_size // c.patch_size
@@ -117,11 +117,11 @@ class ClipViT(nnx.Module):
         tokens = jnp.concatenate([first, patches.astype(jnp.float32)], 1)  # [B, 1+L, D]
         tokens = tokens + layers.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
-        tokens = self.constrain(self.pre_norm(tokens))
+        tokens = self.layout.rows(self.pre_norm(tokens))
         passed = vit.pass_blocks(
             self.blocks, tokens, grid, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
-            constrain=self.constrain)
+            layout=self.layout)
         embed = lambda x: self.norm(x) @ self.projection[...].astype(self.dtype)
         return layers.ImageFeatures(
             mask_embeddings=None if grid_masks is None else embed(passed.mask_tokens),

@@ -71,9 +71,9 @@ class EvaViT(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`."""
 
     def __init__(self, config: EvaViTConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+                 remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype, self.remat, self.constrain = dtype, remat, constrain
+        self.dtype, self.remat, self.layout = dtype, remat, layout
         normal = nnx.initializers.truncated_normal(0.02)
         grid = c.image_size // c.patch_size
         self.patch_embed = layers.PatchConv(
@@ -126,7 +126,7 @@ class EvaViT(nnx.Module):
         tokens = jnp.concatenate([first, patches.astype(jnp.float32)], 1)  # [B, 1+L, D]
         tokens = tokens + layers.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
-        tokens = self.constrain(tokens.astype(self.dtype))
+        tokens = self.layout.rows(tokens.astype(self.dtype))
         rotary = None
         if c.rotary_grid is not None:
             rotary = layers.rotary_table(
@@ -134,7 +134,7 @@ class EvaViT(nnx.Module):
         passed = vit.pass_blocks(
             self.blocks, tokens, grid, rotary=rotary, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
-            constrain=self.constrain)
+            layout=self.layout)
         embed = lambda x: self.head(self.norm(x))
         return layers.ImageFeatures(
             mask_embeddings=None if grid_masks is None else embed(passed.mask_tokens),

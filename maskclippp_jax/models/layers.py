@@ -5,6 +5,7 @@ of a canvas of (h, w) cells; its tables are laid over its own grid, and cells ou
 seen as keys. So an image gives the same numbers alone, padded, or in any batch.
 """
 
+import dataclasses
 import functools
 import typing
 
@@ -108,19 +109,30 @@ def normalize(image: jax.Array, image_size: jax.Array, mean: tuple = PIXEL_MEAN,
 # ---- Blocks of networks -------------------------------------------------------------------------
 
 
-def rematerialize(remat: str, static: tuple[int, ...] = ()) -> typing.Callable:
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a network's arrays lie on the devices (`sharding.LAYOUT`); left out: nobody says."""
+
+    rows: typing.Callable = lambda x: x  # of activations [B, ...]
+    whole: typing.Callable = lambda x: x  # of the parameters a block is about to use
+
+
+def rematerialize(remat: str, layout: Layout = Layout(), static: tuple[int, ...] = ()
+                  ) -> typing.Callable:
     """A function `run(block, *arguments)` that calls the block.
 
     Args:
       remat: what the backward pass recomputes, to save memory: "none", "full", or "dots" (which
-        keeps the results of matrix products without batch dimensions).
+        keeps the results of matrix products without batch dimensions). Parameters that were
+        gathered from several devices are gathered again.
+      layout: of the block's parameters.
       static: positions among the arguments of those that are no arrays.
     """
+    call = lambda block, *arguments: jax.tree.map(layout.whole, block)(*arguments)
     if remat == "none":
-        return lambda block, *arguments: block(*arguments)
+        return call
     policy = (jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None)
-    return jax.checkpoint(lambda block, *arguments: block(*arguments), policy=policy,
-                          static_argnums=tuple(1 + i for i in static))
+    return jax.checkpoint(call, policy=policy, static_argnums=tuple(1 + i for i in static))
 
 
 def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

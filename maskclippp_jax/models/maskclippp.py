@@ -118,15 +118,15 @@ class MaskCLIPpp(nnx.Module):
     """Encoders and similarity head.
 
     `dtype` is the arithmetic of the towers; parameters, logits and softmax are float32. `by_head`,
-    `remat` and `constrain` are about speed and memory only (`layers.attend`,
-    `layers.rematerialize`, `sharding.constrain_batch`).
+    `remat` and `layout` are about speed and memory only (`layers.attend`,
+    `layers.rematerialize`, `layers.Layout`).
     """
 
     def __init__(self, config: MaskCLIPppConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+                 remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         self.config = config
         self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
-                                       constrain=constrain, rngs=rngs)
+                                       layout=layout, rngs=rngs)
         self.text = config.text.make(dtype=dtype, by_head=by_head, remat=remat, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.has_logit_bias:

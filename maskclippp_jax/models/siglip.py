@@ -156,9 +156,9 @@ class SigLIPImageTower(nnx.Module):
     """
 
     def __init__(self, config: SigLIPConfig, *, dtype=jnp.float32, by_head: bool = True,
-                 remat: str = "none", constrain: typing.Callable = lambda x: x, rngs: nnx.Rngs):
+                 remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
-        self.dtype, self.remat, self.constrain = dtype, remat, constrain
+        self.dtype, self.remat, self.layout = dtype, remat, layout
         if c.position_resize not in RESIZE:
             raise ValueError(f"position_resize is {c.position_resize!r}; it can be "
                              f"{', '.join(RESIZE)}")
@@ -202,10 +202,10 @@ class SigLIPImageTower(nnx.Module):
 
     def encode(self, tokens: jax.Array, valid: jax.Array) -> jax.Array:
         """Blocks and the norm after them: [B, L, D], [B, L] bool -> [B, L, D] float32."""
-        run = layers.rematerialize(self.remat)
-        tokens = self.constrain(tokens.astype(self.dtype))
+        run = layers.rematerialize(self.remat, self.layout)
+        tokens = self.layout.rows(tokens.astype(self.dtype))
         for block in self.blocks:
-            tokens = self.constrain(run(block, tokens, None, valid, None, None, None)[0])
+            tokens = self.layout.rows(run(block, tokens, None, valid, None, None, None)[0])
         return self.norm(tokens)
 
 

@@ -99,7 +99,7 @@ class Passed(typing.NamedTuple):
 
 def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.Grid, *,
                 mask_logit_scale: jax.Array, mask_threshold: float | None, rotary=None, remat: str,
-                constrain: typing.Callable) -> Passed:
+                layout: layers.Layout) -> Passed:
     """Runs all blocks; mask tokens join in the last ones.
 
     Args:
@@ -111,9 +111,9 @@ def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.
       mask_threshold: see `layers.inside_masks`.
       rotary: cosines and sines of the patches (`layers.rotary_table`), or None.
       remat: see `layers.rematerialize`.
-      constrain: called on the tokens after every block (`sharding.constrain_batch`).
+      layout: of tokens and parameters.
     """
-    run = layers.rematerialize(remat)
+    run = layers.rematerialize(remat, layout)
     masks, mask_tokens, scale = None, None, None
     for left, block in zip(reversed(range(len(blocks))), blocks):  # left: blocks after this one
         if grid.masks is not None and left < len(mask_logit_scale):
@@ -124,5 +124,5 @@ def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.
             scale = jnp.exp(mask_logit_scale[left])  # [A]
         entering = tokens
         tokens, mask_tokens = run(block, tokens, rotary, grid.valid, mask_tokens, masks, scale)
-        tokens = constrain(tokens)
+        tokens = layout.rows(tokens)
     return Passed(tokens, mask_tokens, entering)
