@@ -21,7 +21,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import hosts
+from maskclippp_jax import hosts, storage
 from maskclippp_jax import params as parameters
 
 # What may differ between two starts of the same run.
@@ -60,15 +60,8 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     hosts.wait_for_all("open_run")  # all have looked before the first one writes
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "vocabulary.txt", vocabulary_text)
-        write_text(file, json.dumps(wanted, indent=2))
-
-
-def write_text(file: epath.Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+        storage.write(workdir / "vocabulary.txt", vocabulary_text)
+        storage.write(file, json.dumps(wanted, indent=2))
 
 
 def _flat(tree, prefix=""):
@@ -154,11 +147,7 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
         logging.warning("the checkpoint of step %d is damaged (%s); it is now in %s, and the run "
                         "falls back to the one before", step, problem, workdir / "damaged")
         if jax.process_index() == 0:
-            aside = workdir / "damaged" / str(step)
-            aside.parent.mkdir(exist_ok=True)
-            if aside.exists():
-                aside.rmtree()
-            (workdir / "checkpoints" / str(step)).rename(aside)
+            storage.move(workdir / "checkpoints" / str(step), workdir / "damaged" / str(step))
     hosts.wait_for_all("restore")
     return found
 

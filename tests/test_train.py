@@ -162,7 +162,7 @@ def test_a_folder_of_another_run_is_refused(place, whole):
     (["--config.tune.image=half"], "tune.image is 'half'"),
     (["--config.weights=/none.pt"], "no file /none.pt"),
     (["--config.train.dataset=coco"], "maskclippp_jax.prepare coco"),
-    (["--wrokdir=x"], "wrokdir"), (["--workdir=gs://b/x"], "mount the bucket"),
+    (["--wrokdir=x"], "wrokdir"), (["--workdir=s3://b/x"], "s3://b/x is an address"),
     (["--profile=5"], "--profile is '5'"), (["--distributed=here"], "--distributed is 'here'")])
 def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags, words):
     done = train(place, "bad", *flags)
