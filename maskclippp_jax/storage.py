@@ -36,9 +36,14 @@ def path(name: Name) -> epath.Path:
     """A file or folder by its name, which is made absolute.
 
     Raises:
-      ValueError: an address that is not of a bucket, or the package for buckets is missing.
+      ValueError: an address that is not of a bucket, a name that the tools for buckets do not take,
+        or their package is missing.
     """
     if on_bucket(name):
+        special = re.search(r"[*?\[\]#]", os.fspath(name))
+        if special:  # gcsfs takes such names for patterns
+            raise ValueError(f"{name} has a {special[0]} in its name, which the tools for buckets "
+                             "do not take; choose another name")
         _file_system()
         return epath.Path(name)
     scheme = re.match(r"\w+://", os.fspath(name))

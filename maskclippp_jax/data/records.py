@@ -256,7 +256,10 @@ def _folder(data_dir: str, name: str) -> pathlib.Path:
     storage.check(data_dir)
     folder = storage.path(data_dir) / name / VERSION
     if not (folder / "dataset_info.json").exists():
+        remote = storage.on_bucket(data_dir)
+        sent = f", and send it: gcloud storage cp -r DIR/{name} {data_dir}" if remote else ""
         raise FileNotFoundError(
             f"no data set in {folder}; make it with: python -m maskclippp_jax.prepare {name} "
-            f"--data_dir={data_dir} (see --list for what it is made from)")
+            f"--data_dir={'DIR' if remote else data_dir} (see --list for what it is made from)"
+            f"{sent}")
     return pathlib.Path(storage.local_copy(folder))
