@@ -20,7 +20,7 @@ import typing
 from absl import logging
 from etils import epath
 
-CACHE = pathlib.Path("~/.cache/maskclippp_jax").expanduser()  # may be removed at any time
+CACHE = pathlib.Path("~/.cache/maskclippp_jax").expanduser()  # may be removed when nothing runs
 _SCHEME = "gs://"
 _READ = ("storage.objects.get", "storage.objects.list")
 _WRITE = ("storage.objects.create", "storage.objects.delete")  # replacing needs both

@@ -244,8 +244,8 @@ def test_predictions_are_written_to_a_bucket_and_read_again(bucket, rng):
     writer.panoptic("day/1", ids, [dict(id=1, category_id=0, isthing=True)])
     writer.finish(["day/1"], dict(how="drawn"))
     assert predictions.read_manifest(f"{bucket}/named")["protocol"] == dict(how="drawn")
-    files = predictions.semantic_files(f"{bucket}/named")
-    np.testing.assert_array_equal(images.read_label_map(str(files["day/1"])), ids)
+    maps = predictions.semantic_files(f"{bucket}/named")
+    np.testing.assert_array_equal(images.read_label_map(str(maps["day/1"])), ids)
     picture = predictions.panoptic_pictures(f"{bucket}/named")["day/1"]
     np.testing.assert_array_equal(coco_files.read_ids(picture.file), ids)
     with pytest.raises(FileExistsError, match="finished predictions"):
