@@ -225,14 +225,15 @@ def some(names: typing.Sequence[str]) -> str:
 def _read_arrays(file: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file; may be called by several threads."""
     try:
-        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as parts:  # decompresses beside other threads
-            content = {name.removesuffix(".npy"): parts.read(name) for name in parts.namelist()}
+        content = io.BytesIO(file.read_bytes())
+        with zipfile.ZipFile(content) as parts:  # decompresses beside other threads
+            arrays = {name.removesuffix(".npy"): parts.read(name) for name in parts.namelist()}
     except zipfile.BadZipFile as error:
         raise ValueError(f"{file} is no npz file ({error}); make the bundle again") from None
     # numpy reads headers with Python's parser, which up to 3.11 fails now and then when two
     # threads are in it ("AST constructor recursion depth mismatch").
     with _HEADERS:
-        return {name: np.load(io.BytesIO(data)) for name, data in content.items()}
+        return {name: np.load(io.BytesIO(data)) for name, data in arrays.items()}
 
 
 def _read_manifest(folder: epath.Path) -> dict:

@@ -19,7 +19,7 @@ from maskclippp_jax import storage
 
 class PanopticPicture(typing.NamedTuple):
     name: str
-    file: epath.Path    # PNG with ids as colours, see `read_ids`
+    file: epath.Path      # PNG with ids as colours, see `read_ids`
     segments: list[dict]  # id, category_id and, in truth, iscrowd and area
 
 

@@ -98,7 +98,7 @@ class SentencePieceTokenizer:
         """Reads a vocabulary.
 
         Args:
-          file: a sentencepiece model, here or in a bucket, see `VOCABULARIES` for where they are published.
+          file: a sentencepiece model, here or in a bucket; `VOCABULARIES` says where they are.
           context_length: tokens of a row, end included.
           padding: id that fills a row.
 

@@ -73,8 +73,9 @@ def read(path: str) -> Source:
 
     Args:
       path: a .safetensors file or a file of torch (.pt, .pth, .bin), here, in a bucket
-        (`gs://...`) or on the hub (`hf://owner/name/file`, see `hub.fetch`); the index of several such files (.index.json); or
-        a checkpoint of big_vision (.npz, or a folder, see `big_vision_file.read`).
+        (`gs://...`), or on the hub (`hf://owner/name/file`, see `hub.fetch`); the index of several
+        such files (.index.json); or a checkpoint of big_vision (.npz, or a folder, see
+        `big_vision_file.read`).
 
     Raises:
       FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`,
