@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import logging as standard_logging
 import os
 import pathlib
 import re
@@ -209,15 +210,16 @@ def _file_system():
     # Else gcsfs asks for the kind of the bucket before every call, for which the role that objects
     # need gives no right, and warns every time.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    standard_logging.getLogger("gcsfs").setLevel("CRITICAL")  # tracebacks of what it raises as well
     try:
-        import fsspec
-        import gcsfs  # noqa: F401 - only buckets need it
+        import fsspec  # only buckets need it
+
+        # Orbax writes past gcsfs, whose memory of folders would be out of date.
+        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+        return fsspec.filesystem("gcs", finalize_on_close=True)  # imports gcsfs
     except ImportError:
         raise ValueError(f"{_SCHEME} needs the package gcsfs; pip install 'etils[epath-gcs]', or "
                          "name a local folder") from None
-    # Orbax writes past gcsfs, whose memory of folders would be out of date.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
 def _listing(source: str) -> dict[str, dict]:
