@@ -3,9 +3,9 @@
 A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `parameters.json`
 (what learns, how fast, with which decay), `metrics.jsonl`, TensorBoard events, and
 `checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a temporary folder and
-renamed. With it go checksums of all arrays, as the file format does not notice every byte that a
-disk changes. The position in the data needs no file of its own: it follows from the seed and the
-step.
+renamed; in a bucket a file `commit_success.txt` is written last. With it go checksums of all
+arrays, as the file format does not notice every byte that a disk changes. The position in the data
+needs no file of its own: it follows from the seed and the step.
 """
 
 import contextlib

@@ -86,10 +86,10 @@ def check(name: Name, *, write: bool = False) -> None:
                          "login`)?") from None
     lacking = [right for right in wanted if right not in answer.get("permissions", ())]
     if lacking:
-        raise ValueError(f"{name} may not be {'written' if write else 'read'}: the account lacks "
-                         f"{', '.join(lacking)}; give it the role Storage Object "
-                         f"{'Admin' if write else 'Viewer'} (roles/storage.object"
-                         f"{'Admin' if write else 'Viewer'}) on the bucket {bucket}")
+        use, role = ("written", "Admin") if write else ("read", "Viewer")
+        raise ValueError(f"{name} may not be {use}: the account lacks {', '.join(lacking)}; give "
+                         f"it the role Storage Object {role} (roles/storage.object{role}) on the "
+                         f"bucket {bucket}")
 
 
 def write(name: Name, content: str | bytes) -> None:

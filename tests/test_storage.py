@@ -179,8 +179,8 @@ def test_without_the_package_a_sentence_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", program], cwd=runs.ROOT, capture_output=True,
                           text=True)
     assert done.stderr.splitlines()[-1] == (
-        "ValueError: gs:// needs the package gcsfs; pip install 'etils[epath-gcs]', or name a local "
-        "folder")
+        "ValueError: gs:// needs the package gcsfs; pip install 'etils[epath-gcs]', or name a "
+        "local folder")
 
 
 def test_a_checkpoint_in_a_bucket_falls_back_over_damaged_and_half_saved_ones(bucket, emulator):
