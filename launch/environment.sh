@@ -24,7 +24,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "setting up .venv (a few minutes the first time)"
   "$python" -m venv "$project/.venv" || exit 1
   "$project/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -r requirements.txt -e '.[test]' ${extra:+"$extra"} || exit 1
+    -r requirements.txt -e '.[gcs,test]' ${extra:+"$extra"} || exit 1
   echo "$wanted" > "$stamp"
 fi
 export PATH="$project/.venv/bin:$PATH"

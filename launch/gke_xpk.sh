@@ -3,9 +3,11 @@
 # folder into an image. Under another --name it is another job; the same --workdir resumes.
 #
 #   launch/gke_xpk.sh --cluster=C --zone=Z --project=P --type=v5litepod-16 --name=tune \
-#     [--dry_run] --config=configs/x.py --workdir=/mnt/x [flags for train]
+#     [--dry_run] --config=configs/x.py --workdir=gs://BUCKET/runs/x \
+#     --config.data_dir=gs://BUCKET/data [flags for train]
 #
-# Data and --workdir lie on storage that is attached to the cluster (xpk storage).
+# Data and --workdir lie in a bucket that the cluster may write (docs/buckets.md), or on storage
+# that is attached to it (xpk storage).
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 cluster='' zone='' project='' type='' name='' image=python:3.12
 parse "cluster zone project type name image" "$@"

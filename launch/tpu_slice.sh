@@ -3,16 +3,16 @@
 # and tunes on all its hosts. Needs gcloud, signed in and with a project. The same line again
 # resumes.
 #
-#   launch/tpu_slice.sh --name=tune --zone=us-west4-a --type=v5litepod-16 --bucket=BUCKET \
-#     --config=configs/x.py --workdir=bucket/runs/x --config.data_dir=bucket/data
+#   launch/tpu_slice.sh --name=tune --zone=us-west4-a --type=v5litepod-16 \
+#     --config=configs/x.py --workdir=gs://BUCKET/runs/x --config.data_dir=gs://BUCKET/data
 #
-# All hosts must see the same data and --workdir: --bucket=BUCKET mounts a bucket as the folder
-# `bucket` with gcsfuse; leave it out if they share another disk. --version is the TPU software
-# (gcloud compute tpus versions list), --spot=1 takes a slice that may be taken away, --dry_run only
-# prints. The slice is paid for until: gcloud compute tpus tpu-vm delete NAME --zone=ZONE
+# All hosts must see the same data and --workdir: in a bucket (docs/buckets.md), or on a disk they
+# share. --version is the TPU software (gcloud compute tpus versions list), --spot=1 takes a slice
+# that may be taken away, --dry_run only prints. The slice is paid for until:
+# gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
-name='' zone='' type='' bucket='' version=v2-alpha-tpuv5-lite spot=''
-parse "name zone type bucket version spot" "$@"
+name='' zone='' type='' version=v2-alpha-tpuv5-lite spot=''
+parse "name zone type version spot" "$@"
 need name zone type
 tpu=(gcloud compute tpus tpu-vm)
 if $dry_run || ! "${tpu[@]}" describe "$name" --zone="$zone" >/dev/null 2>&1; then
@@ -23,9 +23,5 @@ archive="${TMPDIR:-/tmp}/maskclippp_jax.tar.gz"
 run tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./data --exclude=./runs .
 run "${tpu[@]}" scp "$archive" "$name:maskclippp_jax.tar.gz" --zone="$zone" --worker=all
 there="mkdir -p maskclippp_jax && cd maskclippp_jax && tar -xzf ../maskclippp_jax.tar.gz"
-if [ -n "$bucket" ]; then
-  there+=" && mkdir -p bucket"
-  there+=" && { mountpoint -q bucket || gcsfuse --implicit-dirs $(quote "$bucket") bucket; }"
-fi
 there+=" && launch/tpu_vm.sh --distributed=auto $(quote ${rest[@]+"${rest[@]}"})"
 run "${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="$there"

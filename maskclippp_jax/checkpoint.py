@@ -3,9 +3,9 @@
 A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `parameters.json`
 (what learns, how fast, with which decay), `metrics.jsonl`, TensorBoard events, and
 `checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a temporary folder and
-renamed. With it go checksums of all arrays, as the file format does not notice every byte that a
-disk changes. The position in the data needs no file of its own: it follows from the seed and the
-step.
+renamed; in a bucket a file `commit_success.txt` is written last. With it go checksums of all
+arrays, as the file format does not notice every byte that a disk changes. The position in the data
+needs no file of its own: it follows from the seed and the step.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import hosts
+from maskclippp_jax import hosts, storage
 from maskclippp_jax import params as parameters
 
 # What may differ between two starts of the same run.
@@ -60,15 +60,8 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     hosts.wait_for_all("open_run")  # all have looked before the first one writes
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "vocabulary.txt", vocabulary_text)
-        write_text(file, json.dumps(wanted, indent=2))
-
-
-def write_text(file: epath.Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+        storage.write(workdir / "vocabulary.txt", vocabulary_text)
+        storage.write(file, json.dumps(wanted, indent=2))
 
 
 def _flat(tree, prefix=""):
@@ -154,11 +147,7 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
         logging.warning("the checkpoint of step %d is damaged (%s); it is now in %s, and the run "
                         "falls back to the one before", step, problem, workdir / "damaged")
         if jax.process_index() == 0:
-            aside = workdir / "damaged" / str(step)
-            aside.parent.mkdir(exist_ok=True)
-            if aside.exists():
-                aside.rmtree()
-            (workdir / "checkpoints" / str(step)).rename(aside)
+            storage.move(workdir / "checkpoints" / str(step), workdir / "damaged" / str(step))
     hosts.wait_for_all("restore")
     return found
 

@@ -11,11 +11,15 @@ import typing
 
 from absl import app, flags, logging
 
+from maskclippp_jax import storage
+
 _PACKAGE = str(pathlib.Path(__file__).parent)
 _WARNING = 30  # of the standard library's levels
+_WRITTEN = ("output", "save_predictions", "workdir")  # flags that name what is made
 
 
-def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False) -> None:
+def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False,
+        buckets: typing.Sequence[str] = ()) -> None:
     """Runs a command's `main(argv)` under absl.
 
     What it raises ends in `complain`.
@@ -23,6 +27,7 @@ def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = Fa
     Args:
       main: gets the arguments that are no flags, without the program's name.
       positional: whether the command takes such arguments.
+      buckets: flags that may name a folder or file in a bucket (gs://...).
     """
 
     def guarded(argv):
@@ -37,6 +42,7 @@ def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = Fa
             if argv[1:] and not positional:
                 raise ValueError(f"got the argument {argv[1]!r}, wanted flags only (--name=value); "
                                  "see --help")
+            _check_buckets(buckets)
             return main(argv[1:])
         except Exception as error:
             return complain(error)
@@ -63,6 +69,25 @@ def complain(error: BaseException) -> int:
 
 
 flags.DEFINE_bool("debug", False, "show the traceback of an error in the input")
+
+
+def _check_buckets(allowed: typing.Sequence[str]) -> None:
+    """Sees that flags name buckets only where they may, and such as can be used.
+
+    Raises:
+      ValueError: else.
+    """
+    for name in flags.FLAGS:
+        given = flags.FLAGS[name].value
+        for value in given if isinstance(given, list) else [given]:
+            # What a configuration names is looked at where it is read.
+            if name.startswith("config.") or not isinstance(value, str) or not (
+                    storage.on_bucket(value)):
+                continue
+            if name not in allowed:
+                raise ValueError(f"--{name} is {value}, but this command wants it on a disk; copy "
+                                 "it with `gcloud storage cp`, and name a local path")
+            storage.check(value, write=name in _WRITTEN)
 
 
 def _parse(argv):

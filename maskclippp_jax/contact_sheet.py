@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from maskclippp_jax import visualize
+from maskclippp_jax import storage, visualize
 from maskclippp_jax.data import pipeline, records
 
 _SIDE = 448         # pixels of a training picture, less if those of the data set are smaller
@@ -31,7 +31,7 @@ def write(data_dir: str, name: str, count: int) -> list[pathlib.Path]:
             examples, f"{name} ({source.kind}), {split}: {len(examples)} of {len(source.records)} "
             f"pictures, {how}")
         paths.append(pathlib.Path(data_dir) / name / f"{split}.png")
-        sheet.save(paths[-1])
+        storage.write(paths[-1], visualize.to_png(sheet))
     return paths
 
 

@@ -72,4 +72,4 @@ def print_published() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, buckets=("source",))

@@ -38,7 +38,7 @@ from ml_collections import config_flags
 from rich.progress import Progress as Bar
 
 from maskclippp_jax import (
-    cli, config as configuration, hosts, loading, predictions, sharding)
+    cli, config as configuration, hosts, loading, predictions, sharding, storage)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import protocol as protocols
@@ -87,7 +87,7 @@ def main(argv):
         if not WORKDIR.value:
             raise ValueError("got no --workdir; give the folder for the results")
         suite.run(
-            epath.Path(WORKDIR.value).absolute(), bundles=BUNDLES.value,
+            storage.path(WORKDIR.value), bundles=BUNDLES.value,
             checkpoints=CHECKPOINTS.value, data_dir=DATA_DIR.value, rows=ROWS.value,
             evaluate=lambda config, name, bundle, workdir: run(config, [name], bundle, workdir)[0])
         return
@@ -102,7 +102,7 @@ def main(argv):
                          "'untuned'")
     if ORACLE.value == "masks" and BUNDLE.value:
         raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle")
-    run(config, names, BUNDLE.value, epath.Path(WORKDIR.value).absolute())
+    run(config, names, BUNDLE.value, storage.path(WORKDIR.value))
 
 
 def run(config, names: list[str], bundle_folder: str | None, workdir: epath.Path) -> list[dict]:
@@ -281,4 +281,6 @@ def evaluate(config, model: runs.Model | None, truths: list[Truth], bundles: lis
 
 
 if __name__ == "__main__":
-    cli.run(hosts.together(main))
+    cli.run(hosts.together(main), buckets=(
+        "workdir", "checkpoint", "bundle", "save_predictions", "bundles", "checkpoints",
+        "data_dir"))

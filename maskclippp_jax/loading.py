@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from etils import epath
 from flax import nnx
 
 from maskclippp_jax import checkpoint, config as configuration
 from maskclippp_jax import params as parameters
-from maskclippp_jax import text_cache, weights
+from maskclippp_jax import storage, text_cache, weights
 from maskclippp_jax.data.tokenizer import (
     VOCABULARIES, SentencePieceTokenizer, Tokenizer, canonicalize)
 from maskclippp_jax.models import layers, maskclippp, similarity, text
@@ -91,8 +90,8 @@ def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_col
     if config is not None:
         return config
     if _is_folder(path):
-        return checkpoint.read_config(epath.Path(path).absolute())
-    if path != "untuned" and not hub.is_on_hub(path) and not epath.Path(path).exists():
+        return checkpoint.read_config(storage.path(path))
+    if path != "untuned" and not hub.is_on_hub(path) and not storage.path(path).exists():
         raise FileNotFoundError(f"no file or folder {path}; give a run's folder, or a checkpoint "
                                 "file together with its --config")
     raise ValueError(f"only the folder of a run says which model it is of; got {path!r}, so give "
@@ -116,7 +115,7 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
       FileNotFoundError, ValueError: nothing there, or it does not fit.
     """
     is_run = _is_folder(path)
-    model_config = (checkpoint.read_config(epath.Path(path).absolute()) if is_run else config).model
+    model_config = (checkpoint.read_config(storage.path(path)) if is_run else config).model
     if path == "untuned":
         model_config = dataclasses.replace(model_config, similarity=None, use_logit_scale=True)
     head = model_config.similarity
@@ -130,7 +129,7 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
         params = load_params(config.weights, model_config, make, shapes)
         return model_config, params, f"untuned {config.weights}"
     if is_run:
-        params, when = checkpoint.load_run(epath.Path(path).absolute(), shapes)
+        params, when = checkpoint.load_run(storage.path(path), shapes)
         return model_config, params, f"{path} {when}"
     return model_config, load_params(path, model_config, make, shapes, base=config.weights), path
 
@@ -145,7 +144,7 @@ def load_original(path: str, config: ml_collections.ConfigDict,
       model: sizes of the checkpoint's model.
     """
     if _is_folder(path):
-        config = checkpoint.read_config(epath.Path(path).absolute())
+        config = checkpoint.read_config(storage.path(path))
     make = functools.partial(_make_model, model, jnp.float32, "none", lambda x: x, config.seed)
     _, shapes = parameters.abstract(make)
     return load_params(config.weights, model, make, shapes)
@@ -154,7 +153,7 @@ def load_original(path: str, config: ml_collections.ConfigDict,
 def _is_folder(path: str) -> bool:
     """Whether a path is a run of ours, not a checkpoint that is a folder."""
     return (not hub.is_on_hub(path) and not big_vision_file.matches(path)
-            and epath.Path(path).is_dir())
+            and storage.path(path).is_dir())
 
 
 def make_tokenizer(model: maskclippp.MaskCLIPppConfig, sentencepiece: str = ""
@@ -210,9 +209,14 @@ def prompts_shape(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
 
 
 def text_folder(config: ml_collections.ConfigDict) -> str | None:
-    """Where embeddings of names are kept: beside the data sets, if the text tower is frozen."""
+    """Where embeddings of names are kept, if the text tower is frozen.
+
+    Beside the data sets; of those in a bucket, with their copies.
+    """
     if config.tune.text != "none":
         return None
+    if storage.on_bucket(config.data_dir):
+        return str(storage.CACHE / text_cache.FOLDER)
     return str(pathlib.Path(config.data_dir, text_cache.FOLDER))
 
 

@@ -24,12 +24,12 @@ import typing
 
 import jax
 from absl import flags, logging
-from etils import epath
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import cli, compiled_step, config as configuration, devices, report, sharding
+from maskclippp_jax import (
+    cli, compiled_step, config as configuration, devices, report, sharding, storage)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice, e.g. v5e:4x4, v6e:16x16; "
@@ -114,7 +114,7 @@ def main(argv):
         plans += sorted(found, key=lambda plan: plan.images_per_chip)
     show(plans)
     if WORKDIR.value:
-        workdir = epath.Path(WORKDIR.value)
+        workdir = storage.path(WORKDIR.value)
         workdir.mkdir(parents=True, exist_ok=True)
         report.write_json(workdir / "plan.json", dict(
             config=configuration.to_json(config), plans=[dataclasses.asdict(p) for p in plans]))
@@ -248,4 +248,4 @@ def show(plans: typing.Sequence[Plan]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, buckets=("workdir",))

@@ -15,9 +15,10 @@ import sys
 import jax
 import numpy as np
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
-from maskclippp_jax import cli, inference, loading, report, visualize
+from maskclippp_jax import cli, inference, loading, report, storage, visualize
 from maskclippp_jax.data import images, regions, transforms
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -68,7 +69,7 @@ def main(argv):
     names = jax.device_put(inference.embed_vocabulary(config, model_config, params, vocabulary))
     params = jax.device_put(params)
     name_masks = inference.make_namer(model_config, semantic=False)
-    folder = pathlib.Path(OUTPUT.value)
+    folder = storage.path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     for k, file in enumerate(files, start=1):
         image, segments = read(file)
@@ -140,7 +141,7 @@ def name_segments(config, model_config, params, names, name_masks, image: np.nda
     return jax.device_get(result.scores)[0, :len(ids)], ids
 
 
-def write(folder: pathlib.Path, file: str, image, segments, ids, scores, vocabulary: Vocabulary,
+def write(folder: epath.Path, file: str, image, segments, ids, scores, vocabulary: Vocabulary,
           origin: str) -> None:
     """Overlay, label map (class + 1, 0 = nothing) and JSON of one picture."""
     stem = pathlib.Path(file).stem
@@ -150,8 +151,9 @@ def write(folder: pathlib.Path, file: str, image, segments, ids, scores, vocabul
     label_map = table[segments]
     shown = [c[0] for c in vocabulary.classes]
     strongest = {int(c): float(scores[best == c, c].max()) for c in np.unique(best)}
-    visualize.label_map_png(folder / f"{stem}.labels.png", label_map + 1)
-    visualize.draw_overlay(image, label_map, shown, strongest).save(folder / f"{stem}.overlay.png")
+    storage.write(folder / f"{stem}.labels.png", visualize.label_map_png(label_map + 1))
+    storage.write(folder / f"{stem}.overlay.png", visualize.to_png(
+        visualize.draw_overlay(image, label_map, shown, strongest)))
     pixels = np.bincount(segments.ravel())
     masks = []
     for i, row, c in zip(ids, scores, best):
@@ -164,4 +166,4 @@ def write(folder: pathlib.Path, file: str, image, segments, ids, scores, vocabul
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, buckets=("checkpoint", "names_file", "output"))

@@ -10,13 +10,12 @@ was. `python -m maskclippp_jax.score` reads them.
 """
 
 import json
-import pathlib
-import shutil
 import typing
 
 import numpy as np
+from etils import epath
 
-from maskclippp_jax import report
+from maskclippp_jax import report, storage
 from maskclippp_jax.data import coco_files
 from maskclippp_jax.metrics import instance
 from maskclippp_jax.vocabulary import Vocabulary
@@ -40,7 +39,7 @@ class Writer:
         Raises:
           FileExistsError: the folder holds finished predictions.
         """
-        self.folder, self.vocabulary, self.coco_ids = pathlib.Path(folder), vocabulary, coco_ids
+        self.folder, self.vocabulary, self.coco_ids = storage.path(folder), vocabulary, coco_ids
         if (self.folder / _MANIFEST).exists():
             raise FileExistsError(f"{folder} holds finished predictions; choose another folder, or "
                                   "remove it")
@@ -91,9 +90,9 @@ class Writer:
         report.write_json(self.folder / _MANIFEST, dict(
             vocabulary=self.vocabulary.name, classes=[list(c) for c in self.vocabulary.classes],
             pictures={p: self._coco_id(p) for p in pictures}, protocol=dict(protocol)))
-        shutil.rmtree(self.folder / _PARTS)
+        (self.folder / _PARTS).rmtree(missing_ok=True)  # a bucket keeps no empty folder
 
-    def _file(self, kind: str, image_id: str) -> pathlib.Path:
+    def _file(self, kind: str, image_id: str) -> epath.Path:
         folder = self.folder / kind
         folder.mkdir(exist_ok=True)
         return folder / coco_files.file_of(image_id, ".png")
@@ -108,7 +107,7 @@ class Writer:
                                     "them before finishing")
         return json.loads(file.read_text())
 
-    def _part_file(self, kind: str, image_id: str) -> pathlib.Path:
+    def _part_file(self, kind: str, image_id: str) -> epath.Path:
         return self.folder / _PARTS / coco_files.file_of(image_id, f".{kind}.json")
 
     def _coco_id(self, image_id: str) -> int | str:
@@ -123,7 +122,7 @@ def read_manifest(folder: str) -> dict | None:
     Raises:
       FileNotFoundError: no such folder, or our predictions are not finished.
     """
-    path = pathlib.Path(folder)
+    path = storage.path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     if (path / _MANIFEST).is_file():
@@ -134,15 +133,15 @@ def read_manifest(folder: str) -> dict | None:
     return None
 
 
-def semantic_files(folder: str) -> dict[str, pathlib.Path]:
+def semantic_files(folder: str) -> dict[str, epath.Path]:
     """The label maps in a folder by their picture's id."""
     return {coco_files.picture_name(f.name): f
-            for f in sorted((pathlib.Path(folder) / "semantic").glob("*.png"))}
+            for f in sorted((storage.path(folder) / "semantic").glob("*.png"))}
 
 
 def panoptic_pictures(folder: str) -> dict[str, coco_files.PanopticPicture]:
     """The panoptic segments in a folder by their picture's id."""
-    path = pathlib.Path(folder)
+    path = storage.path(folder)
     _, pictures = coco_files.read_panoptic(str(path / "panoptic.json"), str(path / "panoptic"))
     return {p.name: p for p in pictures}
 

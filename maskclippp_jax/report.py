@@ -2,13 +2,14 @@
 
 import json
 import math
-import pathlib
 import typing
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from maskclippp_jax import storage
 
 _CONSOLE = Console()
 
@@ -164,20 +165,13 @@ def print_confusions(pairs: typing.Sequence[dict], names: typing.Sequence[str], 
     _CONSOLE.print(table)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def write_json(path: pathlib.Path, content: typing.Any) -> None:
+def write_json(path: storage.Name, content: typing.Any) -> None:
     """Writes JSON whole or not at all; numpy's numbers and arrays become JSON's.
 
     Raises:
       ValueError: a number is not finite; undefined ones must be None. Nothing is written then.
     """
-    write_text(path, json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n")
+    storage.write(path, json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(x, where: str):

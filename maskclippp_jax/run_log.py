@@ -9,7 +9,6 @@ waits for the host. Only process 0 writes.
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import time
@@ -21,8 +20,10 @@ from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from maskclippp_jax import devices
+from maskclippp_jax import devices, storage, visualize
 from maskclippp_jax.evaluation import tables
+
+_SEND_EVERY = 60  # seconds; logs in a bucket are sent whole each time
 
 
 class RunLog:
@@ -31,7 +32,7 @@ class RunLog:
         """Opens the record; lines of steps a killed run logged but did not save are removed.
 
         Args:
-          workdir: the run's folder.
+          workdir: the run's folder; one in a bucket is brought up to date by `send`.
           first_step: steps that are done.
           steps: of the whole run.
           batch_size: images a step.
@@ -39,23 +40,24 @@ class RunLog:
           wandb: a run of Weights & Biases, or None.
         """
         self._steps, self._batch_size, self._array_names = steps, batch_size, array_names
-        self._wandb, self._workdir = wandb, workdir
+        self._wandb = wandb
         self._views: dict[int, list] = {}
         self._pending: list[tuple[int, dict]] = []
         self._since, self._since_step, self._waited = time.monotonic(), first_step, 0.0
-        self._metrics, self._speed = workdir / "metrics.jsonl", workdir / "speed.jsonl"
         self._writes = jax.process_index() == 0
         self.flops = None  # of a step, on each device; set once it is compiled
+        files = ("metrics.jsonl", "speed.jsonl")
+        self._outbox = storage.Outbox(workdir, taken_up=files if self._writes else ())
+        self.folder, self._sent = self._outbox.folder, time.monotonic()
+        self._metrics, self._speed = (self.folder / name for name in files)
         if not self._writes:
             return
         for file in (self._metrics, self._speed):
             if file.exists():
                 kept = [line for line in file.read_text().splitlines()
                         if _step_of(line) is not None and _step_of(line) <= first_step]
-                temporary = file.with_name(f".{file.name}.tmp")
-                temporary.write_text("".join(line + "\n" for line in kept))
-                temporary.replace(file)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+                storage.write(file, "".join(line + "\n" for line in kept))
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1)
 
     @contextlib.contextmanager
     def waiting(self):
@@ -97,6 +99,7 @@ class RunLog:
         if self._writes:
             self._write(self._metrics, rows[:broken])
         if broken is not None:
+            self._outbox.send()
             where = (f"; {self._array_names[first[broken]]} is the first array that is not finite"
                      if first[broken] >= 0 else "")
             raise FloatingPointError(
@@ -104,11 +107,20 @@ class RunLog:
                 "last checkpoint is from before it. Lower optimizer.learning_rate, or look at that "
                 "step's pictures")
         self._report(rows)
+        if time.monotonic() - self._sent > _SEND_EVERY:
+            self.send()
+
+    def send(self) -> None:
+        """Flushes; then a bucket holds all there is."""
+        self.flush()
+        self._outbox.send()
+        self._sent = time.monotonic()
 
     def close(self) -> None:
         self.flush()
         if self._writes:
             self._board.close()
+            self._outbox.send()
             if self._wandb is not None:
                 self._wandb.finish()
 
@@ -129,11 +141,9 @@ class RunLog:
         if step not in self._views:
             return {}
         drawing = tables.compare([self._views.pop(step)], [f"step {step}"])
-        folder = self._workdir / "pictures"
+        folder = self.folder / "pictures"
         folder.mkdir(exist_ok=True)
-        content = io.BytesIO()
-        drawing.save(content, "PNG")
-        (folder / f"{step}.png").write_bytes(content.getvalue())
+        storage.write(folder / f"{step}.png", visualize.to_png(drawing))
         self._board.add_image("eval/pictures", np.asarray(drawing), step, dataformats="HWC")
         if self._wandb is None:
             return {}
@@ -187,12 +197,13 @@ def import_wandb(project: str):
 
 def open_wandb(wandb, project: str, workdir: epath.Path, config: dict):
     """A run of Weights & Biases, the same one when the folder's run resumes."""
-    return wandb.init(project=project, name=workdir.name, dir=str(workdir), config=config,
-                      id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16], resume="allow")
+    return wandb.init(project=project, name=workdir.name, config=config, resume="allow",
+                      dir=None if storage.on_bucket(workdir) else str(workdir),
+                      id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16])
 
 
 class Profile:
-    """Records steps a to b of process 0 in the run's folder."""
+    """Records steps a to b of process 0."""
 
     def __init__(self, steps: str):
         """Reads "a-b"; "" records nothing.
@@ -208,9 +219,9 @@ class Profile:
         self._first, self._last = (int(first), int(last)) if steps else (0, 0)
         self._running = False
 
-    def before(self, step: int, workdir: epath.Path) -> None:
+    def before(self, step: int, folder: epath.Path) -> None:
         if step == self._first and jax.process_index() == 0:
-            jax.profiler.start_trace(str(workdir / "profile"))
+            jax.profiler.start_trace(str(folder / "profile"))
             self._running = True
 
     def after(self, step: int, metrics: typing.Mapping[str, jax.Array]) -> None:

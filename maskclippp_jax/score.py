@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 from rich.progress import track
 
-from maskclippp_jax import cli, predictions, report
+from maskclippp_jax import cli, predictions, report, storage
 from maskclippp_jax.data import bundles, coco_files, images
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
@@ -75,7 +75,7 @@ def main(argv):
     protocol = {k: v for k, v in protocol.items() if v is not None}
     report.print_results([dict(name=pathlib.Path(PREDICTIONS.value).name, **results)], protocol)
     if OUTPUT.value:
-        report.write_json(pathlib.Path(OUTPUT.value), dict(protocol=protocol, **results))
+        report.write_json(OUTPUT.value, dict(protocol=protocol, **results))
         logging.info("wrote %s", OUTPUT.value)
 
 
@@ -153,7 +153,7 @@ def score_instances(folder: str, manifest: dict | None, categories: list[int],
       read_truth: the instances of a picture, as `InstanceSegmentation` wants them.
       truth: where the truth is from, for messages.
     """
-    file = str(pathlib.Path(folder) / "instances.json")
+    file = str(storage.path(folder) / "instances.json")
     rows = coco_files.read_results(file)
     found: dict[str, list[dict]] = {name: [] for name in names.values()}
     if manifest:  # elsewhere a picture without instances and one without results look the same
@@ -204,4 +204,4 @@ def named(what):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, buckets=("predictions", "data_dir", "output"))

@@ -23,11 +23,12 @@ import typing
 
 import numpy as np
 from absl import flags, logging
+from etils import epath
 from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from maskclippp_jax import cli, config as configuration, report, visualize
+from maskclippp_jax import cli, config as configuration, report, storage, visualize
 
 # A path, not a configuration: the runs read it.
 CONFIG = flags.DEFINE_string("config", None, "file of the experiment, with its argument if any")
@@ -59,7 +60,7 @@ def main(argv):
     if not all(seed.isdigit() for seed in SEEDS.value) or not SEEDS.value:
         raise ValueError(f"--seeds is {','.join(SEEDS.value)!r}, wanted numbers such as 0,1,2")
     variants = list_variants(CONFIG.value, VARY.value)
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = storage.path(WORKDIR.value)
     jobs = [(variant, seed) for variant in variants for seed in SEEDS.value]
 
     def job(number: int) -> dict:
@@ -79,7 +80,7 @@ def main(argv):
     report.write_json(workdir / "sweep.json", dict(
         config=CONFIG.value, overrides=OVERRIDE.value, seeds=SEEDS.value, rows=rows))
     Console().print(table_of(rows))
-    draw(rows).save(workdir / "sweep.png")
+    storage.write(workdir / "sweep.png", visualize.to_png(draw(rows)))
     logging.info("wrote %s and sweep.png", workdir / "sweep.json")
 
 
@@ -108,7 +109,7 @@ def list_variants(config: str, vary: typing.Sequence[str]) -> list[Variant]:
     return variants
 
 
-def measure(place: pathlib.Path, variant: Variant, seed: str | None) -> dict:
+def measure(place: epath.Path, variant: Variant, seed: str | None) -> dict:
     """Trains a variant and evaluates it, if that has not been done.
 
     Args:
@@ -193,4 +194,4 @@ def draw(rows: typing.Sequence[dict]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, buckets=("workdir",))

@@ -5,7 +5,7 @@ may be deleted at any time.
 """
 
 import hashlib
-import os
+import io
 import pathlib
 import typing
 
@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from maskclippp_jax import params as parameters
+from maskclippp_jax import storage
 from maskclippp_jax.models import layers, siglip, similarity, text, vit
 
 FOLDER = ".text_embeddings"  # in the folder of the data sets
@@ -64,14 +65,11 @@ def load_or_make(folder: str, key: str, make: typing.Callable[[], np.ndarray]) -
             raise ValueError(f"{file} holds no embeddings (it was cut or overwritten); delete "
                              "it") from None
     embeddings = make()
-    temporary = file.with_name(f".{key}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    np.save(content, embeddings)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.save(stream, embeddings)
-        temporary.replace(file)
+        storage.write(file, content.getvalue())
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         logging.warning("text embeddings are not kept in %s (%s)", folder, error.strerror)
     return embeddings

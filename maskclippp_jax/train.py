@@ -8,12 +8,11 @@ one is started with `--distributed` (see `hosts.py`).
 import jax
 import numpy as np
 from absl import flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from maskclippp_jax import (
     checkpoint, cli, config as configuration, hosts, loading, optim, report, run_log, sharding,
-    train_step, validation)
+    storage, train_step, validation)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.vocabulary import draw_synonyms
@@ -30,11 +29,7 @@ def main(argv):
     preemption, profile = hosts.Preemption(), run_log.Profile(PROFILE.value)
     wandb = run_log.import_wandb(WANDB.value)
     config = configuration.check(CONFIG.value, workdir=WORKDIR.value)
-    if "://" in WORKDIR.value:
-        raise ValueError(f"--workdir is {WORKDIR.value}, but a run adds lines to its files, which "
-                         "buckets do not allow; mount the bucket as a folder (gcsfuse) and name "
-                         "that")
-    workdir = epath.Path(WORKDIR.value).absolute()
+    workdir = storage.path(WORKDIR.value)
 
     # Data, and the names it speaks of.
     sources = [records.open_source(config.data_dir, name, config.train.split)
@@ -129,7 +124,7 @@ def main(argv):
                     # The body of the loop over parts is counted once. Not every device tells.
                     flops = (compiled.cost_analysis() or {}).get("flops")
                     log.flops = flops and flops * config.train.accumulate
-                profile.before(done + 1, workdir)
+                profile.before(done + 1, log.folder)
                 state, metrics = compiled(state, batch, rows, text)
                 done += 1
                 if config.eval_every and (done % config.eval_every == 0
@@ -142,10 +137,10 @@ def main(argv):
                 if done % config.log_every == 0:
                     log.flush()  # also stops on a loss that is not finite, before it is saved
                 if done % config.checkpoint_every == 0:
-                    log.flush()
+                    log.send()  # the record is never behind the checkpoint
                     checkpoint.save(checkpoints, state, done)
                     saved = done
-            log.flush()
+            log.send()
             if done > saved:
                 checkpoint.save(checkpoints, state, done)
         log.close()
@@ -158,4 +153,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.run(hosts.together(main))
+    cli.run(hosts.together(main), buckets=("workdir",))

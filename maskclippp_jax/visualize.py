@@ -1,7 +1,7 @@
 """Pictures for people: regions with their names."""
 
 import functools
-import pathlib
+import io
 import typing
 import unicodedata
 
@@ -120,14 +120,20 @@ def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool) -> 
     return legend
 
 
-def label_map_png(path: str | pathlib.Path, label_map: np.ndarray) -> None:
-    """Writes a label map that `data.images.read_label_map` reads back.
+def to_png(picture: Image.Image, **options) -> bytes:
+    """A picture as the content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", **options)
+    return content.getvalue()
+
+
+def label_map_png(label_map: np.ndarray) -> bytes:
+    """A label map as the content of a PNG file, that `data.images.read_label_map` reads back.
 
     Up to 255 it has 8 bits and a palette, so that viewers show colours (number n as class n - 1 is
     drawn elsewhere, 0 black); else 16 bits.
 
     Args:
-      path: of the PNG.
       label_map: [H, W] integers, 0 ... 65535.
 
     Raises:
@@ -138,11 +144,10 @@ def label_map_png(path: str | pathlib.Path, label_map: np.ndarray) -> None:
         raise ValueError(f"the label map holds {label_map.dtype} in {low} ... {high}, "
                          "wanted integers in 0 ... 65535")
     if high > 255:
-        Image.fromarray(label_map.astype(np.uint16)).save(path, "PNG")
-        return
+        return to_png(Image.fromarray(label_map.astype(np.uint16)))
     picture = Image.fromarray(label_map.astype(np.uint8)).convert("L")
     picture.putpalette([0, 0, 0] + [c for i in range(255) for c in class_color(i)])  # now mode "P"
-    picture.save(path, "PNG", bits=8)
+    return to_png(picture, bits=8)
 
 
 class Panel(typing.NamedTuple):

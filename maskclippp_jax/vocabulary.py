@@ -8,11 +8,12 @@ misspellings and blanks included: they are part of the prompts that published nu
 
 import dataclasses
 import importlib.resources
-import pathlib
 import re
 import typing
 
 import numpy as np
+
+from maskclippp_jax import storage
 
 TEMPLATES_1 = ("a photo of a {}.",)
 # The 14 of ViLD as MaskCLIP++ uses them; the second to fifth have no full stop there either.
@@ -97,7 +98,7 @@ class Vocabulary:
     @classmethod
     def from_file(cls, path: str) -> "Vocabulary":
         """Reads a user's names file."""
-        file = pathlib.Path(path)
+        file = storage.path(path)
         if not file.is_file():
             raise FileNotFoundError(f"no names file {path}; write one class a line, synonyms "
                                     "separated by commas")

@@ -80,7 +80,8 @@ def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
                        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
                        JAX_COMPILATION_CACHE_DIR=f"{place}/compiled")
     line = [sys.executable, "-m", f"maskclippp_jax.{name}"]
-    if name in ("train", "evaluate"):  # the others find the configuration in the run
+    # The others find the configuration in the run.
+    if name in ("train", "evaluate") and not any(f.startswith("--config=") for f in flags):
         line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]
     line += flags
     if not wait:

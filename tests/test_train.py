@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from maskclippp_jax.data import records, scenes
-from tests import runs
+from tests import buckets, runs
 from tests.runs import command, metrics, train
 
 
@@ -55,6 +55,37 @@ def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
     done = train(place, "killed")
     assert done.returncode == 0, done.stderr
     assert metrics(place, "killed") == whole
+
+
+def test_a_killed_run_in_a_bucket_gives_the_numbers_of_a_folder_and_can_be_read(place, whole):
+    with buckets.emulated(place / "home") as bucket:
+        for file in (place / "data").rglob("*.*"):
+            if file.is_file() and ".text_embeddings" not in file.parts:
+                bucket.put_file(str(file), f"bucket/data/{file.relative_to(place / 'data')}")
+        common = [f"--config={place}/tiny.py", "--config.data_dir=gs://bucket/data"]
+        line = [*common, "--workdir=gs://bucket/run"]
+        process = command(place, "train", *line, wait=False)
+        deadline = time.monotonic() + 120
+        while not bucket.exists("bucket/run/checkpoints/4"):  # the first save has begun
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.01)
+        process.kill()
+        said, _ = process.communicate()
+        assert "copying gs://bucket/data/scenes_seen" in said
+        done = command(place, "train", *line)
+        assert done.returncode == 0, done.stderr
+        assert "copying" not in done.stderr  # it was before
+        logged = bucket.cat("bucket/run/metrics.jsonl").splitlines()
+        assert [json.loads(row) for row in logged] == whole
+        steps = {name.split("/")[3] for name in bucket.find("bucket/run/checkpoints")}
+        assert steps == {"8", "12"} and bucket.find("bucket/run/tensorboard")
+        done = command(place, "evaluate", *common, "--workdir=gs://bucket/results",
+                       "--checkpoint=gs://bucket/run", f"--checkpoint={place}/whole")
+        assert done.returncode == 0, done.stderr
+        here, there = json.loads(bucket.cat("bucket/results/results.json"))["models"]
+        assert here["mask_accuracy"] == there["mask_accuracy"]
+        assert here["semantic"] == there["semantic"]
+        assert not bucket.exists("bucket/results/progress")
 
 
 def test_one_and_eight_devices_give_the_same_numbers(place, whole):
@@ -162,7 +193,7 @@ def test_a_folder_of_another_run_is_refused(place, whole):
     (["--config.tune.image=half"], "tune.image is 'half'"),
     (["--config.weights=/none.pt"], "no file /none.pt"),
     (["--config.train.dataset=coco"], "maskclippp_jax.prepare coco"),
-    (["--wrokdir=x"], "wrokdir"), (["--workdir=gs://b/x"], "mount the bucket"),
+    (["--wrokdir=x"], "wrokdir"), (["--workdir=s3://b/x"], "s3://b/x is an address"),
     (["--profile=5"], "--profile is '5'"), (["--distributed=here"], "--distributed is 'here'")])
 def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags, words):
     done = train(place, "bad", *flags)

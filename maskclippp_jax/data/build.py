@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from rich.progress import Progress
 
+from maskclippp_jax import storage
 from maskclippp_jax.data import images, records
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -110,7 +111,7 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
     if growing.exists() and (not plan_file.exists() or plan_file.read_text() != plan):
         shutil.rmtree(growing)  # begun from other files
     growing.mkdir(exist_ok=True)
-    plan_file.write_text(plan)
+    storage.write(plan_file, plan)
 
     jobs, split_of = [], []
     for split, items in reading.splits.items():
@@ -237,9 +238,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
         smallest=shapes[0] if shapes else None, largest=shapes[-1] if shapes else None, ids=ids,
         problems=[])
     temporary.replace(file)
-    facts_temporary = file.with_name(f".tmp-{file.name}.json")
-    facts_temporary.write_text(json.dumps(facts))
-    facts_temporary.replace(facts_file)
+    storage.write(facts_file, json.dumps(facts))
     return facts
 
 

@@ -54,7 +54,7 @@ def describe(bundle: bundles.Bundle, source: records.Source | None, what: str
         masks = bundle.read(name).masks
         counts.append(len(masks))
         covered.append((masks > _HALF[bundle.masks]).any(0).mean() if len(masks) else 0.0)
-        size += bundle_writer.file_of(bundle.folder, name).stat().st_size
+        size += bundle_writer.file_of(bundle.folder, name).stat().length
     rows.append(("pictures", f"{len(counts)}"))
     if counts:
         rows += [("masks of a picture",

@@ -141,4 +141,4 @@ class Writer:
 
 def file_of(folder, image_id):
     """The file of a picture's masks."""
-    return pathlib.Path(folder) / FOLDER / f"{urllib.parse.quote(image_id, safe=' ')}.npz"
+    return folder / FOLDER / f"{urllib.parse.quote(image_id, safe=' ')}.npz"

@@ -6,13 +6,14 @@ serves every vocabulary its classes can speak of: with embeddings any, with logi
 
 import io
 import json
-import pathlib
 import threading
 import typing
 import zipfile
 
 import numpy as np
+from etils import epath
 
+from maskclippp_jax import storage
 from maskclippp_jax.data import bundle_writer, transforms
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -60,7 +61,7 @@ class Bundle:
           FileNotFoundError: no bundle there, or one that is not finished.
           ValueError: another format, or sizes that contradict each other.
         """
-        self.folder = pathlib.Path(folder)
+        self.folder = storage.path(folder)
         manifest = _read_manifest(self.folder)
         try:
             self.masks, self.classes = manifest["masks"], manifest["classes"]
@@ -178,7 +179,7 @@ class Bundle:
                              "export them, or count them as void with --allow_missing")
         return missing
 
-    def _masks_of(self, arrays: dict, file: pathlib.Path) -> np.ndarray:
+    def _masks_of(self, arrays: dict, file: epath.Path) -> np.ndarray:
         if self.masks == "binary" and {"mask_bits", "mask_size"} <= arrays.keys():
             width = int(arrays["mask_size"][1])
             return np.unpackbits(arrays["mask_bits"], axis=-1, count=width).astype(bool)
@@ -221,20 +222,21 @@ def some(names: typing.Sequence[str]) -> str:
     return f"{len(names)} picture{'s' * (len(names) != 1)} ({shown})"
 
 
-def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_arrays(file: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file; may be called by several threads."""
     try:
-        with zipfile.ZipFile(file) as parts:  # decompresses beside other threads
-            content = {name.removesuffix(".npy"): parts.read(name) for name in parts.namelist()}
+        content = io.BytesIO(file.read_bytes())
+        with zipfile.ZipFile(content) as parts:  # decompresses beside other threads
+            arrays = {name.removesuffix(".npy"): parts.read(name) for name in parts.namelist()}
     except zipfile.BadZipFile as error:
         raise ValueError(f"{file} is no npz file ({error}); make the bundle again") from None
     # numpy reads headers with Python's parser, which up to 3.11 fails now and then when two
     # threads are in it ("AST constructor recursion depth mismatch").
     with _HEADERS:
-        return {name: np.load(io.BytesIO(data)) for name, data in content.items()}
+        return {name: np.load(io.BytesIO(data)) for name, data in arrays.items()}
 
 
-def _read_manifest(folder: pathlib.Path) -> dict:
+def _read_manifest(folder: epath.Path) -> dict:
     file = folder / bundle_writer.MANIFEST
     if not file.is_file():
         if (folder / bundle_writer.FOLDER).is_dir():

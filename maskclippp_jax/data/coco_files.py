@@ -11,12 +11,15 @@ import urllib.parse
 
 import cv2
 import numpy as np
+from etils import epath
 from pycocotools import mask as rle
+
+from maskclippp_jax import storage
 
 
 class PanopticPicture(typing.NamedTuple):
     name: str
-    file: pathlib.Path    # PNG with ids as colours, see `read_ids`
+    file: epath.Path      # PNG with ids as colours, see `read_ids`
     segments: list[dict]  # id, category_id and, in truth, iscrowd and area
 
 
@@ -55,7 +58,7 @@ def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[Panopti
         if "segments_info" not in row or "file_name" not in row:
             raise ValueError(f"{file} has an annotation without segments_info or file_name, wanted "
                              "a panoptic JSON of COCO")
-        png = pathlib.Path(folder) / row["file_name"]
+        png = storage.path(folder) / row["file_name"]
         if not png.is_file():
             raise FileNotFoundError(f"no file {png}, which {file} names; is {folder} its folder?")
         segments = [dict(s, iscrowd=s.get("iscrowd", 0)) for s in row["segments_info"]]
@@ -114,31 +117,30 @@ def run_lengths(segmentation: list | dict, height: int, width: int) -> dict:
     return segmentation
 
 
-def read_ids(file: pathlib.Path) -> np.ndarray:
+def read_ids(file: epath.Path) -> np.ndarray:
     """The ids of a panoptic PNG, R + 256 G + 65536 B: [H, W] int32."""
-    colours = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+    content = np.frombuffer(storage.path(file).read_bytes(), np.uint8)
+    colours = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
     if colours is None:
         raise ValueError(f"{file} cannot be read as a picture")
     return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
-def write_ids(file: pathlib.Path, ids: np.ndarray) -> None:
+def write_ids(file: epath.Path, ids: np.ndarray) -> None:
     """Writes a panoptic PNG of ids below 2 ** 24: [H, W] integer."""
     colours = (ids.astype(np.int32)[..., None] >> np.array([16, 8, 0])).astype(np.uint8)  # BGR
     write_png(file, colours)
 
 
-def write_png(file: pathlib.Path, array: np.ndarray) -> None:
+def write_png(file: epath.Path, array: np.ndarray) -> None:
     """Writes a PNG whole or not at all: [H, W] uint8 or uint16, or [H, W, 3] uint8 in BGR."""
     ok, data = cv2.imencode(".png", array)
     assert ok
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_bytes(data.tobytes())
-    temporary.replace(file)
+    storage.write(file, data.tobytes())
 
 
 def _read_json(file: str, *keys: str):
-    path = pathlib.Path(file)
+    path = storage.path(file)
     if not path.is_file():
         raise FileNotFoundError(f"no file {file}")
     try:

@@ -1,7 +1,6 @@
 """Pictures and label maps from a user's disk, whatever form they have."""
 
 import io
-import pathlib
 import struct
 import typing
 import zlib
@@ -9,6 +8,8 @@ import zlib
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+
+from maskclippp_jax import storage
 
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
@@ -103,9 +104,10 @@ class _Refused(Exception):
 
 
 def _content(path: str) -> bytes:
-    if not pathlib.Path(path).is_file():
+    file = storage.path(path)
+    if not file.is_file():
         raise FileNotFoundError(f"no file {path}")
-    return pathlib.Path(path).read_bytes()
+    return file.read_bytes()
 
 
 def _decode(data: bytes, name: str, convert: typing.Callable[[Image.Image], typing.Any]):

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from maskclippp_jax import storage
 from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.metrics import instance
 
@@ -64,9 +65,7 @@ def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:
         data = _as_npy(labels) if path.suffix == ".npy" else _as_png(labels)
     else:
         raise ValueError(f"{path} ends in {path.suffix!r}, wanted one of {', '.join(ENDINGS)}")
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    storage.write(path, data)
 
 
 def _read_run_lengths(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:

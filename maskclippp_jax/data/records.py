@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from maskclippp_jax import storage
 from maskclippp_jax.data.images import encode_png, size_of
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -252,9 +253,13 @@ def open_source(data_dir: str, name: str, split: str) -> Source:
 
 
 def _folder(data_dir: str, name: str) -> pathlib.Path:
-    folder = pathlib.Path(data_dir).absolute() / name / VERSION
+    storage.check(data_dir)
+    folder = storage.path(data_dir) / name / VERSION
     if not (folder / "dataset_info.json").exists():
+        remote = storage.on_bucket(data_dir)
+        sent = f", and send it: gcloud storage cp -r DIR/{name} {data_dir}" if remote else ""
         raise FileNotFoundError(
             f"no data set in {folder}; make it with: python -m maskclippp_jax.prepare {name} "
-            f"--data_dir={data_dir} (see --list for what it is made from)")
-    return folder
+            f"--data_dir={'DIR' if remote else data_dir} (see --list for what it is made from)"
+            f"{sent}")
+    return pathlib.Path(storage.local_copy(folder))

@@ -14,6 +14,8 @@ import typing
 import ftfy
 import numpy as np
 
+from maskclippp_jax import storage
+
 START, END = 49406, 49407  # CLIP's ids of <start_of_text> and <end_of_text>
 SIGLIP_END = 1  # in the vocabularies of SigLIP and SigLIP 2
 _SPECIAL = re.compile(r"(<start_of_text>|<end_of_text>)")
@@ -96,7 +98,7 @@ class SentencePieceTokenizer:
         """Reads a vocabulary.
 
         Args:
-          file: a sentencepiece model, see `VOCABULARIES` for where they are published.
+          file: a sentencepiece model, here or in a bucket; `VOCABULARIES` says where they are.
           context_length: tokens of a row, end included.
           padding: id that fills a row.
 
@@ -106,12 +108,13 @@ class SentencePieceTokenizer:
         """
         import sentencepiece  # only these models need it
 
-        if not pathlib.Path(file).is_file():
+        local = storage.local_copy(file)
+        if not pathlib.Path(local).is_file():
             raise FileNotFoundError(f"no sentencepiece model {file}; give one as config.tokenizer. "
                                     + VOCABULARIES)
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces.Load(file)
+            self._pieces.Load(local)
         except RuntimeError:
             raise ValueError(f"{file} is no sentencepiece model. {VOCABULARIES}") from None
         if self._pieces.eos_id() != SIGLIP_END:

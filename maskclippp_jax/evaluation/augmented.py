@@ -9,11 +9,11 @@ for each, whose manifest tells the version; scripts in launch/export write them 
 folder, which `evaluate` gets. True masks follow their picture.
 """
 
-import pathlib
 import typing
 
 import ml_collections
 
+from maskclippp_jax import storage
 from maskclippp_jax.data import bundle_writer, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.transforms import Version
@@ -50,7 +50,7 @@ def open_bundles(folder: str, versions: typing.Sequence[Version]) -> list[Bundle
       FileNotFoundError: no bundle there, or one that is not finished.
       ValueError: a version is missing or there twice, or they are not of one generator.
     """
-    path, found = pathlib.Path(folder), {}
+    path, found = storage.path(folder), {}
     parts = sorted(p.parent for p in path.glob(f"*/{bundle_writer.FOLDER}"))
     if not parts or (path / bundle_writer.FOLDER).is_dir():
         parts = [path]

@@ -1,14 +1,15 @@
 """What an evaluation counts, picture by picture, and how it goes on after a stop."""
 
+import io
 import json
-import pathlib
 import time
 import typing
 
 import jax
 import numpy as np
+from etils import epath
 
-from maskclippp_jax import hosts, metrics, predictions, report
+from maskclippp_jax import hosts, metrics, predictions, report, storage
 from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.metrics import instance
 from maskclippp_jax.metrics.boundary import BoundaryIoU
@@ -122,7 +123,7 @@ class Evaluation:
 class Extremes:
     """The pictures that went best and worst so far, with their label maps, in a folder."""
 
-    def __init__(self, folder: pathlib.Path, count: int):
+    def __init__(self, folder: epath.Path, count: int):
         """Starts, or takes up what the folder holds.
 
         Args:
@@ -154,7 +155,7 @@ class Extremes:
         return [(name, self.scores[name], images.read_label_map(str(self._map(name))))
                 for name in sorted(self.scores, key=lambda name: -self.scores[name])]
 
-    def _map(self, image_id: str) -> pathlib.Path:
+    def _map(self, image_id: str) -> epath.Path:
         return self.folder / coco_files.file_of(image_id, ".png")
 
 
@@ -176,7 +177,7 @@ class Progress:
     Every host has a file of its own.
     """
 
-    def __init__(self, folder: pathlib.Path, evaluation: Evaluation, protocol: dict):
+    def __init__(self, folder: epath.Path, evaluation: Evaluation, protocol: dict):
         """Starts, or takes up what was counted before.
 
         Raises:
@@ -192,7 +193,7 @@ class Progress:
             self.mine = metrics.load([self.file], evaluation.metrics)
         self.done = set()  # by any host
         for file in folder.glob("[0-9]*.npz"):
-            with np.load(file) as arrays:
+            with np.load(io.BytesIO(file.read_bytes())) as arrays:
                 self.done |= set(json.loads(str(arrays["done"])))
         if self.hosts > 1:  # nobody may write before everybody has read
             hosts.wait_for_all("progress was read")
@@ -205,7 +206,7 @@ class Progress:
             self.save()
 
     def save(self) -> None:
-        metrics.save(self.file, self.evaluation.metrics, self.mine)
+        storage.write(self.file, metrics.dump(self.evaluation.metrics, self.mine))
         self._saved = time.monotonic()
 
     def _check(self, protocol: dict) -> None:

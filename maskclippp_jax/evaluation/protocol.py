@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import os
 import pathlib
 import subprocess
 import typing
@@ -29,7 +28,7 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Se
     settings, bundle = config.eval, bundles[0] if bundles else None
     protocol = dict(
         dataset=settings.dataset, split=settings.split, pictures=len(truth.ids),
-        masks=os.path.commonpath([b.folder for b in bundles]) if bundles else "ground truth",
+        masks=_folder_of(bundles) if bundles else "ground truth",
         vocabulary=_named(truth.vocabulary),
         seen_classes_from=_named(Vocabulary.load(settings.seen_vocabulary)),
         templates=len(config.templates), loader=f"{settings.loader_min}/{settings.loader_max}",
@@ -84,6 +83,11 @@ def code_version() -> str:
         return importlib.metadata.version("maskclippp_jax")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _folder_of(bundles: typing.Sequence[Bundle]) -> str:
+    """Versions of pictures lie side by side in one folder."""
+    return str(bundles[0].folder if len(bundles) == 1 else bundles[0].folder.parent)
 
 
 def _named(vocabulary: Vocabulary) -> str:

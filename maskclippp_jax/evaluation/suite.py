@@ -17,7 +17,6 @@ published.json. A benchmark that has results is not run again.
 
 import importlib
 import json
-import pathlib
 import pkgutil
 import types
 import typing
@@ -27,7 +26,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import report
+from maskclippp_jax import report, storage
 from maskclippp_jax.data import catalogue, records
 
 _ENDINGS = ("", ".safetensors", ".pth", ".pt")
@@ -112,7 +111,7 @@ def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,
                          f"{lines[0].note[3:]} (see maskclippp_jax/evaluation/suite.py)")
     print_lines(lines)
     report.write_json(workdir / "published.json", [line._asdict() for line in lines])
-    report.write_text(workdir / "published.md", markdown(lines))
+    storage.write(workdir / "published.md", markdown(lines))
     logging.info("wrote %s", workdir / "published.md")
     return lines
 
@@ -147,26 +146,27 @@ def _look_for(config, module, benchmark: str, bundles: str, checkpoints: str
               ) -> tuple[str, str, str | None]:
     """What the benchmark lacks ("" if nothing), the checkpoint, and the bundle if it wants one."""
     for name in config.eval.dataset.split(","):
-        if not (pathlib.Path(config.data_dir) / name / records.VERSION / "dataset_info.json"
-                ).exists():
-            return f"data set {pathlib.Path(config.data_dir) / name}", "", None
+        folder = storage.path(config.data_dir) / name
+        if not (folder / records.VERSION / "dataset_info.json").exists():
+            return f"data set {folder}", "", None
     bundle = None
     if module.MASKS:
-        path = pathlib.Path(bundles) / module.MASKS / benchmark.removesuffix("_panoptic")
+        path = storage.path(bundles) / module.MASKS / benchmark.removesuffix("_panoptic")
         if not path.is_dir():
             return f"bundle {path}", "", None
         bundle = str(path)
-    weights = pathlib.Path(checkpoints) / config.weights.rpartition("/")[2]
+    models = storage.path(checkpoints)
+    weights = models / config.weights.rpartition("/")[2]
     if weights.exists():
         with config.unlocked():
             config.weights = str(weights)
     if module.MODEL == "untuned":
         return ("" if weights.exists() else f"file {weights}"), "untuned", bundle
     for ending in _ENDINGS:
-        path = pathlib.Path(checkpoints) / f"{module.MODEL}{ending}"
+        path = models / f"{module.MODEL}{ending}"
         if path.exists():
             return "", str(path), bundle
-    return f"checkpoint {pathlib.Path(checkpoints) / module.MODEL}", "", bundle
+    return f"checkpoint {models / module.MODEL}", "", bundle
 
 
 def _domains(row: str, module, found: dict[str, dict]) -> list[Line]:

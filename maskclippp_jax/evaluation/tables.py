@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from maskclippp_jax import report, visualize
+from maskclippp_jax import report, storage, visualize
 from maskclippp_jax.data import pipeline
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.vocabulary import Vocabulary
@@ -33,15 +33,16 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
     workdir.mkdir(parents=True, exist_ok=True)
     vocabulary = truth.vocabulary
     names = [c[0] for c in vocabulary.classes]
-    report.write_text(workdir / "results.md", report.markdown(models, protocol))
-    report.write_text(workdir / "per_class.csv", per_class(models, truth))
-    report.write_text(workdir / "confusions.csv", confusions(models, vocabulary))
+    storage.write(workdir / "results.md", report.markdown(models, protocol))
+    storage.write(workdir / "per_class.csv", per_class(models, truth))
+    storage.write(workdir / "confusions.csv", confusions(models, vocabulary))
     if any(s.views for s in shown):
-        compare([s.views for s in shown], [m["name"] for m in models]).save(
-            workdir / "comparison.png")
+        storage.write(workdir / "comparison.png", visualize.to_png(
+            compare([s.views for s in shown], [m["name"] for m in models])))
     for number, (model, one) in enumerate(zip(models, shown)):
         if one.extremes:
-            draw_extremes(one.extremes, truth).save(workdir / f"extremes-{number}.png")
+            storage.write(workdir / f"extremes-{number}.png",
+                          visualize.to_png(draw_extremes(one.extremes, truth)))
     report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
     for m in models:
         for part, value, what in (("mask_accuracy", "per_class", "mask accuracy"),

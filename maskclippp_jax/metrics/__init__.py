@@ -5,6 +5,7 @@ counted, on another host or before a stop. Here is what they share: checks of wh
 means that may be undefined (None), and files of states.
 """
 
+import io
 import json
 import pathlib
 import typing
@@ -20,25 +21,22 @@ class Metric(typing.Protocol):
     def add_state(self, state: typing.Mapping[str, np.ndarray]) -> None: ...
 
 
-def save(path: pathlib.Path, metrics: typing.Mapping[str, Metric],
-         done: typing.Sequence[str]) -> None:
-    """Writes what metrics have counted, whole or not at all (npz, read without pickle).
+def dump(metrics: typing.Mapping[str, Metric], done: typing.Sequence[str]) -> bytes:
+    """What metrics have counted as the content of a file (npz, read without pickle).
 
     Args:
-      path: file ending in .npz.
       metrics: by name.
       done: ids of the pictures they have seen.
     """
     arrays = {f"{name}/{key}": np.asarray(value) for name, metric in metrics.items()
               for key, value in metric.state().items()}
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, done=np.array(json.dumps(list(done))), **arrays)
-    temporary.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, done=np.array(json.dumps(list(done))), **arrays)
+    return content.getvalue()
 
 
 def load(paths: typing.Sequence[pathlib.Path], metrics: typing.Mapping[str, Metric]) -> list[str]:
-    """Adds what files of `save` hold to metrics that were just made or reset.
+    """Adds what files of `dump` hold to metrics that were just made or reset.
 
     Args:
       paths: of one evaluation that was stopped, or of the hosts that shared one.
@@ -53,7 +51,7 @@ def load(paths: typing.Sequence[pathlib.Path], metrics: typing.Mapping[str, Metr
     """
     done: list[str] = []
     for path in paths:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             arrays = dict(file)
         ids = json.loads(str(arrays.pop("done")))
         names = sorted({key.split("/")[0] for key in arrays})

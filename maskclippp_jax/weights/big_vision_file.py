@@ -13,6 +13,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from maskclippp_jax import storage
 from maskclippp_jax.weights.source import Renamed, Source
 
 _SUFFIX = re.compile(r"(.*(?:\.npz|checkpoint\.bv[^/:]*))(?::([\w/]+))?")
@@ -46,7 +47,7 @@ def read(path: str) -> Source:
       FileNotFoundError, ValueError: none there, or damaged.
     """
     file, part = _SUFFIX.fullmatch(path).groups()
-    stored = NpzFile(file) if file.endswith(".npz") else TensorStoreFolder(file)
+    stored = NpzFile(storage.local_copy(file)) if file.endswith(".npz") else TensorStoreFolder(file)
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in stored):
             stored = Renamed(stored, {name: name.removeprefix(prefix) for name in stored
@@ -109,8 +110,9 @@ class TensorStoreFolder(Source):
     """
 
     def __init__(self, path: str):
-        newest = pathlib.Path(f"{path}-LAST")
-        folder = pathlib.Path(f"{path}-{newest.read_text().strip()}" if newest.is_file() else path)
+        newest = storage.path(f"{path}-LAST")
+        folder = pathlib.Path(storage.local_copy(
+            f"{path}-{newest.read_text().strip()}" if newest.is_file() else path))
         leaves = sorted(x for x in folder.iterdir() if x.is_dir()) if folder.is_dir() else ()
         if not leaves:
             raise FileNotFoundError(f"no checkpoint {path}; wanted a folder with one array a leaf "

@@ -7,6 +7,7 @@ import typing
 import numpy as np
 import safetensors
 
+from maskclippp_jax import storage
 from maskclippp_jax.weights import big_vision_file, hub
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
@@ -71,20 +72,19 @@ def read(path: str) -> Source:
     """The tensors of a checkpoint file by name, read one by one.
 
     Args:
-      path: a .safetensors file or a file of torch (.pt, .pth, .bin), here or on the hub
-        (`hf://owner/name/file`, see `hub.fetch`); the index of several such files (.index.json); or
-        a checkpoint of big_vision (.npz, or a folder, see `big_vision_file.read`).
+      path: a .safetensors file or a file of torch (.pt, .pth, .bin), here, in a bucket
+        (`gs://...`), or on the hub (`hf://owner/name/file`, see `hub.fetch`); the index of several
+        such files (.index.json); or a checkpoint of big_vision (.npz, or a folder, see
+        `big_vision_file.read`).
 
     Raises:
       FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`,
         `Parts`, `big_vision_file.read`.
     """
     local = hub.fetch(path)
-    if "://" in local:
-        raise FileNotFoundError(f"{path} is an address, not a file; download it (wget, or gsutil "
-                                "cp for gs://) and give the file's path")
     if big_vision_file.matches(local):
         return big_vision_file.read(local)
+    local = storage.local_copy(local)
     if local.endswith(".index.json"):
         return Parts(local, lambda file: read(hub.beside(path, file)))
     is_safe = pathlib.Path(local).suffix == ".safetensors"

@@ -4,7 +4,9 @@
 HF_HUB_OFFLINE is set.
 """
 
-import pathlib
+import os
+
+from etils import epath
 
 # What a repository calls its CLIP, the one to take first: OpenCLIP's names, then transformers'.
 # An index stands for a checkpoint that was cut into several files.
@@ -21,7 +23,7 @@ def is_on_hub(path: str) -> bool:
 def beside(path: str, file: str) -> str:
     """The path of another file in the same folder, or in the same repository of the hub."""
     if not is_on_hub(path):
-        return str(pathlib.Path(path).with_name(file))
+        return os.fspath(epath.Path(path).with_name(file))
     owner, name = path.removeprefix(_SCHEME).split("/")[:2]
     return f"{_SCHEME}{owner}/{name}/{file}"
 

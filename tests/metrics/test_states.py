@@ -56,7 +56,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path, whole):
     first, second = make(), make()
     for number in range(4):
         process(first, number)
-    metrics.save(tmp_path / "state.npz", first, [f"p{n}" for n in range(4)])
+    (tmp_path / "state.npz").write_bytes(metrics.dump(first, [f"p{n}" for n in range(4)]))
     assert [f.name for f in tmp_path.iterdir()] == ["state.npz"]
     done = metrics.load([tmp_path / "state.npz"], second)
     assert done == ["p0", "p1", "p2", "p3"] and results(second) == results(first)
@@ -70,7 +70,7 @@ def test_files_of_hosts_add_up_and_keep_their_ranges(tmp_path, whole):
         part, numbers = make(), range(host * 3, host * 3 + 3)
         for number in numbers:
             process(part, number)
-        metrics.save(tmp_path / f"{host}.npz", part, [f"p{n}" for n in numbers])
+        (tmp_path / f"{host}.npz").write_bytes(metrics.dump(part, [f"p{n}" for n in numbers]))
     together = make()
     metrics.load([tmp_path / "0.npz", tmp_path / "1.npz"], together)
     assert results(together) == results(whole)
@@ -85,13 +85,13 @@ def test_files_of_hosts_add_up_and_keep_their_ranges(tmp_path, whole):
     ("boundary", BoundaryIoU(4, 255)), ("panoptic", PanopticQuality({0: True})),
     ("instances", InstanceSegmentation([0, 1]))])
 def test_a_file_of_another_class_list_is_refused(tmp_path, whole, name, other):
-    metrics.save(tmp_path / "state.npz", {name: whole[name]}, [])
+    (tmp_path / "state.npz").write_bytes(metrics.dump({name: whole[name]}, []))
     with pytest.raises(ValueError, match="evaluate anew"):
         metrics.load([tmp_path / "state.npz"], {name: other})
 
 
 def test_a_file_of_other_metrics_is_refused(tmp_path, whole):
-    metrics.save(tmp_path / "state.npz", whole, [])
+    (tmp_path / "state.npz").write_bytes(metrics.dump(whole, []))
     with pytest.raises(ValueError, match="wanted semantic; evaluate anew"):
         metrics.load([tmp_path / "state.npz"], dict(semantic=make()["semantic"]))
 

@@ -277,8 +277,8 @@ def test_without_network_the_hub_says_what_to_do(cache):
             hub.fetch(path)
     with pytest.raises(ValueError, match="wanted hf://owner/name"):
         hub.fetch("hf://clip")
-    with pytest.raises(FileNotFoundError, match="gs://a/b.npz is an address.*download it"):
-        files.read("gs://a/b.npz")
+    with pytest.raises(ValueError, match="https://a/b.npz is an address.*download it"):
+        files.read("https://a/b.npz")
 
 
 def test_convert_lists_the_published_models_and_refuses_another_layout(tmp_path):
