@@ -9,7 +9,6 @@ multiple of 32 pixels is set to zero before each of them, so the canvas does not
 """
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp

@@ -11,7 +11,6 @@ images of the batch, on whatever devices: cells beyond an image do not count.
 """
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp

@@ -5,7 +5,6 @@ OpenAI's weights, and some of OpenCLIP's, want QuickGELU, the others the exact G
 """
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp

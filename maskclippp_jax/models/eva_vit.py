@@ -6,7 +6,6 @@ SwiGLU; EVA01 has none of these.
 """
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp

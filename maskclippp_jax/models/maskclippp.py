@@ -1,7 +1,6 @@
 """MaskCLIP++: CLIP whose image tower embeds masks too, and a similarity head (arXiv 2412.11464)."""
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp
