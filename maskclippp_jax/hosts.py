@@ -3,10 +3,15 @@
 On a TPU slice, under Slurm or in Kubernetes every host starts the same line with
 `--distributed=auto`. By hand, each process is told where the first one listens, how many there are,
 and which one it is: `--distributed=localhost:1234,2,0` and `--distributed=localhost:1234,2,1`.
+
+If one of them ends or hangs, the others learn of it by an error of whatever they do together, or,
+while they do nothing together, because JAX aborts them (SIGABRT). Both end in the same sentence.
 """
 
+import ctypes
 import functools
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,13 +21,18 @@ import jax
 import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from maskclippp_jax import cli, metrics
 
 _SILENCE = 30  # seconds after which a process that says nothing is taken for lost
-# What JAX says when another process is gone, in the words of its different parts.
-_LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "gloo", "Connection", "coordination service",
-         "CANCELLED", "heartbeat")
+_PATIENCE = 3600  # seconds that one process may load or compile longer than another
+# What JAX says when another process is gone, in the words of its different parts. The first ones
+# are nobody else's words, whatever the error is.
+_GONE = ("Gloo", "gloo", "coordination service")
+_LOST = (*_GONE, "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "CANCELLED", "heartbeat")
+_SENTENCE = ("error: another process of this run ended or cannot be reached, so this one ends as "
+             "well; start all of them again with the same line")
 
 
 def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
@@ -40,22 +50,39 @@ def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
         if not distributed.value:
             return main(argv)
         _meet(distributed.value)
+        multihost_utils.sync_global_devices("together")  # see `connect`
         if jax.process_index():
             logging.set_verbosity(logging.WARNING)  # the first one speaks for all
         try:
             code = main(argv)
         except BaseException as error:  # whatever it is, the others must not wait for this process
-            code = _complain(error)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            _end(_complain(error))
         jax.distributed.shutdown()
         return code
 
     return joined
 
 
+def _end(code: int) -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number):
+    del number
+    os.write(2, f"{_SENTENCE}\n".encode())  # a lock of `sys.stderr` may be held
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(1)
+
+
 def _meet(how: str) -> None:
+    # In whichever thread JAX aborts; a handler of Python's would wait for the main one.
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     times = dict(heartbeat_timeout_seconds=_SILENCE)
     if how == "auto":
         try:
@@ -83,10 +110,9 @@ def _meet(how: str) -> None:
 def _complain(error: BaseException) -> int:
     """Says why this process ends; the exit code."""
     text = str(error)
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in _LOST):
-        print("error: another process of this run ended or cannot be reached, so this one ends as "
-              f"well; start all of them again with the same line ({text.splitlines()[0][:200]})",
-              file=sys.stderr)
+    words = _LOST if isinstance(error, jax.errors.JaxRuntimeError) else _GONE
+    if any(word in text for word in words):
+        print(f"{_SENTENCE} ({text.splitlines()[0][:200]})", file=sys.stderr)
         return 1
     return cli.complain(error)
 
@@ -126,8 +152,24 @@ def agree(what: str, mine: bool) -> bool:
 
 
 def wait_for_all(where: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+    """Waits until every process has come here, however long the others take."""
+    multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * _PATIENCE)
+
+
+def connect(mesh: jax.sharding.Mesh) -> None:
+    """Lets every group of devices of a mesh meet, while no process has anything else to do.
+
+    Gloo allows 30 s for the first meeting of a group, however long one process still loads or
+    compiles. All devices together have met in `together`.
+    """
+    if jax.process_count() == 1:
+        return
+    wait_for_all("connect")
+    names = mesh.axis_names
+    for axes in (names, *((name,) for name in names)):
+        total = jax.jit(jax.shard_map(lambda axes=axes: jax.lax.psum(np.ones(()), axes),
+                                      mesh=mesh, in_specs=(), out_specs=jax.P()))()
+        jax.block_until_ready(total)
 
 
 def sum_of(number: float) -> float:

@@ -45,6 +45,7 @@ def main(argv):
 
     # Model, and the part of it that learns.
     mesh = sharding.make_mesh(config.mesh.fsdp)
+    hosts.connect(mesh)
     if config.train.batch_size % mesh.size:
         raise ValueError(f"train.batch_size is {config.train.batch_size}, but there are "
                          f"{mesh.size} devices; choose a multiple")
