@@ -56,7 +56,10 @@ def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
         try:
             code = main(argv)
         except BaseException as error:  # whatever it is, the others must not wait for this process
-            _end(_complain(error))
+            code = _complain(error)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _end(code)
         jax.distributed.shutdown()
         return code
 
@@ -64,20 +67,18 @@ def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
 
 
 def _end(code: int) -> None:
+    """Ends at once; the processes that read data do not outlive this one."""
     for worker in multiprocessing.active_children():
         worker.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number):
+    """JAX aborts if another process is gone; why it did stands above the sentence."""
     del number
     os.write(2, f"{_SENTENCE}\n".encode())  # a lock of `sys.stderr` may be held
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    os._exit(1)
+    _end(1)
 
 
 def _meet(how: str) -> None:
@@ -159,8 +160,8 @@ def wait_for_all(where: str) -> None:
 def connect(mesh: jax.sharding.Mesh) -> None:
     """Lets every group of devices of a mesh meet, while no process has anything else to do.
 
-    Gloo allows 30 s for the first meeting of a group, however long one process still loads or
-    compiles. All devices together have met in `together`.
+    Later one process may load or compile longer than another, and Gloo was seen to give up after
+    30 s of waiting for a group that had never met. All devices together have met in `together`.
     """
     if jax.process_count() == 1:
         return
