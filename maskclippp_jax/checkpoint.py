@@ -1,17 +1,19 @@
 """Saving and restoring runs with Orbax.
 
 A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `parameters.json`
-(what learns, how fast, with which decay), `metrics.jsonl`, TensorBoard events, and
-`checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a temporary folder and
-renamed; in a bucket a file `commit_success.txt` is written last. With it go checksums of all
-arrays, as the file format does not notice every byte that a disk changes. The position in the data
-needs no file of its own: it follows from the seed and the step.
+(what learns, how fast, with which decay), `owner.txt` (which start of it writes), `metrics.jsonl`,
+TensorBoard events, and `checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a
+temporary folder and renamed; in a bucket a file `commit_success.txt` is written last. With it go
+checksums of all arrays, as the file format does not notice every byte that a disk changes. The
+position in the data needs no file of its own: it follows from the seed and the step.
 """
 
 import contextlib
 import json
 import math
+import re
 import typing
+import uuid
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +37,33 @@ _PATIENCE = 2 * 24 * 3600
 _FULL = ("No space left", "quota exceeded", "RESOURCE_EXHAUSTED")
 
 
-def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str) -> None:
+class Owner:
+    """Makes sure that of two starts in one folder only the younger one writes.
+
+    A scheduler may start a run again while its old processes only hang, and these may wake up.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._workdir, self._file, self._mine = workdir, workdir / "owner.txt", uuid.uuid4().hex
+        if jax.process_index() == 0:
+            storage.write(self._file, self._mine)
+
+    def check(self) -> None:
+        """To be called before anything of the run is written.
+
+        Raises:
+          OSError: there was another start.
+        """
+        if jax.process_index() == 0 and self._file.read_text() != self._mine:
+            raise OSError(f"{self._workdir} was taken over by a later start, so this one ends and "
+                          "writes nothing more; let only one run at a time")
+
+
+def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str) -> Owner:
     """Makes the folder of a run, or checks that it belongs to the same configuration.
+
+    Returns:
+      What tells whether the run still is this process' own.
 
     Raises:
       ValueError: the folder holds a run of another configuration, or something else.
@@ -53,15 +80,20 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise ValueError(f"{workdir} holds a run of another configuration ({shown}{more}); "
                              "take another --workdir, or start with the configuration it has")
-        return
-    if workdir.exists() and any(workdir.iterdir()):
+        return Owner(workdir)
+    first = workdir / "vocabulary.txt"
+    there = [p.name for p in workdir.iterdir()] if workdir.exists() else []
+    there = [name for name in there if not re.fullmatch(r"\..*\.tmp", name)]
+    # With the first file alone, a start was killed before it wrote the other one.
+    if there and (there != [first.name] or first.read_text() != vocabulary_text):
         raise ValueError(f"{workdir} is not empty and holds no run (no config.json); take an empty "
                          "or a new --workdir")
     hosts.wait_for_all("open_run")  # all have looked before the first one writes
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        storage.write(workdir / "vocabulary.txt", vocabulary_text)
+        storage.write(first, vocabulary_text)
         storage.write(file, json.dumps(wanted, indent=2))
+    return Owner(workdir)
 
 
 def _flat(tree, prefix=""):
@@ -89,16 +121,17 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
 
 
 @contextlib.contextmanager
-def saving(workdir: epath.Path) -> typing.Iterator[ocp.training.Checkpointer]:
+def saving(workdir: epath.Path, owner: Owner) -> typing.Iterator[ocp.training.Checkpointer]:
     """The checkpoints of a run that goes on; whole when the block ends.
 
     Raises:
-      OSError: the disk is full; says what is left of the run.
+      OSError: the disk is full (says what is left of the run), or there was another start.
     """
     try:
         with open_checkpoints(workdir) as checkpoints:
             yield checkpoints
     except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
+        owner.check()  # a later start removes what this one has half saved
         if not any(words in str(error) for words in _FULL):
             raise
         whole = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
@@ -132,13 +165,13 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     found, problems = None, {}
     with open_checkpoints(workdir, write=False) as checkpoints:
-        for step in sorted((c.step for c in checkpoints.checkpoints), reverse=True):
+        steps = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
+        while found is None and (step := hosts.first_says(steps[0] if steps else -1)) >= 0:
+            steps = [s for s in steps if s < step]
             try:
-                found = checkpoints.load_checkpointables(step, dict(state=like))["state"]
-                _verify(checkpoints, step, found)
-                break
-            except Exception as error:  # a broken file may raise anything in Orbax
-                found, problems[step] = None, " ".join(str(error).split())[:300]
+                found = _load(checkpoints, step, like)
+            except ValueError as error:
+                problems[step] = str(error)
     if problems and found is None:
         raise ValueError(f"no checkpoint in {workdir / 'checkpoints'} can be read ("
                          + "; ".join(f"step {s}: {p}" for s, p in problems.items())
@@ -152,15 +185,50 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
     return found
 
 
-def _verify(checkpoints: ocp.training.Checkpointer, step: int, loaded: dict) -> None:
+def _load(checkpoints: ocp.training.Checkpointer, step: int, like: dict) -> dict:
+    """One checkpoint, compared with the checksums that were saved with it.
+
+    Each process reads another part of it. After everything that may fail on one alone, all of them
+    agree, so that none goes on into work that waits for another.
+
+    Raises:
+      ValueError: it cannot be read, or an array has changed; on every process.
+    """
+    stored = _together(lambda: _stored_sums(checkpoints, step))
+    found = _together(lambda: checkpoints.load_checkpointables(step, dict(state=like))["state"])
+    _together(lambda: _verify(found, stored))
+    return found
+
+
+def _together(part: typing.Callable[[], typing.Any]) -> typing.Any:
+    """What `part` returns, if all goes well on every process.
+
+    Raises:
+      ValueError: else; says why.
+    """
+    result, problem = None, ""
+    try:
+        result = part()
+    except Exception as error:  # a broken file may raise anything in Orbax
+        problem = " ".join(str(error).split())[:300] or type(error).__name__
+    if not hosts.all_agree(not problem):
+        raise ValueError(problem or "another process cannot read it")
+    return result
+
+
+def _stored_sums(checkpoints: ocp.training.Checkpointer, step: int) -> dict[str, int]:
+    sums = (checkpoints.metadata(step).custom_metadata or {}).get("checksums")
+    if not sums:
+        raise ValueError("it holds no checksums, so an older version wrote it")
+    return sums
+
+
+def _verify(loaded: dict, stored: dict[str, int]) -> None:
     """Compares loaded parts of a checkpoint with what was saved.
 
     Raises:
       ValueError: an array has changed.
     """
-    stored = (checkpoints.metadata(step).custom_metadata or {}).get("checksums")
-    if not stored:
-        raise ValueError("it holds no checksums, so an older version wrote it")
     for path, found in jax.device_get(_checksums(loaded)).items():
         if stored.get(path) != found:
             raise ValueError(f"the array {path} is not what was saved")
@@ -240,7 +308,7 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
         state = checkpoints.load_checkpointables(step, dict(state=like | skip))["state"]
         state = {part: state[part] for part in like}
         try:
-            _verify(checkpoints, step, state)
+            _verify(state, _stored_sums(checkpoints, step))
         except ValueError as error:
             raise ValueError(f"{folder} is damaged: {error}; remove that folder to use the "
                              "checkpoint before it") from None

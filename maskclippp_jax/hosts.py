@@ -173,6 +173,20 @@ def connect(mesh: jax.sharding.Mesh) -> None:
         jax.block_until_ready(total)
 
 
+def all_agree(mine: bool) -> bool:
+    """Whether it is so on every process."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.process_allgather(np.array(mine)).all())
+
+
+def first_says(number: int) -> int:
+    """The number that process 0 has."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def sum_of(number: float) -> float:
     """The sum of a number over all processes."""
     if jax.process_count() == 1:

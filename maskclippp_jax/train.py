@@ -56,7 +56,7 @@ def main(argv):
     optimizer = optim.make_optimizer(
         config.optimizer, config.train.steps, trainable_shapes, config.model)
     params = loading.load_params(config.weights, config.model, make_model, shapes)
-    checkpoint.open_run(workdir, config, vocabulary.to_text())
+    owner = checkpoint.open_run(workdir, config, vocabulary.to_text())
     table = optim.parameter_table(shapes, is_trainable, config.optimizer, config.model)
     if jax.process_index() == 0:
         report.print_parameters(table)
@@ -108,7 +108,7 @@ def main(argv):
                 wandb, WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
         compiled = None
-        with checkpoint.saving(workdir) as checkpoints, jax.transfer_guard("disallow"):
+        with checkpoint.saving(workdir, owner) as checkpoints, jax.transfer_guard("disallow"):
             while done < config.train.steps and not preemption.reached(done):
                 with log.waiting():
                     batch = next(batches)
@@ -136,11 +136,14 @@ def main(argv):
                 log.add(done, metrics)
                 profile.after(done, metrics)
                 if done % config.log_every == 0:
+                    owner.check()
                     log.flush()  # also stops on a loss that is not finite, before it is saved
                 if done % config.checkpoint_every == 0:
+                    owner.check()
                     log.send()  # the record is never behind the checkpoint
                     checkpoint.save(checkpoints, state, done)
                     saved = done
+            owner.check()
             log.send()
             if done > saved:
                 checkpoint.save(checkpoints, state, done)

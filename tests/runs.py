@@ -107,3 +107,22 @@ def together(place, name, *flags, processes=2, devices=4):
         address = f"localhost:{free.getsockname()[1]}"
     return [command(place, name, *flags, f"--distributed={address},{processes},{i}",
                     devices=devices, wait=False) for i in range(processes)]
+
+
+def workers_of(process):
+    """Process numbers of those that read data for it."""
+    return [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()
+            and f"PPid:\t{process.pid}\n" in _read(p / "status")
+            and "spawn_main" in _read(p / "cmdline")]
+
+
+def is_running(pid):
+    status = _read(pathlib.Path(f"/proc/{pid}/status"))
+    return bool(status) and "State:\tZ" not in status
+
+
+def _read(file):
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""

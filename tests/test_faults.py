@@ -1,7 +1,6 @@
 """Faults that really happen to a run: it loses nothing but steps, and says what happened."""
 
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -69,6 +68,35 @@ def test_sigterm_saves_and_the_same_line_goes_on(place):
     done = train(place, "term", *flags)
     assert done.returncode == 0 and f"resuming after step {step}" in done.stderr
     assert [m["step"] for m in metrics(place, "term")] == list(range(1, 301))
+
+
+def test_a_run_killed_between_its_first_files_starts_anew(place, whole):
+    (place / "begun").mkdir()
+    shutil.copy(place / "whole/vocabulary.txt", place / "begun")
+    (place / "begun/.config.json.1234.tmp").write_text('{"batch')
+    done = train(place, "begun")
+    assert done.returncode == 0, done.stderr
+    assert metrics(place, "begun") == whole
+
+
+def test_a_folder_with_a_vocabulary_of_the_user_is_not_taken_for_a_run(place):
+    (place / "names").mkdir()
+    (place / "names/vocabulary.txt").write_text("mine")
+    done = train(place, "names")
+    assert done.returncode == 2 and "is not empty and holds no run" in done.stderr
+    assert [p.name for p in (place / "names").iterdir()] == ["vocabulary.txt"]
+    assert (place / "names/vocabulary.txt").read_text() == "mine"
+
+
+def test_of_two_starts_in_one_folder_the_older_one_ends(place, whole):
+    shutil.copytree(place / "whole", place / "twice")
+    shutil.rmtree(place / "twice/checkpoints/12")  # the last one
+    older = checkpoint.Owner(checkpoint.epath.Path(place / "twice"))
+    older.check()
+    assert train(place, "twice").returncode == 0
+    with pytest.raises(OSError, match="taken over by a later start"):
+        older.check()
+    assert metrics(place, "twice") == whole
 
 
 POISON = """
@@ -201,9 +229,7 @@ def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(place):
     process = train(place, "worker", "--config.train.steps=100000", "--config.log_every=1",
                     "--config.train.workers=2", wait=False)
     wait_until(has_logged(place, "worker", 5), process)
-    children = [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()
-                and f"PPid:\t{process.pid}\n" in (p / "status").read_text()
-                and b"spawn_main" in (p / "cmdline").read_bytes()]
+    children = runs.workers_of(process)
     assert len(children) >= 2
     os.kill(children[0], signal.SIGKILL)
     said, _ = process.communicate(timeout=60)

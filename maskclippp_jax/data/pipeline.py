@@ -7,7 +7,9 @@ data is the step, and a run resumes by starting there.
 
 import collections
 import dataclasses
+import multiprocessing
 import os
+import threading
 import typing
 
 import cv2
@@ -174,8 +176,20 @@ def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags, also in a notebook
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers),
+                                      worker_init_fn=_end_with_the_run)
     return _watched(iter(batches))
+
+
+def _end_with_the_run(worker: int, workers: int) -> None:
+    """Lets a process that reads data end when the run does, also when that is killed."""
+    del worker, workers
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _watched(batches: typing.Iterator) -> typing.Iterator:

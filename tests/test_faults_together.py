@@ -1,0 +1,192 @@
+"""Faults of runs of two processes: the other one ends and says so, and the same line goes on."""
+
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests import runs
+from tests.runs import metrics
+from tests.test_faults import has_logged, wait_until
+
+pytestmark = pytest.mark.slow
+
+SENTENCE = "error: another process of this run ended or cannot be reached"
+LONG = ["--config.log_every=1", "--config.checkpoint_every=4", "--config.train.steps=60",
+        "--config.mesh.fsdp=2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return runs.make_place(tmp_path_factory.mktemp("together"))
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The record of an unbroken run of two processes."""
+    finish(start(place, "whole"))
+    return metrics(place, "whole")
+
+
+def start(place, workdir, *flags):
+    return runs.together(place, "train", f"--workdir={place}/{workdir}", *LONG, *flags, devices=1)
+
+
+def finish(both):
+    """What each process said until it ended well."""
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    return said
+
+
+def wait_for_words(process, words):
+    """Reads what a process says until it says this."""
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+
+
+def ends_with_the_sentence(process):
+    since = time.monotonic()
+    said, _ = process.communicate(timeout=120)
+    seconds = time.monotonic() - since
+    print(f"ended after {seconds:.0f} s with exit code {process.returncode}")
+    assert process.returncode == 1 and SENTENCE in said, said
+    assert seconds < 60
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def is_saving(place, workdir):
+    folder = place / workdir / "checkpoints"
+    return lambda: any("tmp" in p.name for p in folder.glob("*"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment", ["meeting", "compiling", "steps", "save"])
+def test_if_one_process_is_killed_the_other_ends_and_the_same_line_goes_on(
+        place, whole, victim, moment):
+    workdir = f"killed {victim} {moment}"
+    workers = ["--config.train.workers=2"] if moment == "steps" else []
+    both = start(place, workdir, *workers)
+    if moment == "meeting":
+        time.sleep(1)
+    elif moment == "compiling":  # after the parameters were shown, before the first step
+        wait_until((place / workdir / "parameters.json").exists, both[0])
+    elif moment == "steps":
+        wait_until(has_logged(place, workdir, 9), both[0])
+    else:
+        wait_until(is_saving(place, workdir), both[0])
+    of_data = [pid for process in both for pid in runs.workers_of(process)]
+    both[victim].kill()
+    if moment != "meeting":  # there the other one waits minutes for a late start
+        ends_with_the_sentence(both[1 - victim])
+    both[1 - victim].kill()
+    if workers:
+        assert len(of_data) == 4
+        wait_for(lambda: not any(map(runs.is_running, of_data)))
+    said = finish(start(place, workdir))
+    assert ("resuming after step" in said[0]) == (moment in ("steps", "save"))
+    assert metrics(place, workdir) == whole
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_if_one_process_hangs_the_other_ends_and_the_hung_one_does_no_harm(place, whole, victim):
+    workdir = f"hung {victim}"
+    both = start(place, workdir)
+    wait_until(has_logged(place, workdir, 9), both[0])
+    both[victim].send_signal(signal.SIGSTOP)
+    ends_with_the_sentence(both[1 - victim])
+    again = start(place, workdir)
+    wait_until(has_logged(place, workdir, 13), again[0])
+    both[victim].send_signal(signal.SIGCONT)
+    said, _ = both[victim].communicate(timeout=120)
+    assert both[victim].returncode == 1 and "error: " in said
+    finish(again)
+    assert metrics(place, workdir) == whole
+
+
+def test_of_two_starts_in_one_folder_the_older_one_ends(place, whole):
+    flags = ["--config.train.steps=100000"]
+    older = start(place, "two starts", *flags)
+    wait_until(has_logged(place, "two starts", 9), older[0])
+    younger = start(place, "two starts", *flags)
+    said, _ = older[0].communicate(timeout=200)
+    assert older[0].returncode == 1
+    assert "was taken over by a later start, so this one ends and writes nothing more" in said
+    ends_with_the_sentence(older[1])
+    wait_until(lambda: metrics(place, "two starts")[-1]["step"] >= 60, younger[0])
+    for process in younger:
+        process.send_signal(signal.SIGTERM)
+    finish(younger)
+    same = lambda row: {k: v for k, v in row.items() if not k.startswith("learning_rate")}
+    steps = [row["step"] for row in metrics(place, "two starts")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert same(metrics(place, "two starts")[0]) == same(whole[0])
+
+
+def test_sigterm_to_one_process_saves_and_ends_both(place, whole):
+    both = start(place, "term")
+    wait_until(has_logged(place, "term", 5), both[0])
+    both[1].send_signal(signal.SIGTERM)
+    said = finish(both)
+    step = int(re.search(r"asked to end \(SIGTERM\): saved after step (\d+) of 60", said[0])[1])
+    assert f"resuming after step {step}" in finish(start(place, "term"))[0]
+    assert metrics(place, "term") == whole
+
+
+@pytest.mark.parametrize("damage", ["part of 0", "part of 1", "a file", "metadata"])
+def test_processes_fall_back_together(place, whole, damage):
+    workdir = f"damaged {damage}"
+    shutil.copytree(place / "whole", place / workdir)
+    folder = place / workdir / "checkpoints/60"
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    if damage.startswith("part"):  # of the parameters that only one of them reads
+        of_one = [p for p in files if f"ocdbt.process_{damage[-1]}" in str(p)]
+        largest = max(of_one, key=lambda p: p.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 16
+        largest.write_bytes(content)
+    elif damage == "a file":
+        max(files, key=lambda p: p.stat().st_size).unlink()
+    else:
+        for file in files:
+            if "metadata" in file.name.lower():
+                file.unlink()
+    said = finish(start(place, workdir))
+    assert "the checkpoint of step 60 is damaged" in said[0]
+    assert "resuming after step 56" in said[0]
+    assert metrics(place, workdir) == whole
+
+
+def test_a_process_may_start_its_steps_much_later_than_another(place, whole):
+    both = start(place, "late")
+    wait_until((place / "late/owner.txt").exists, both[0])
+    both[1].send_signal(signal.SIGSTOP)
+    time.sleep(15)  # less than what makes it a lost one
+    both[1].send_signal(signal.SIGCONT)
+    finish(both)
+    assert metrics(place, "late") == whole
+
+
+def test_an_evaluation_that_loses_a_process_goes_on(place, whole):
+    flags = [f"--checkpoint={place}/whole", "--samples=0"]
+    done = runs.together(place, "evaluate", f"--workdir={place}/whole results", *flags, devices=1)
+    finish(done)
+    both = runs.together(place, "evaluate", f"--workdir={place}/results", *flags, devices=1)
+    wait_for_words(both[0], "evaluating")
+    both[1].kill()
+    ends_with_the_sentence(both[0])
+    finish(runs.together(place, "evaluate", f"--workdir={place}/results", *flags, devices=1))
+    strip = lambda text: re.sub(r'"images_per_second": [\d.]+', "", text)
+    assert strip((place / "results/results.json").read_text()) == strip(
+        (place / "whole results/results.json").read_text())
