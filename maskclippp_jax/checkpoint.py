@@ -164,7 +164,8 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     found, problems = None, {}
-    with open_checkpoints(workdir, write=False) as checkpoints:
+    # What an older start is saving just now is removed: it must not turn up after the look below.
+    with open_checkpoints(workdir) as checkpoints:
         steps = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
         while found is None and (step := hosts.first_says(steps[0] if steps else -1)) >= 0:
             steps = [s for s in steps if s < step]

@@ -122,7 +122,7 @@ class Preemption:
     """Whether the run was asked to end (SIGTERM), with the same answer on every process."""
 
     def __init__(self):
-        self._asked = False
+        self._asked, self._next = False, 0
         if jax.process_count() == 1:  # otherwise JAX listens itself, to tell all processes
             signal.signal(signal.SIGTERM, self._ask)
 
@@ -132,9 +132,12 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """To be asked by every process before each step."""
-        if jax.process_count() == 1:
-            return self._asked
-        return multihost_utils.reached_preemption_sync_point(step)
+        # JAX answers yes at one number only, the first that no process has asked about when the
+        # signal comes. While a run starts that is a small one, whatever step it resumes after.
+        while jax.process_count() > 1 and not self._asked and self._next <= step:
+            self._asked = multihost_utils.reached_preemption_sync_point(self._next)
+            self._next += 1
+        return self._asked
 
 
 def agree(what: str, mine: bool) -> bool:

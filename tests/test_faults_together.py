@@ -66,9 +66,11 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
-def is_saving(place, workdir):
+def is_saving_again(place, workdir):
+    """Whether a checkpoint is half written while another one is whole."""
     folder = place / workdir / "checkpoints"
-    return lambda: any("tmp" in p.name for p in folder.glob("*"))
+    kinds = lambda: {p.name.isdigit() for p in folder.glob("*")}
+    return lambda: kinds() == {True, False}
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -85,7 +87,7 @@ def test_if_one_process_is_killed_the_other_ends_and_the_same_line_goes_on(
     elif moment == "steps":
         wait_until(has_logged(place, workdir, 9), both[0])
     else:
-        wait_until(is_saving(place, workdir), both[0])
+        wait_until(is_saving_again(place, workdir), both[0])
     of_data = [pid for process in both for pid in runs.workers_of(process)]
     both[victim].kill()
     if moment != "meeting":  # there the other one waits minutes for a late start
@@ -124,7 +126,8 @@ def test_of_two_starts_in_one_folder_the_older_one_ends(place, whole):
     assert older[0].returncode == 1
     assert "was taken over by a later start, so this one ends and writes nothing more" in said
     ends_with_the_sentence(older[1])
-    wait_until(lambda: metrics(place, "two starts")[-1]["step"] >= 60, younger[0])
+    written = metrics(place, "two starts")[-1]["step"]
+    wait_until(has_logged(place, "two starts", written + 20), younger[0])
     for process in younger:
         process.send_signal(signal.SIGTERM)
     finish(younger)
@@ -142,6 +145,21 @@ def test_sigterm_to_one_process_saves_and_ends_both(place, whole):
     step = int(re.search(r"asked to end \(SIGTERM\): saved after step (\d+) of 60", said[0])[1])
     assert f"resuming after step {step}" in finish(start(place, "term"))[0]
     assert metrics(place, "term") == whole
+
+
+def test_sigterm_to_one_process_while_a_run_resumes(place, whole):
+    shutil.copytree(place / "whole", place / "early")
+    shutil.rmtree(place / "early/checkpoints/60")
+    (place / "early/parameters.json").unlink()
+    both = start(place, "early")
+    wait_until((place / "early/parameters.json").exists, both[0])  # written before it restores
+    both[0].send_signal(signal.SIGTERM)
+    said = finish(both)
+    assert "resuming after step 56" in said[0]
+    step = int(re.search(r"asked to end \(SIGTERM\): saved after step (\d+) of 60", said[0])[1])
+    assert step < 60
+    finish(start(place, "early"))
+    assert metrics(place, "early") == whole
 
 
 @pytest.mark.parametrize("damage", ["part of 0", "part of 1", "a file", "metadata"])
