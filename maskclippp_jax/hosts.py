@@ -29,7 +29,7 @@ _SILENCE = 30  # seconds after which a process that says nothing is taken for lo
 _PATIENCE = 3600  # seconds that one process may load or compile longer than another
 # What JAX says when another process is gone, in the words of its different parts. The first ones
 # are nobody else's words, whatever the error is.
-_GONE = ("Gloo", "gloo", "coordination service")
+_GONE = ("Gloo", "gloo", "coordination service", "CoordinationService")
 _LOST = (*_GONE, "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "CANCELLED", "heartbeat")
 _SENTENCE = ("error: another process of this run ended or cannot be reached, so this one ends as "
              "well; start all of them again with the same line")
@@ -110,11 +110,14 @@ def _meet(how: str) -> None:
 
 def _complain(error: BaseException) -> int:
     """Says why this process ends; the exit code."""
-    text = str(error)
-    words = _LOST if isinstance(error, jax.errors.JaxRuntimeError) else _GONE
-    if any(word in text for word in words):
-        print(f"{_SENTENCE} ({text.splitlines()[0][:200]})", file=sys.stderr)
-        return 1
+    cause = error
+    while cause is not None:  # Orbax gives the reason in the cause of its error
+        text = str(cause)
+        words = _LOST if isinstance(cause, jax.errors.JaxRuntimeError) else _GONE
+        if any(word in text for word in words):
+            print(f"{_SENTENCE} ({text.splitlines()[0][:200]})", file=sys.stderr)
+            return 1
+        cause = cause.__cause__
     return cli.complain(error)
 
 

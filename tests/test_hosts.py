@@ -1,10 +1,15 @@
-"""Counts of several hosts, in two real processes."""
+"""Counts of several hosts, in two real processes; what is said of one that is missing."""
 
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+
+import pytest
+from absl import flags
+
+from maskclippp_jax import hosts as module
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
@@ -32,3 +37,20 @@ def test_every_host_gets_the_sum_of_all():
     assert [host.returncode for host in hosts] == [0, 0], said
     for out, _ in said:
         assert out.splitlines()[-1] == "[[1, 0, 0], [1, 1, 0], [1, 0, 0]] 3 50.0"
+
+
+@pytest.mark.parametrize("cause, lost", [
+    ("UNAVAILABLE: Task 1 heartbeat timeout. [tensorflow.CoordinationServiceError='']", True),
+    ("a slow disk", False)])
+def test_a_missing_process_is_found_in_the_cause_of_an_error(capsys, cause, lost):
+    flags.FLAGS.mark_as_parsed()
+    try:
+        try:
+            raise TimeoutError(cause)
+        except TimeoutError as inner:
+            raise TimeoutError("ChainedFuture completed 2/3 futures") from inner
+    except TimeoutError as error:
+        assert module._complain(error) == 1
+    said = capsys.readouterr().err
+    assert ("another process of this run ended" in said) == lost, said
+    assert ("ChainedFuture" in said) != lost
