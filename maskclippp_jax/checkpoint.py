@@ -110,14 +110,34 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
     Args:
       workdir: the run's folder.
       keep: how many of the newest are kept.
-      write: whether the run itself asks, which removes what a killed run left half saved.
+      write: whether the run itself asks, which first removes what is only half saved.
     """
+    if write:
+        _remove_half_saved(workdir / "checkpoints")
     policies, context = ocp.training.preservation_policies, ocp.Context()
     context.asynchronous.timeout_secs = _PATIENCE
     return ocp.training.Checkpointer(
-        workdir / "checkpoints", cleanup_tmp_directories=write, context=context,
+        workdir / "checkpoints", cleanup_tmp_directories=False, context=context,
         preservation_policy=policies.LatestN(keep),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
+
+
+def _remove_half_saved(folder: epath.Path) -> None:
+    """What a killed run left, or an older start is saving just now, which must not turn up later.
+
+    Orbax would do it in the background, while it looks for the whole ones in the same folder.
+    """
+    if jax.process_index() == 0 and folder.exists():
+        for path in folder.iterdir():
+            if re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name) and not _is_whole(path):
+                path.rmtree()
+    hosts.wait_for_all("remove_half_saved")
+
+
+def _is_whole(checkpoint: epath.Path) -> bool:
+    in_bucket = storage.on_bucket(checkpoint)  # where nothing can be renamed
+    return checkpoint.name.isdigit() and (
+        not in_bucket or (checkpoint / "commit_success.txt").exists())
 
 
 @contextlib.contextmanager
@@ -134,7 +154,9 @@ def saving(workdir: epath.Path, owner: Owner) -> typing.Iterator[ocp.training.Ch
         owner.check()  # a later start removes what this one has half saved
         if not any(words in str(error) for words in _FULL):
             raise
-        whole = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+        folder = workdir / "checkpoints"
+        whole = sorted(int(p.name) for p in (folder.iterdir() if folder.exists() else ())
+                       if _is_whole(p))
         left = f"the last whole checkpoint is of step {whole[-1]}" if whole else "nothing was saved"
         raise OSError(f"{workdir} could not be written ({' '.join(str(error).split())[:300]}); "
                       f"{left}; make room and start the same line again") from None
@@ -164,7 +186,6 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     found, problems = None, {}
-    # What an older start is saving just now is removed: it must not turn up after the look below.
     with open_checkpoints(workdir) as checkpoints:
         steps = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
         while found is None and (step := hosts.first_says(steps[0] if steps else -1)) >= 0:

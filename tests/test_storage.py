@@ -195,6 +195,7 @@ def test_a_checkpoint_in_a_bucket_falls_back_over_damaged_and_half_saved_ones(bu
         if not name.endswith("checkpoints/2/commit_success.txt"):
             emulator.cp_file(name, name.replace("/checkpoints/2/", "/checkpoints/3/"))
     assert int(checkpoint.restore(bucket, states[1])["step"]) == 2
+    assert not (bucket / "checkpoints/3").exists()
     content = bytearray(emulator.cat(largest))
     content[len(content) // 2] ^= 16
     emulator.pipe(largest, bytes(content))
@@ -204,6 +205,18 @@ def test_a_checkpoint_in_a_bucket_falls_back_over_damaged_and_half_saved_ones(bu
     emulator.rm(max(emulator.find(f"{bucket}/checkpoints/1"), key=emulator.size))
     with pytest.raises(ValueError, match="no checkpoint in .* can be read .step 1"):
         checkpoint.restore(bucket, states[1])
+
+
+def test_a_run_whose_first_checkpoint_in_a_bucket_is_half_saved_starts_anew(bucket, emulator):
+    state = dict(step=jnp.int32(4), a=jnp.arange(300.0))
+    for _ in range(10):
+        for name in ("_CHECKPOINT_METADATA", "state/d/1", "state/commit_success.txt"):
+            emulator.pipe_file(f"{bucket}/checkpoints/4/{name}", b"some bytes")
+        assert checkpoint.restore(bucket, state) is None
+        assert not emulator.find(f"{bucket}/checkpoints")
+    with checkpoint.open_checkpoints(bucket) as checkpoints:
+        checkpoint.save(checkpoints, state, 4)
+    assert int(checkpoint.restore(bucket, state)["step"]) == 4
 
 
 def test_weights_are_read_from_a_bucket(bucket, tmp_path):
