@@ -59,7 +59,8 @@ def main(argv):
                 wrong += sum(a != b for a, b in zip(found, whole)) + abs(len(found) - len(whole))
             lost, saving, seconds = zip(*strikes)
             table.add_row(kind, str(runs), str(len(strikes)), str(sum(saving)), str(sum(lost)),
-                          str(max(lost)), str(wrong), f"{max(seconds):.0f} s at most")
+                          str(max(lost)), str(wrong),
+                          f"{max(seconds):.0f} s at most" if PROCESSES.value > 1 else "–")
             wrong_in_all += wrong
     Console().print(table)
     return int(wrong_in_all > 0)
@@ -113,11 +114,11 @@ def start(run: pathlib.Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    log = run.with_suffix(".log").open("w")
-    return [subprocess.Popen(
-        line + [f"--distributed={address},{PROCESSES.value},{i}"] * (PROCESSES.value > 1),
-        cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log)
-        for i in range(PROCESSES.value)]
+    with run.with_suffix(".log").open("w") as log:
+        return [subprocess.Popen(
+            line + [f"--distributed={address},{PROCESSES.value},{i}"] * (PROCESSES.value > 1),
+            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+            for i in range(PROCESSES.value)]
 
 
 def logged(run: pathlib.Path) -> list[dict]:

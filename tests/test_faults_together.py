@@ -90,9 +90,10 @@ def test_if_one_process_is_killed_the_other_ends_and_the_same_line_goes_on(
         wait_until(is_saving_again(place, workdir), both[0])
     of_data = [pid for process in both for pid in runs.workers_of(process)]
     both[victim].kill()
-    if moment != "meeting":  # there the other one waits minutes for a late start
+    if moment == "meeting":  # where the other one waits minutes for a late start
+        both[1 - victim].kill()
+    else:
         ends_with_the_sentence(both[1 - victim])
-    both[1 - victim].kill()
     if workers:
         assert len(of_data) == 4
         wait_for(lambda: not any(map(runs.is_running, of_data)))
