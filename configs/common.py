@@ -17,6 +17,8 @@ def base() -> ml_collections.ConfigDict:
     config.weights = ""         # file of the pre-trained CLIP, or "random"
     config.sentencepiece = ""   # vocabulary file of a SigLIP's text tower; a CLIP needs none
     config.checkpoint_every = 4000  # steps
+    config.keep = 2                 # checkpoints, the newest
+    config.keep_best = 0            # and so many with the best eval/mask_accuracy of all looks
     config.log_every = 20           # steps
     config.eval_every = 0           # steps between looks at config.eval's data set; 0: none
     config.eval_pictures = 4        # drawn with their named masks at each look

@@ -20,6 +20,7 @@ def get_config(arg: str = ""):
     config.weights = "hf://QuanSun/EVA-CLIP/EVA02_CLIP_B_psz16_s8B.pt"
     config.templates = TEMPLATES_14
     config.checkpoint_every = config.eval_every = 500
+    config.keep_best = 1
 
     common.semantic_family(config, 512)
     config.train.dataset, config.train.split = arg.dataset, "train"

@@ -26,8 +26,13 @@ from maskclippp_jax import config as configuration
 from maskclippp_jax import hosts, storage
 from maskclippp_jax import params as parameters
 
-# What may differ between two starts of the same run.
-_FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "train/workers")
+# What may differ between two starts of the same run: what is kept and shown, and what only the
+# hardware asks for, which changes the numbers by their rounding at most.
+_FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "checkpoint_every", "keep",
+              "keep_best", "train/workers", "train/accumulate", "train/skip_broken", "mesh/fsdp",
+              "remat", "dtype", "eval/batch_size")
+
+_BY = "eval/mask_accuracy"  # what the best checkpoints are chosen by
 
 # Seconds a save may take. Orbax reads them off the clock on the wall, which may be put right by a
 # day while it saves.
@@ -71,15 +76,17 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     wanted = configuration.to_json(config)
     file = workdir / "config.json"
     if hosts.agree(str(file), file.exists()):
-        found = json.loads(file.read_text())
-        differing = [k for k in sorted(set(_flat(found)) | set(_flat(wanted)))
-                     if k not in _FREE_KEYS and _flat(found).get(k) != _flat(wanted).get(k)]
+        found, now = _flat(json.loads(file.read_text())), _flat(wanted)
+        differing = {k: f"{k.replace('/', '.')} was {found.get(k)!r}, is now {now.get(k)!r}"
+                     for k in sorted(set(found) | set(now)) if found.get(k) != now.get(k)}
+        refused = [words for k, words in differing.items() if k not in _FREE_KEYS]
+        if refused:
+            more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+            raise ValueError(f"{workdir} holds a run of another configuration "
+                             f"({'; '.join(refused[:5])}{more}); take another --workdir, or start "
+                             "with the configuration it has")
         if differing:
-            shown = "; ".join(f"{k.replace('/', '.')} was {_flat(found).get(k)!r}, is now "
-                              f"{_flat(wanted).get(k)!r}" for k in differing[:5])
-            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise ValueError(f"{workdir} holds a run of another configuration ({shown}{more}); "
-                             "take another --workdir, or start with the configuration it has")
+            logging.info("the run was first started otherwise: %s", "; ".join(differing.values()))
         return Owner(workdir)
     first = workdir / "vocabulary.txt"
     there = [p.name for p in workdir.iterdir()] if workdir.exists() else []
@@ -103,22 +110,68 @@ def _flat(tree, prefix=""):
             for k, v in _flat(child, f"{prefix}{name}/").items()}
 
 
-def open_checkpoints(workdir: epath.Path, keep: int = 2, *, write: bool = True
-                     ) -> ocp.training.Checkpointer:
+class Best:
+    """Which of the checkpoints with a look at `config.eval`'s data set are the best ones.
+
+    A preservation policy of Orbax. What it goes by stands in `metrics.jsonl`, which is written
+    before a checkpoint is.
+    """
+
+    def __init__(self, workdir: epath.Path, count: int):
+        """Starts with the looks of earlier starts.
+
+        Args:
+          workdir: the run's folder.
+          count: how many of the best are kept.
+        """
+        self._count, self._accuracy = count, {}  # percent, by step
+        if count and (workdir / "metrics.jsonl").exists():
+            for line in (workdir / "metrics.jsonl").read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # cut off by the end of a run
+                    row = json.loads(line)
+                    self.add(row["step"], row)
+
+    def add(self, step: int, metrics: typing.Mapping[str, float]) -> bool:
+        """Whether the metrics of a step are of a look that counts, to be saved then."""
+        if self._count and _BY in metrics:
+            self._accuracy[step] = float(metrics[_BY])
+        return step in self._accuracy
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        looks = {c.step: self._accuracy[c.step] for c in checkpoints if c.step in self._accuracy}
+        best = sorted(looks, key=lambda step: (looks[step], step))[-self._count:]
+        return [c.step in best for c in checkpoints]
+
+    def sentence(self, workdir: epath.Path) -> str:
+        """How to use the best one that is there; empty if none is."""
+        paths = {step: workdir / "checkpoints" / str(step) for step in self._accuracy}
+        there = [step for step, path in paths.items() if path.exists() and _is_whole(path)]
+        if not there:
+            return ""
+        step = max(there, key=lambda step: (self._accuracy[step], step))
+        return (f"the best of its looks was after step {step} (mask accuracy "
+                f"{self._accuracy[step]:.1f} %): --checkpoint={paths[step]}")
+
+
+def open_checkpoints(workdir: epath.Path, keep: int = 2, best: Best | None = None, *,
+                     write: bool = True) -> ocp.training.Checkpointer:
     """The checkpoints of a run; use as a context manager, or close it.
 
     Args:
       workdir: the run's folder.
       keep: how many of the newest are kept.
+      best: which others are.
       write: whether the run itself asks, which first removes what is only half saved.
     """
     if write:
         _remove_half_saved(workdir / "checkpoints")
     policies, context = ocp.training.preservation_policies, ocp.Context()
     context.asynchronous.timeout_secs = _PATIENCE
+    kept = [policies.LatestN(keep), *([best] if best else [])]
     return ocp.training.Checkpointer(
         workdir / "checkpoints", cleanup_tmp_directories=False, context=context,
-        preservation_policy=policies.LatestN(keep),
+        preservation_policy=policies.AnyPreservationPolicy(kept),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 
 
@@ -141,14 +194,19 @@ def _is_whole(checkpoint: epath.Path) -> bool:
 
 
 @contextlib.contextmanager
-def saving(workdir: epath.Path, owner: Owner) -> typing.Iterator[ocp.training.Checkpointer]:
+def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best
+           ) -> typing.Iterator[ocp.training.Checkpointer]:
     """The checkpoints of a run that goes on; whole when the block ends.
+
+    Args:
+      workdir, keep, best: see `open_checkpoints`.
+      owner: of `open_run`.
 
     Raises:
       OSError: the disk is full (says what is left of the run), or there was another start.
     """
     try:
-        with open_checkpoints(workdir) as checkpoints:
+        with open_checkpoints(workdir, keep, best) as checkpoints:
             yield checkpoints
     except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
         owner.check()  # a later start removes what this one has half saved
@@ -272,12 +330,23 @@ def _checksums(tree: parameters.Tree) -> dict[str, jax.Array]:
     return {path: of(x) for path, x in parameters.flatten(tree).items()}
 
 
-def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
+def place_of(folder: epath.Path) -> tuple[epath.Path, int | None]:
+    """The run's folder, and the step, of one of its checkpoints; a run's own stands for itself."""
+    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        return folder.parent.parent, int(folder.name)
+    return folder, None
+
+
+def read_config(folder: epath.Path) -> ml_collections.ConfigDict:
     """The configuration a run was started with.
+
+    Args:
+      folder: the run's, or that of one of its checkpoints.
 
     Raises:
       FileNotFoundError: no run there.
     """
+    workdir, _ = place_of(folder)
     file = workdir / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"no run in {workdir} (no config.json there); give the --workdir "
@@ -285,13 +354,13 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     return configuration.from_json(json.loads(file.read_text()))
 
 
-def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, str]:
-    """The parameters of the newest checkpoint of a run, as numpy arrays on the host.
+def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, str]:
+    """The parameters in a checkpoint of a run, as numpy arrays on the host.
 
     Of a run that keeps a moving average of what it tunes (`ema_decay`) it is the average.
 
     Args:
-      workdir: the run's folder.
+      folder: that of the run, for its newest checkpoint, or that of a checkpoint.
       shapes: nested dict of all parameters (`params.abstract`).
 
     Returns:
@@ -301,13 +370,18 @@ def load_run(workdir: epath.Path, shapes: parameters.Tree) -> tuple[parameters.T
       FileNotFoundError: no checkpoint in it yet.
       ValueError: the checkpoint has other parameters (all differences are listed), or is damaged.
     """
+    workdir, step = place_of(folder)
     if not (workdir / "checkpoints").exists():
         raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
     with open_checkpoints(workdir, write=False) as checkpoints:
-        if checkpoints.latest is None:
+        steps = [c.step for c in checkpoints.checkpoints]
+        if not steps:
             raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
                                     "`train` again with the same --config and --workdir")
-        step = checkpoints.latest.step
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint of step "
+                                    f"{step}; it has those of {', '.join(map(str, sorted(steps)))}")
         folder = workdir / "checkpoints" / str(step)
         metadata = ocp.checkpointables_metadata(folder).metadata["state"]
         tuned = "ema" if "ema" in metadata else "trainable"

@@ -67,8 +67,12 @@ def check(config: ml_collections.ConfigDict | None, *,
          f"train.masks is {config.train.masks!r}; it can be {', '.join(MASKS)}")
     for key in ("batch_size", "steps", "num_masks", "size"):
         need(config.train[key] > 0, f"train.{key} is {config.train[key]}; it must be at least 1")
-    for key in ("checkpoint_every", "log_every"):
+    for key in ("checkpoint_every", "log_every", "keep"):
         need(config[key] > 0, f"{key} is {config[key]}; it must be at least 1")
+    need(config.keep_best >= 0, f"keep_best is {config.keep_best}; 0 means none")
+    need(config.keep_best == 0 or config.eval_every > 0,
+         f"keep_best is {config.keep_best}, but eval_every is 0, so that nothing tells which "
+         "checkpoint is best; set it to a number of steps")
     need(config.eval_every >= 0, f"eval_every is {config.eval_every}; 0 means never")
     need(config.eval_pictures >= 0, f"eval_pictures is {config.eval_pictures}; 0 means none")
     for key in ("alpha", "beta", "object_threshold", "overlap_threshold"):

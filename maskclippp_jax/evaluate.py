@@ -8,9 +8,10 @@
 Without `--bundle` every ground-truth mask is given to the model, which names it: mask accuracy, and
 what follows from masks named so. With it the masks are those of a bundle (`maskclippp_jax.masks`,
 launch/export). What is measured depends on the data sets (see evaluation/truth.py): mIoU, panoptic
-quality, average precision. `--checkpoint` is the folder of a training run, a checkpoint file, or
-"untuned" (the pre-trained CLIP, mean over templates); given several times, all are compared. An
-evaluation that was stopped goes on when the same command is given again.
+quality, average precision. `--checkpoint` is the folder of a training run (its newest checkpoint)
+or of one checkpoint in it (D/checkpoints/400), a checkpoint file, or "untuned" (the pre-trained
+CLIP, mean over templates); given several times, all are compared. An evaluation that was stopped
+goes on when the same command is given again.
 
 `--config.eval.short_sides=400,500 --config.eval.flip=True` averages the scores of label maps over
 versions of every picture (evaluation/augmented.py), of semantic data sets. `--bundle` is a folder
@@ -38,7 +39,7 @@ from ml_collections import config_flags
 from rich.progress import Progress as Bar
 
 from maskclippp_jax import (
-    cli, config as configuration, hosts, loading, predictions, sharding, storage)
+    checkpoint, cli, config as configuration, hosts, loading, predictions, sharding, storage)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import protocol as protocols
@@ -171,7 +172,9 @@ def models_of(config, names: list[str], shares: list[float]):
         model_config, params, what = loading.load_checkpoint(name, config)
         for share, facts, weights in on_the_way(name, config, model_config, params, shares):
             part = "" if share is None else f" x {share:g}"
-            yield (epath.Path(name).name + part, what + part, facts,
+            folder, step = checkpoint.place_of(epath.Path(name))
+            title = folder.name + ("" if step is None else f" step {step}")
+            yield (title + part, what + part, facts,
                    runs.Model(model_config, weights))
 
 

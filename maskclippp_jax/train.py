@@ -107,8 +107,9 @@ def main(argv):
             wandb=wandb and run_log.open_wandb(
                 wandb, WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
-        compiled = None
-        with checkpoint.saving(workdir, owner) as checkpoints, jax.transfer_guard("disallow"):
+        compiled, best = None, checkpoint.Best(workdir, config.keep_best)
+        with (checkpoint.saving(workdir, owner, config.keep, best) as checkpoints,
+              jax.transfer_guard("disallow")):
             while done < config.train.steps and not preemption.reached(done):
                 with log.waiting():
                     batch = next(batches)
@@ -138,7 +139,7 @@ def main(argv):
                 if done % config.log_every == 0:
                     owner.check()
                     log.flush()  # also stops on a loss that is not finite, before it is saved
-                if done % config.checkpoint_every == 0:
+                if best.add(done, metrics) or done % config.checkpoint_every == 0:
                     owner.check()
                     log.send()  # the record is never behind the checkpoint
                     checkpoint.save(checkpoints, state, done)
@@ -152,6 +153,8 @@ def main(argv):
         logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on "
                      "from there", done, config.train.steps)
         return
+    if words := best.sentence(workdir):
+        logging.info(words)
     logging.info("tuned for %d steps; next: python -m maskclippp_jax.evaluate --config=... "
                  "--checkpoint=%s --workdir=...", config.train.steps, workdir)
 

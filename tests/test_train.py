@@ -1,6 +1,8 @@
 """Whole runs of a tiny model: learning, resuming, meshes, and what must stop a run."""
 
 import json
+import re
+import shutil
 import signal
 import time
 
@@ -86,6 +88,52 @@ def test_a_killed_run_in_a_bucket_gives_the_numbers_of_a_folder_and_can_be_read(
         assert here["mask_accuracy"] == there["mask_accuracy"]
         assert here["semantic"] == there["semantic"]
         assert not bucket.exists("bucket/results/progress")
+
+
+def test_a_run_goes_on_with_other_hardware_and_another_precision(place, whole):
+    for run, flags, devices, exact in (
+            ("moved", ["--config.mesh.fsdp=4", "--config.train.accumulate=2"], 4, 1e-4),
+            ("coarser", ["--config.dtype=bfloat16", "--config.remat=full"], 1, 0.05)):
+        shutil.copytree(place / "whole", place / run)
+        shutil.rmtree(place / run / "checkpoints/12")
+        done = train(place, run, *flags, devices=devices)
+        assert done.returncode == 0, done.stderr
+        assert "resuming after step 8" in done.stderr
+        for flag in flags:
+            key, value = flag.removeprefix("--config.").split("=")
+            assert re.search(rf"{re.escape(key)} was \S+, is now '?{value}", done.stderr)
+        assert metrics(place, run)[:8] == whole[:8]
+        for a, b in zip(metrics(place, run)[8:], whole[8:], strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=exact)
+        assert metrics(place, run) != whole  # it did what was asked
+
+
+def test_the_checkpoints_of_the_best_looks_are_kept_and_can_be_named(place, whole):
+    # Each start ends at another step; what was best before it began still counts after it.
+    flags = ["--config.eval_every=2", "--config.keep=1", "--config.keep_best=2",
+             "--config.eval_pictures=0", "--config.optimizer.learning_rate=0.1"]
+    process = train(place, "best", *flags, "--config.log_every=1", wait=False)
+    while not (place / "best/checkpoints/6").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = train(place, "best", *flags)
+    assert done.returncode == 0, done.stderr
+    looks = {m["step"]: m["eval/mask_accuracy"] for m in metrics(place, "best")
+             if "eval/mask_accuracy" in m}
+    assert list(looks) == [2, 4, 6, 8, 10, 12]
+    best = sorted(looks, key=lambda step: (looks[step], step))
+    there = {p.name for p in (place / "best/checkpoints").iterdir()}
+    assert there == {str(step) for step in (*best[-2:], 12)}
+    folder = f"{place}/best/checkpoints/{best[-1]}"
+    assert (f"was after step {best[-1]} (mask accuracy {looks[best[-1]]:.1f} %): "
+            f"--checkpoint={folder}") in done.stderr
+    done = command(place, "evaluate", f"--checkpoint={folder}", f"--workdir={place}/of_best")
+    assert done.returncode == 0, done.stderr
+    model, = json.loads((place / "of_best/results.json").read_text())["models"]
+    assert model["name"] == f"best step {best[-1]}"
+    assert model["mask_accuracy"]["mMaskAcc"] == pytest.approx(looks[best[-1]], abs=1e-6)
 
 
 def test_one_and_eight_devices_give_the_same_numbers(place, whole):
@@ -187,7 +235,8 @@ def test_a_folder_of_another_run_is_refused(place, whole):
 
 @pytest.mark.parametrize("flags, words", [
     (["--config.train.stpes=3"], 'has no key stpes; Did you mean "steps"'),
-    (["--config.dtype=float8"], "dtype is 'float8'"),
+    (["--config.dtype=float8"], "dtype is 'float8'"), (["--config.keep=0"], "keep is 0"),
+    (["--config.keep_best=1"], "keep_best is 1, but eval_every is 0"),
     (["--config.train.batch_size=0"], "train.batch_size is 0"),
     (["--config.train.size=30"], "wants a multiple of 8"),
     (["--config.tune.image=half"], "tune.image is 'half'"),
