@@ -42,7 +42,7 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
         table.add_row(*row) if row else table.add_section()
     _CONSOLE.print(table)
     for key, value in protocol.items():
-        _CONSOLE.print(f"  {key}: {value}", soft_wrap=True, markup=False, highlight=False)
+        _CONSOLE.print(f"  {key}: {_words(value)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def markdown(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing.Any]) -> str:
@@ -51,7 +51,14 @@ def markdown(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing
     line = lambda cells: "| " + " | ".join(map(plain, cells)) + " |\n"
     text = line(["percent", *(m["name"] for m in models)]) + line(["---"] + ["---:"] * len(models))
     text += "".join(line(row) for row in result_rows(models) if row)
-    return text + "\n" + "".join(f"- {key}: {value}\n" for key, value in protocol.items())
+    return text + "\n" + "".join(f"- {key}: {_words(value)}\n" for key, value in protocol.items())
+
+
+def _words(value: typing.Any) -> str:
+    """A protocol within a protocol in one line."""
+    if isinstance(value, typing.Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value)
 
 
 def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
@@ -119,6 +126,8 @@ def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
             row(key, "instances", key)
         for key, what in (("APs", "small"), ("APm", "medium"), ("APl", "large")):
             row(f"AP of {what} masks", "instances", key)
+        for key, what in (("APr", "rare"), ("APc", "common"), ("APf", "frequent")):
+            row(f"AP of {what} classes", "instances", key)
     return rows
 
 

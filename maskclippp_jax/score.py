@@ -56,12 +56,14 @@ def main(argv):
         results["panoptic"] = score_panoptic(folder, categories, list(read), lambda name: (
             coco_files.read_ids(read[name].file), read[name].segments))
     if INSTANCES_JSON.value:
-        categories, pictures = coco_files.read_instances(INSTANCES_JSON.value)
+        categories, frequency, pictures = coco_files.read_instances(INSTANCES_JSON.value)
         names = {p.name: p.name for p in pictures.values()}
         names |= {i: p.name for i, p in pictures.items()}
-        segments = {p.name: p.segments for p in pictures.values()}
-        results["instances"] = score_instances(folder, manifest, categories, names,
-                                               segments.__getitem__, INSTANCES_JSON.value)
+        facts = {p.name: dict(true=p.segments, negative=p.negative,
+                              not_exhaustive=p.not_exhaustive) for p in pictures.values()}
+        results["instances"] = score_instances(
+            folder, manifest, InstanceSegmentation(categories, frequency), names,
+            facts.__getitem__, INSTANCES_JSON.value)
     if not results:
         raise ValueError("got no ground truth; give --dataset, --panoptic_json with "
                          "--panoptic_dir, or --instances_json")
@@ -96,7 +98,9 @@ def score_dataset(folder: str, manifest: dict | None) -> dict:
         ids = manifest["pictures"] if manifest else {n: int(n) for n in truth.ids if n.isdigit()}
         names = {n: n for n in truth.ids} | {i: n for n, i in ids.items() if n in truth.ids}
         results["instances"] = score_instances(
-            folder, manifest, truth.instance_categories, names, truth.instances, DATASET.value)
+            folder, manifest,
+            InstanceSegmentation(truth.instance_categories, truth.instance_frequency), names,
+            truth.instances, DATASET.value)
     return results
 
 
@@ -140,17 +144,17 @@ def score_panoptic(folder: str, categories: dict[int, bool], names: list[str],
     return with_ranges(metric)
 
 
-def score_instances(folder: str, manifest: dict | None, categories: list[int],
-                    names: dict[int | str, str], read_truth: typing.Callable[[str], list[dict]],
+def score_instances(folder: str, manifest: dict | None, metric: InstanceSegmentation,
+                    names: dict[int | str, str], read_truth: typing.Callable[[str], dict],
                     truth: str) -> dict:
     """Results of instances. Draws of pictures are not offered: each would be a whole scoring.
 
     Args:
       folder: of the predictions.
       manifest: of the predictions, if they are ours.
-      categories: ids of all categories.
+      metric: without pictures.
       names: of all pictures, by whatever a prediction may call them.
-      read_truth: the instances of a picture, as `InstanceSegmentation` wants them.
+      read_truth: what `InstanceSegmentation.process` wants to know of a picture.
       truth: where the truth is from, for messages.
     """
     file = str(storage.path(folder) / "instances.json")
@@ -163,9 +167,8 @@ def score_instances(folder: str, manifest: dict | None, categories: list[int],
             raise ValueError(f"{file} has the picture {row['image_id']}, which {truth} lacks; "
                              "score it against its own truth")
         found[names[row["image_id"]]].append(row)
-    metric = InstanceSegmentation(categories)
     for name in found:
-        metric.process(name, found[name], read_truth(name))
+        metric.process(name, found[name], **read_truth(name))
     return metric.evaluate()
 
 

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -170,6 +171,36 @@ def test_other_tools_read_our_files(place):
         assert row["image_id"] == coco_id(number)
         assert {s["id"]: s["area"] for s in row["segments_info"]} == dict(
             zip(*(x.tolist() for x in np.unique(ids, return_counts=True))))
+
+
+def test_lvis_is_scored_by_its_own_rules_from_either_truth(tmp_path):
+    archives = ROOT / "tests/fixtures/coco2017/archives"
+    prepare = [sys.executable, "-m", "maskclippp_jax.prepare", "lvis_1203",
+               f"--raw_dir={archives}", f"--data_dir={tmp_path}/data"]
+    subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    source = records.open_source(f"{tmp_path}/data", "lvis_1203", "validation")
+    rows = [source.records[i] for i in range(len(source.records))]
+    names = [records.id_of(row) for row in rows]
+    writer = predictions.Writer(tmp_path / "found", source.vocabulary,
+                                {name: int(name) for name in names})
+    for name, row in zip(names, rows):
+        masks, classes = records.decode_masks(row), list(row["table"]["class_id"])
+        if 224 not in classes:  # a wrong one of a class that is annotated in another picture only
+            more = np.ones((1, *records.size_of(row["segments"])), bool)
+            masks, classes = np.concatenate([masks, more]), [*classes, 224]
+        writer.instances(name, np.linspace(0.5, 0.9, len(masks)), np.array(classes), masks)
+    writer.finish(names, dict(model="none"))
+    with zipfile.ZipFile(archives / "lvis_v1_val.json.zip") as archive:
+        archive.extract("lvis_v1_val.json", tmp_path)
+    got = []
+    for flags in (dict(dataset="lvis_1203", data_dir=f"{tmp_path}/data"),
+                  dict(instances_json=f"{tmp_path}/lvis_v1_val.json")):
+        done = command(tmp_path, predictions="found", output="results.json", samples=0, **flags)
+        assert done.returncode == 0, done.stderr
+        assert "AP of rare classes" in done.stdout and "made_with: model none" in done.stdout
+        got.append(json.loads((tmp_path / "results.json").read_text())["instances"])
+    assert got[0] == got[1]
+    assert got[0]["AP"] == got[0]["APf"] == pytest.approx(100) and got[0]["APr"] is None
 
 
 def test_ids_of_24_bits_survive_their_colours(tmp_path, rng):

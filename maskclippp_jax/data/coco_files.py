@@ -26,6 +26,8 @@ class PanopticPicture(typing.NamedTuple):
 class InstancePicture(typing.NamedTuple):
     name: str
     segments: list[dict]  # category_id, segmentation (run lengths) and, in truth, iscrowd and area
+    negative: list[int]        # of LVIS: categories that are certainly absent
+    not_exhaustive: list[int]  # and those of which there may be more
 
 
 def picture_name(file: str) -> str:
@@ -66,18 +68,28 @@ def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[Panopti
     return {c["id"]: bool(c["isthing"]) for c in content["categories"]}, pictures
 
 
-def read_instances(file: str) -> tuple[list[int], dict[int | str, InstancePicture]]:
+def read_instances(file: str) -> tuple[list[int], dict[int, str] | None,
+                                       dict[int | str, InstancePicture]]:
     """Reads the ground truth of instances.
 
     Args:
-      file: path of a JSON with images, annotations (polygons or run lengths) and categories.
+      file: path of a JSON with images, annotations (polygons or run lengths) and categories, of
+        COCO or LVIS.
 
     Returns:
-      The ids of the categories, and the pictures by their id in the file.
+      The ids of the categories, their frequencies ("r", "c", "f") if it is of LVIS, and the
+      pictures by their id in the file.
     """
     content = _read_json(file, "images", "annotations", "categories")
-    pictures = {image["id"]: InstancePicture(picture_name(image["file_name"]), [])
-                for image in content["images"]}
+    pictures = {}
+    for image in content["images"]:
+        name = image.get("file_name") or image.get("coco_url")  # LVIS has the address alone
+        if not name:
+            raise ValueError(f"{file} has the image {image['id']} without a file_name, wanted a "
+                             "JSON of COCO or LVIS")
+        pictures[image["id"]] = InstancePicture(
+            picture_name(name), [], image.get("neg_category_ids", []),
+            image.get("not_exhaustive_category_ids", []))
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for row in content["annotations"]:
         image = row["image_id"]
@@ -89,7 +101,8 @@ def read_instances(file: str) -> tuple[list[int], dict[int | str, InstancePictur
             category_id=row["category_id"], segmentation=segmentation,
             iscrowd=row.get("iscrowd", 0),
             area=row.get("area", float(rle.area(segmentation)))))
-    return [c["id"] for c in content["categories"]], pictures
+    frequency = {c["id"]: c["frequency"] for c in content["categories"] if "frequency" in c}
+    return [c["id"] for c in content["categories"]], frequency or None, pictures
 
 
 def read_results(file: str) -> list[dict]:

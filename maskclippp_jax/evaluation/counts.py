@@ -45,7 +45,8 @@ class Evaluation:
                 semantic=SemanticSegmentation(vocabulary.num_classes, IGNORE, seen),
                 boundary=BoundaryIoU(vocabulary.num_classes, IGNORE)),
             panoptic=lambda: dict(panoptic=PanopticQuality(truth.categories)),
-            instances=lambda: dict(instances=InstanceSegmentation(truth.instance_categories)))
+            instances=lambda: dict(instances=InstanceSegmentation(
+                truth.instance_categories, truth.instance_frequency)))
         self.metrics: dict[str, metrics.Metric] = {}
         for part in parts:
             self.metrics |= make[part]()
@@ -81,7 +82,7 @@ class Evaluation:
             rows = [dict(category_id=dataset_ids[c], score=float(score),
                          segmentation=instance.encode(mask))
                     for score, c, mask in zip(scores, classes, masks)]
-            m["instances"].process(image_id, rows, self.truth.instances(image_id))
+            m["instances"].process(image_id, rows, **self.truth.instances(image_id))
             if self.writer:
                 self.writer.instances(image_id, scores, classes, masks)
 
@@ -94,7 +95,7 @@ class Evaluation:
             ids, segments = self.truth.panoptic(image_id)
             m["panoptic"].process(np.zeros_like(ids), [], ids, segments)
         if "instances" in m:
-            m["instances"].process(image_id, [], self.truth.instances(image_id))
+            m["instances"].process(image_id, [], **self.truth.instances(image_id))
 
     def results(self, samples: int, seed: int) -> dict:
         """Values of all metrics; ranges of `samples` draws of pictures, confusions if offered."""

@@ -64,13 +64,14 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Se
         protocol["thresholds"] = (f"score > {settings.object_threshold}, overlap >= "
                                   f"{settings.overlap_threshold}")
     if "instances" in truth.parts:
-        protocol["instances"] = f"{settings.num_instances} a picture"
+        rules = "COCO" if truth.instance_frequency is None else "LVIS"
+        protocol["instances"] = f"{settings.num_instances} a picture, by the rules of {rules}"
     return protocol
 
 
 def code_version() -> str:
     """The commit of a checkout, or the version of the installed package."""
-    folder = pathlib.Path(__file__).parents[1]
+    folder = pathlib.Path(__file__).parents[2]
     if (folder / ".git").exists():
         try:
             done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -176,7 +176,7 @@ def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing
             panoptic = ids, [dict(s, category_id=dataset_ids.index(s["category_id"]), isthing=bool(
                 truth.categories[s["category_id"]])) for s in segments]
         if "instances" in parts:
-            true = truth.instances(image_id)
+            true = truth.instances(image_id)["true"]
             shapes = [decode(t["segmentation"]) for t in true]
             numbers, classes = oracle.instances(
                 masks, np.stack(shapes) if shapes else np.zeros((0, *masks.shape[1:]), bool),

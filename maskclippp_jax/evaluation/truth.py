@@ -4,6 +4,7 @@ The kind of a data set decides what it is the truth of. ADE20K, for example, has
 panoptic segments and instances in three data sets; a table of all results needs all three.
 """
 
+import importlib.resources
 import typing
 
 import numpy as np
@@ -75,6 +76,16 @@ class Truth:
         vocabulary = self._of["instances"][0].vocabulary
         return [i for i, thing in zip(vocabulary.dataset_ids, vocabulary.is_thing) if thing]
 
+    @property
+    def instance_frequency(self) -> dict[int, str] | None:
+        """For each category of LVIS how many pictures for training have it: "r" (10 at most), "c"
+        (100 at most) or "f"; None for other data sets."""
+        vocabulary = self._of["instances"][0].vocabulary
+        if vocabulary.name != "lvis_1203":
+            return None
+        file = importlib.resources.files("maskclippp_jax.data") / "lvis_frequency.txt"
+        return dict(zip(vocabulary.dataset_ids, file.read_text().split()[-1], strict=True))
+
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Height and width of each picture."""
         return records.sizes_of(self.records)
@@ -94,22 +105,17 @@ class Truth:
                                                               "area")))]
         return records.decode_segments(record["segments"]).astype(np.int64), segments
 
-    def instances(self, image_id: str) -> list[dict]:
-        """What `InstanceSegmentation` wants of each instance.
-
-        Raises:
-          ValueError: the truth is that of LVIS, which is scored by other rules.
-        """
+    def instances(self, image_id: str) -> dict[str, list]:
+        """What `InstanceSegmentation.process` wants to know: true, negative, not_exhaustive."""
         record = self.record(image_id, "instances")
-        if len(record["negative_classes"]) or len(record["not_exhaustive_classes"]):
-            raise ValueError(f"{self.what} lists classes that are not annotated in every picture "
-                             "(LVIS); its federated AP is not offered, save the predictions and "
-                             "score them with the lvis package")
         table, ids = record["table"], self._of["instances"][0].vocabulary.dataset_ids
         rows = zip(records.decode_masks(record), *(table[k] for k in (
             "class_id", "is_thing", "is_crowd", "area")))
-        return [dict(category_id=ids[c], segmentation=instance.encode(mask), iscrowd=int(crowd),
-                     area=float(area)) for mask, c, thing, crowd, area in rows if thing]
+        return dict(
+            true=[dict(category_id=ids[c], segmentation=instance.encode(mask), iscrowd=int(crowd),
+                       area=float(area)) for mask, c, thing, crowd, area in rows if thing],
+            negative=[ids[c] for c in record["negative_classes"]],
+            not_exhaustive=[ids[c] for c in record["not_exhaustive_classes"]])
 
     def record(self, image_id: str, part: str) -> dict:
         """A picture's record in the data set that is the truth of a part."""

@@ -22,7 +22,7 @@ from maskclippp_jax import inference, metrics, params as parameters
 from maskclippp_jax.data import build, bundle_writer, images, records, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.transforms import Version
-from maskclippp_jax.evaluation import runs, segmenter
+from maskclippp_jax.evaluation import protocol, runs, segmenter
 from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
 from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.evaluation.truth import IGNORE, Truth, open_truth
@@ -182,6 +182,14 @@ def generated(place, config, model, truth, mesh, programs):
     with jax.set_mesh(mesh):
         return list(runs.name_bundle(config, model, truth, PARTS, mesh, range(4),
                                      Bundle(place / "open")))
+
+
+def test_the_protocol_names_the_commit_of_a_checkout():
+    done = subprocess.run(["git", "describe", "--always", "--abbrev=12"], cwd=ROOT,
+                          capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("this is no checkout")
+    assert protocol.code_version().removesuffix("-dirty") == done.stdout.strip()
 
 
 def test_pictures_of_one_canvas_share_a_program(generated, programs):

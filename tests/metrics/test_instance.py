@@ -107,6 +107,105 @@ def test_neither_the_order_of_pictures_nor_their_host_matters():
         first.add_state(second.state())
 
 
+def lvis(*pictures, categories=(1, 2, 3)):
+    """The metric by the rules of LVIS, after pictures of (predicted, true, negative, more)."""
+    metric = InstanceSegmentation(categories, {i: "rcf"[i % 3] for i in categories})
+    for number, picture in enumerate(pictures):
+        metric.process(f"p{number:02}", *picture)
+    return metric
+
+
+def test_lvis_looks_at_a_class_where_it_is_annotated_or_absent_only():
+    hit, wrong = predicted(box(0, 9), 0.5), predicted(box(30, 39), 0.9)
+    where = [true(box(0, 9))]
+    assert lvis(([hit], where), ([wrong], [])).evaluate()["AP"] == pytest.approx(100)
+    assert lvis(([hit], where), ([wrong], [], [2, 3])).evaluate()["AP"] == pytest.approx(100)
+    assert lvis(([hit], where), ([wrong], [], [1])).evaluate()["AP"] == pytest.approx(50)
+
+
+def test_lvis_forgives_what_matches_nothing_where_there_may_be_more():
+    found = [predicted(box(0, 9), 0.5), predicted(box(30, 39), 0.9)]
+    where = [true(box(0, 9))]
+    assert lvis((found, where)).evaluate()["AP"] == pytest.approx(50)
+    assert lvis((found, where, [], [2])).evaluate()["AP"] == pytest.approx(50)
+    assert lvis((found, where, [], [1])).evaluate()["AP"] == pytest.approx(100)
+
+
+def test_lvis_takes_the_best_300_predictions_of_a_picture_and_groups_classes_by_frequency():
+    where = [true(box(0, 9)), true(box(0, 9), 2)]
+    others = [predicted(box(30, 39), 0.9, 3)] * 299  # not looked at, but they take their place
+    got = lvis(([*others, predicted(box(0, 9), 0.2), predicted(box(0, 9), 0.1, 2)], where))
+    assert got.evaluate()["per_category"] == {1: pytest.approx(100), 2: 0, 3: None}
+    assert [got.evaluate()[name] for name in ("APr", "APc", "APf")] == [
+        None, pytest.approx(100), 0]
+
+
+def random_pictures(seed):
+    """Thirty pictures with four classes each, twelve in all; some have more than is annotated."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for number in range(30):
+        def rectangle(near=None):
+            if near is None:
+                height, width = rng.integers(4, 110, 2)
+                near = rng.integers(120 - height), rng.integers(160 - width), height, width
+            else:
+                near = np.maximum(near + rng.integers(-5, 6, 4), 1)
+            mask = np.zeros((120, 160), bool)
+            mask[near[0]:near[0] + near[2], near[1]:near[1] + near[3]] = True
+            return near, encode(mask)
+
+        classes = rng.permutation(12) + 1
+        annotated, found = [], []
+        for category in classes[:4].repeat(2):
+            place, segmentation = rectangle()
+            annotated.append(true(segmentation, int(category)))
+            found += [predicted(rectangle(place)[1], round(rng.random(), 2), int(category))
+                      for _ in range(rng.integers(3))]
+        for category in rng.integers(1, 13, 320 if number == 3 else 12):
+            found.append(predicted(rectangle()[1], round(0.8 * rng.random(), 2), int(category)))
+        more = [int(c) for c in (*classes[:2], classes[10]) if rng.random() < 0.5]
+        pictures.append((found, annotated, classes[4:6 + number % 3].tolist(), more))
+    return pictures
+
+
+@pytest.mark.parametrize("seed, wanted", [
+    (0, [20.184080466, 32.641276780, 22.535000034, 5.996143067, 27.442163153, 37.188118812,
+         21.061786124, 19.203130477, 20.287324797]),
+    (1, [17.495069815, 31.728347209, 16.739911190, 3.484808005, 23.759672302, 34.199669967,
+         15.599741328, 18.624058061, 18.261410055])])
+def test_lvis_gives_the_numbers_of_its_own_package(seed, wanted):
+    """They were computed by LVISEval of lvis 0.5.3 on the same pictures."""
+    got = lvis(*random_pictures(seed), categories=range(1, 13)).evaluate()
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+    assert [got[name] for name in names] == pytest.approx(wanted, abs=1e-8)
+
+
+def test_lvis_is_coco_where_all_is_annotated():
+    coco = InstanceSegmentation(range(1, 13))
+    pictures = random_pictures(2)
+    del pictures[3]  # which has more than 300 predictions
+    for number, (found, annotated, _, _) in enumerate(pictures):
+        coco.process(f"p{number:02}", found, annotated)
+    one = lvis(*((found, annotated, range(1, 13)) for found, annotated, _, _ in pictures),
+               categories=range(1, 13))
+    for a, b in zip(one.precision(), coco.precision()):
+        np.testing.assert_array_equal(a, b)
+    half, rest = (lvis(categories=range(1, 13)) for _ in range(2))  # as two hosts count
+    for number, (found, annotated, _, _) in enumerate(pictures):
+        (half if number % 3 else rest).process(f"p{number:02}", found, annotated, range(1, 13))
+    half.add_state(rest.state())
+    assert half.evaluate() == one.evaluate()
+
+
+def test_what_is_not_annotated_is_refused_by_the_rules_of_coco():
+    metric = InstanceSegmentation([1])
+    with pytest.raises(ValueError, match="which classes are not annotated in it, as LVIS does"):
+        metric.process("a", [], [], [1])
+    with pytest.raises(ValueError, match="unknown categories .4."):
+        lvis(([], [], [4]))
+
+
 @pytest.mark.parametrize("image, found, says", [
     ("a", [], "a was given before"),
     ("b", [predicted(box(0, 9), 0.5, 4)], "unknown categories .4."),
