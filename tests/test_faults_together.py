@@ -187,6 +187,20 @@ def test_processes_fall_back_together(place, whole, damage):
     assert metrics(place, workdir) == whole
 
 
+def test_a_run_goes_on_with_another_number_of_processes(place, whole):
+    assert runs.train(place, "alone", *LONG, devices=2).returncode == 0
+    for run, source in (("as one", "whole"), ("as two", "alone")):
+        shutil.copytree(place / source, place / run)
+        shutil.rmtree(place / run / "checkpoints/60")
+        if run == "as one":
+            done = runs.train(place, run, *LONG, devices=2)
+            assert done.returncode == 0 and "resuming after step 56" in done.stderr
+        else:
+            assert "resuming after step 56" in finish(start(place, run))[0]
+        for a, b in zip(metrics(place, run), whole, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-6)
+
+
 def test_a_process_may_start_its_steps_much_later_than_another(place, whole):
     both = start(place, "late")
     wait_until((place / "late/owner.txt").exists, both[0])
