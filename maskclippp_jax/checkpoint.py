@@ -183,7 +183,12 @@ def _remove_half_saved(folder: epath.Path) -> None:
     if jax.process_index() == 0 and folder.exists():
         for path in folder.iterdir():
             if re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name) and not _is_whole(path):
-                path.rmtree()
+                # Under another name first, so that an older start cannot add to it meanwhile.
+                # (Objects of a bucket have none; what is added there never becomes sound.)
+                with contextlib.suppress(FileNotFoundError):  # it has just become a whole one
+                    if not storage.on_bucket(path):
+                        path = path.rename(path.with_name(f"{path.name}-{uuid.uuid4().hex}"))
+                    path.rmtree()
     hosts.wait_for_all("remove_half_saved")
 
 

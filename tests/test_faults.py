@@ -1,11 +1,15 @@
 """Faults that really happen to a run: it loses nothing but steps, and says what happened."""
 
+import concurrent.futures
+import contextlib
+import itertools
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -97,6 +101,31 @@ def test_of_two_starts_in_one_folder_the_older_one_ends(place, whole):
     with pytest.raises(OSError, match="taken over by a later start"):
         older.check()
     assert metrics(place, "twice") == whole
+
+
+def test_what_an_older_start_is_saving_is_removed_while_it_saves(tmp_path):
+    folder, ended = tmp_path / "checkpoints", threading.Event()
+
+    def save():
+        for number in itertools.count():
+            if ended.is_set():
+                return
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                state = folder / "8.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp"
+                state.mkdir(parents=True, exist_ok=True)
+                (state / str(number)).write_bytes(b"x")
+
+    (folder / "4").mkdir(parents=True)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        older = pool.submit(save)
+        try:
+            for _ in range(200):
+                checkpoint._remove_half_saved(checkpoint.epath.Path(folder))
+        finally:
+            ended.set()
+        older.result()
+    checkpoint._remove_half_saved(checkpoint.epath.Path(folder))
+    assert [p.name for p in folder.iterdir()] == ["4"]
 
 
 POISON = """
