@@ -10,8 +10,11 @@ position in the data needs no file of its own: it follows from the seed and the 
 
 import contextlib
 import json
+import logging as standard_logging
 import math
 import re
+import secrets
+import time
 import typing
 import uuid
 
@@ -38,6 +41,8 @@ _BY = "eval/mask_accuracy"  # what the best checkpoints are chosen by
 # day while it saves.
 _PATIENCE = 2 * 24 * 3600
 
+_GRACE = 30  # seconds in which processes that fail together may still finish a save
+
 # What a full disk is called by the different parts that write.
 _FULL = ("No space left", "quota exceeded", "RESOURCE_EXHAUSTED")
 
@@ -49,17 +54,22 @@ class Owner:
     """
 
     def __init__(self, workdir: epath.Path):
-        self._workdir, self._file, self._mine = workdir, workdir / "owner.txt", uuid.uuid4().hex
+        self._workdir, self._file = workdir, workdir / "owner.txt"
+        self._mine = str(hosts.first_says(secrets.randbits(31)))
         if jax.process_index() == 0:
             storage.write(self._file, self._mine)
 
-    def check(self) -> None:
+    def check(self, *, everywhere: bool = False) -> None:
         """To be called before anything of the run is written.
+
+        Args:
+          everywhere: whether all processes look, not only the one that writes.
 
         Raises:
           OSError: there was another start.
         """
-        if jax.process_index() == 0 and self._file.read_text() != self._mine:
+        looks = everywhere or jax.process_index() == 0
+        if looks and self._file.read_text() != self._mine:
             raise OSError(f"{self._workdir} was taken over by a later start, so this one ends and "
                           "writes nothing more; let only one run at a time")
 
@@ -198,10 +208,62 @@ def _is_whole(checkpoint: epath.Path) -> bool:
         not in_bucket or (checkpoint / "commit_success.txt").exists())
 
 
+class Saver:
+    """Saves the checkpoints of a run in the background, one after the other."""
+
+    def __init__(self, checkpoints: ocp.training.Checkpointer, owner: Owner):
+        """See `saving`, which makes it."""
+        self._checkpoints, self._owner, self.failures = checkpoints, owner, _Failures()
+
+    def check(self) -> None:
+        """To be called before anything of the run is written.
+
+        Raises:
+          OSError: there was another start.
+          Exception: whatever has made the last save fail on this process.
+        """
+        for error in self.failures.errors:
+            raise error
+        self._owner.check()
+
+    def save(self, state: dict, step: int) -> None:
+        """Saves in the background, once the one before is whole; the state may be donated at once.
+
+        Raises: see `check`.
+        """
+        self.finish()
+        save(self._checkpoints, state, step)
+
+    def finish(self, seconds: float = math.inf) -> None:
+        """Waits until all is saved, or for some seconds.
+
+        Raises: see `check`.
+        """
+        until = time.monotonic() + seconds
+        while self._checkpoints.is_saving_in_progress() and time.monotonic() < until:
+            self.check()
+            time.sleep(0.05)
+
+
+class _Failures(standard_logging.Handler):
+    """Why the part of a checkpoint that this process saves could not be saved.
+
+    Orbax logs it at once, but raises it only after all processes have met once more; the others,
+    whose parts may be whole, first wait for this one.
+    """
+
+    def __init__(self):
+        super().__init__(standard_logging.ERROR)
+        self.errors: list[BaseException] = []
+
+    def emit(self, record: standard_logging.LogRecord) -> None:
+        if record.module == "async_checkpointer" and record.exc_info:
+            self.errors.append(record.exc_info[1])
+
+
 @contextlib.contextmanager
-def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best
-           ) -> typing.Iterator[ocp.training.Checkpointer]:
-    """The checkpoints of a run that goes on; whole when the block ends.
+def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best) -> typing.Iterator[Saver]:
+    """What saves the checkpoints of a run that goes on; all are whole when the block ends.
 
     Args:
       workdir, keep, best: see `open_checkpoints`.
@@ -210,11 +272,25 @@ def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best
     Raises:
       OSError: the disk is full (says what is left of the run), or there was another start.
     """
+    checkpoints = open_checkpoints(workdir, keep, best)
+    saver, logger = Saver(checkpoints, owner), logging.get_absl_logger()
+    logger.addHandler(saver.failures)
     try:
-        with open_checkpoints(workdir, keep, best) as checkpoints:
-            yield checkpoints
+        try:
+            yield saver
+            saver.finish()
+        except BaseException:
+            # A process that fails alone would wait for others that wait for it. It ends at once
+            # (see `hosts.together`); if all fail together, what they were saving becomes whole.
+            if jax.process_count() > 1:
+                with contextlib.suppress(Exception):
+                    saver.finish(_GRACE)
+            else:
+                checkpoints.close()
+            raise
+        checkpoints.close()
     except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
-        owner.check()  # a later start removes what this one has half saved
+        owner.check(everywhere=True)  # a later start removes what this one has half saved
         if not any(words in str(error) for words in _FULL):
             raise
         folder = workdir / "checkpoints"
@@ -223,6 +299,8 @@ def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best
         left = f"the last whole checkpoint is of step {whole[-1]}" if whole else "nothing was saved"
         raise OSError(f"{workdir} could not be written ({' '.join(str(error).split())[:300]}); "
                       f"{left}; make room and start the same line again") from None
+    finally:
+        logger.removeHandler(saver.failures)
 
 
 def save(checkpoints: ocp.training.Checkpointer, state: dict, step: int) -> None:

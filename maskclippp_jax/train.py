@@ -108,7 +108,7 @@ def main(argv):
                 wandb, WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
         compiled, best = None, checkpoint.Best(workdir, config.keep_best)
-        with (checkpoint.saving(workdir, owner, config.keep, best) as checkpoints,
+        with (checkpoint.saving(workdir, owner, config.keep, best) as saver,
               jax.transfer_guard("disallow")):
             while done < config.train.steps and not preemption.reached(done):
                 with log.waiting():
@@ -137,17 +137,17 @@ def main(argv):
                 log.add(done, metrics)
                 profile.after(done, metrics)
                 if done % config.log_every == 0:
-                    owner.check()
+                    saver.check()
                     log.flush()  # also stops on a loss that is not finite, before it is saved
                 if best.add(done, metrics) or done % config.checkpoint_every == 0:
-                    owner.check()
+                    saver.check()
                     log.send()  # the record is never behind the checkpoint
-                    checkpoint.save(checkpoints, state, done)
+                    saver.save(state, done)
                     saved = done
-            owner.check()
+            saver.check()
             log.send()
             if done > saved:
-                checkpoint.save(checkpoints, state, done)
+                saver.save(state, done)
         log.close()
     if done < config.train.steps:
         logging.info("asked to end (SIGTERM): saved after step %d of %d; the same line goes on "

@@ -1,8 +1,10 @@
 """Faults of runs of two processes: the other one ends and says so, and the same line goes on."""
 
 import re
+import resource
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -14,6 +16,7 @@ from tests.test_faults import has_logged, wait_until
 pytestmark = pytest.mark.slow
 
 SENTENCE = "error: another process of this run ended or cannot be reached"
+STARTED = []
 LONG = ["--config.log_every=1", "--config.checkpoint_every=4", "--config.train.steps=60",
         "--config.mesh.fsdp=2"]
 
@@ -30,8 +33,23 @@ def whole(place):
     return metrics(place, "whole")
 
 
+@pytest.fixture(autouse=True)
+def end_what_still_runs():
+    yield
+    nothing_runs()
+
+
+def nothing_runs():
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
 def start(place, workdir, *flags):
-    return runs.together(place, "train", f"--workdir={place}/{workdir}", *LONG, *flags, devices=1)
+    STARTED.extend(both := runs.together(
+        place, "train", f"--workdir={place}/{workdir}", *LONG, *flags, devices=1))
+    return both
 
 
 def finish(both):
@@ -50,12 +68,12 @@ def wait_for_words(process, words):
         said += line
 
 
-def ends_with_the_sentence(process):
+def ends_with_the_sentence(process, sentence=SENTENCE):
     since = time.monotonic()
     said, _ = process.communicate(timeout=120)
     seconds = time.monotonic() - since
     print(f"ended after {seconds:.0f} s with exit code {process.returncode}")
-    assert process.returncode == 1 and SENTENCE in said, said
+    assert process.returncode == 1 and re.search(sentence, said), said
     assert seconds < 60
 
 
@@ -126,7 +144,7 @@ def test_of_two_starts_in_one_folder_the_older_one_ends(place, whole):
     said, _ = older[0].communicate(timeout=200)
     assert older[0].returncode == 1
     assert "was taken over by a later start, so this one ends and writes nothing more" in said
-    ends_with_the_sentence(older[1])
+    ends_with_the_sentence(older[1], "error: another process of this run|was taken over")
     written = metrics(place, "two starts")[-1]["step"]
     wait_until(has_logged(place, "two starts", written + 20), younger[0])
     for process in younger:
@@ -184,6 +202,44 @@ def test_processes_fall_back_together(place, whole, damage):
     said = finish(start(place, workdir))
     assert "the checkpoint of step 60 is damaged" in said[0]
     assert "resuming after step 56" in said[0]
+    assert metrics(place, workdir) == whole
+
+
+def test_a_full_disk_ends_both_and_spares_the_last_checkpoint(place, whole):
+    disk = place / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", disk]).returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        both = start(place, "disk/run")
+        said = [process.communicate(timeout=90)[0] for process in both]
+        assert [process.returncode for process in both] == [1, 1], said
+        full = [text for text in said if "No space left" in text.splitlines()[-1]]
+        assert full and all("the last whole checkpoint is of step" in text for text in full)
+        assert any(p.name.isdigit() for p in (disk / "run/checkpoints").iterdir())
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert "resuming after step" in finish(start(place, "disk/run"))[0]
+        assert metrics(place, "disk/run") == whole
+    finally:
+        nothing_runs()
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_if_one_process_alone_cannot_save_both_end(place, whole, victim):
+    workdir = f"cannot save {victim}"
+    both = start(place, workdir)
+    wait_until(has_logged(place, workdir, 9), both[0])
+    # The record of the run is smaller, a part of a checkpoint is not.
+    size = 2 * (place / workdir / "metrics.jsonl").stat().st_size if victim == 0 else 1000
+    resource.prlimit(both[victim].pid, resource.RLIMIT_FSIZE, (size, size))
+    since = time.monotonic()
+    said = [process.communicate(timeout=120)[0] for process in both]
+    print(f"ended after {time.monotonic() - since:.0f} s")
+    assert time.monotonic() - since < 60
+    assert [process.returncode for process in both] == [1, 1], said
+    assert "File too large" in said[victim] and SENTENCE in said[1 - victim], said
+    assert "resuming after step" in finish(start(place, workdir))[0]
     assert metrics(place, workdir) == whole
 
 
