@@ -222,14 +222,13 @@ class Saver:
           OSError: there was another start.
           Exception: whatever has made the last save fail on this process.
         """
-        for error in self.failures.errors:
-            raise error
+        self._raise_failure()
         self._owner.check()
 
     def save(self, state: dict, step: int) -> None:
         """Saves in the background, once the one before is whole; the state may be donated at once.
 
-        Raises: see `check`.
+        Raises: see `finish`.
         """
         self.finish()
         save(self._checkpoints, state, step)
@@ -237,12 +236,16 @@ class Saver:
     def finish(self, seconds: float = math.inf) -> None:
         """Waits until all is saved, or for some seconds.
 
-        Raises: see `check`.
+        Raises: see `check`; the owner is not asked for.
         """
         until = time.monotonic() + seconds
         while self._checkpoints.is_saving_in_progress() and time.monotonic() < until:
-            self.check()
+            self._raise_failure()
             time.sleep(0.05)
+
+    def _raise_failure(self):
+        for error in self.failures.errors:
+            raise error
 
 
 class _Failures(standard_logging.Handler):
