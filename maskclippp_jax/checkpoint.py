@@ -165,7 +165,7 @@ class Best:
 
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, best: Best | None = None, *,
-                     write: bool = True) -> ocp.training.Checkpointer:
+                     write: bool = True, newest: int | None = None) -> ocp.training.Checkpointer:
     """The checkpoints of a run; use as a context manager, or close it.
 
     Args:
@@ -173,9 +173,10 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, best: Best | None = Non
       keep: how many of the newest are kept.
       best: which others are.
       write: whether the run itself asks, which first removes what is only half saved.
+      newest: the step it resumes after; what is newer is removed as well.
     """
     if write:
-        _remove_half_saved(workdir / "checkpoints")
+        _remove_half_saved(workdir / "checkpoints", newest)
     policies, context = ocp.training.preservation_policies, ocp.Context()
     context.asynchronous.timeout_secs = _PATIENCE
     kept = [policies.LatestN(keep), *([best] if best else [])]
@@ -185,21 +186,28 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, best: Best | None = Non
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
 
 
-def _remove_half_saved(folder: epath.Path) -> None:
+def _remove_half_saved(folder: epath.Path, newest: int | None = None) -> None:
     """What a killed run left, or an older start is saving just now, which must not turn up later.
 
-    Orbax would do it in the background, while it looks for the whole ones in the same folder.
+    Orbax would do it in the background, while it looks for the whole ones in the same folder. Whole
+    ones after the step `newest` are of an older start too, which saved them after the look.
     """
     if jax.process_index() == 0 and folder.exists():
         for path in folder.iterdir():
-            if re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name) and not _is_whole(path):
-                # Under another name first, so that an older start cannot add to it meanwhile.
-                # (Objects of a bucket have none; what is added there never becomes sound.)
-                with contextlib.suppress(FileNotFoundError):  # it has just become a whole one
-                    if not storage.on_bucket(path):
-                        path = path.rename(path.with_name(f"{path.name}-{uuid.uuid4().hex}"))
-                    path.rmtree()
+            name = re.fullmatch(r"(\d+)(\.orbax-checkpoint-tmp.*)?", path.name)
+            if name and (not _is_whole(path) or newest is not None and int(name[1]) > newest):
+                _remove(path)
     hosts.wait_for_all("remove_half_saved")
+
+
+def _remove(checkpoint: epath.Path) -> None:
+    # Under another name first, so that an older start cannot add to it meanwhile. (Objects of a
+    # bucket have none; what is added there never becomes sound.)
+    with contextlib.suppress(FileNotFoundError):  # it has just been given its final name
+        if not storage.on_bucket(checkpoint):
+            aside = f"{checkpoint.name.split('.')[0]}.orbax-checkpoint-tmp-{uuid.uuid4().hex}"
+            checkpoint = checkpoint.rename(checkpoint.with_name(aside))
+        checkpoint.rmtree()
 
 
 def _is_whole(checkpoint: epath.Path) -> bool:
@@ -231,6 +239,9 @@ class Saver:
         Raises: see `finish`.
         """
         self.finish()
+        of_an_older_start = self._checkpoints.directory / str(step)
+        if jax.process_index() == 0 and of_an_older_start.exists():
+            _remove(of_an_older_start)
         save(self._checkpoints, state, step)
 
     def finish(self, seconds: float = math.inf) -> None:
@@ -265,17 +276,18 @@ class _Failures(standard_logging.Handler):
 
 
 @contextlib.contextmanager
-def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best) -> typing.Iterator[Saver]:
+def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best, newest: int
+           ) -> typing.Iterator[Saver]:
     """What saves the checkpoints of a run that goes on; all are whole when the block ends.
 
     Args:
-      workdir, keep, best: see `open_checkpoints`.
+      workdir, keep, best, newest: see `open_checkpoints`.
       owner: of `open_run`.
 
     Raises:
-      OSError: the disk is full (says what is left of the run), or there was another start.
+      OSError: it cannot be written (says what is left of the run), or there was another start.
     """
-    checkpoints = open_checkpoints(workdir, keep, best)
+    checkpoints = open_checkpoints(workdir, keep, best, newest=newest)
     saver, logger = Saver(checkpoints, owner), logging.get_absl_logger()
     logger.addHandler(saver.failures)
     try:
@@ -294,14 +306,16 @@ def saving(workdir: epath.Path, owner: Owner, keep: int, best: Best) -> typing.I
         checkpoints.close()
     except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
         owner.check(everywhere=True)  # a later start removes what this one has half saved
-        if not any(words in str(error) for words in _FULL):
+        full = any(words in str(error) for words in _FULL)
+        if not full and not (isinstance(error, ValueError) and error in saver.failures.errors):
             raise
         folder = workdir / "checkpoints"
         whole = sorted(int(p.name) for p in (folder.iterdir() if folder.exists() else ())
                        if _is_whole(p))
         left = f"the last whole checkpoint is of step {whole[-1]}" if whole else "nothing was saved"
         raise OSError(f"{workdir} could not be written ({' '.join(str(error).split())[:300]}); "
-                      f"{left}; make room and start the same line again") from None
+                      f"{left}; {'make room' if full else 'see to that'} and start the same line "
+                      "again") from None
     finally:
         logger.removeHandler(saver.failures)
 

@@ -108,7 +108,7 @@ def main(argv):
                 wandb, WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
         compiled, best = None, checkpoint.Best(workdir, config.keep_best)
-        with (checkpoint.saving(workdir, owner, config.keep, best) as saver,
+        with (checkpoint.saving(workdir, owner, config.keep, best, first_step) as saver,
               jax.transfer_guard("disallow")):
             while done < config.train.steps and not preemption.reached(done):
                 with log.waiting():

@@ -128,6 +128,30 @@ def test_what_an_older_start_is_saving_is_removed_while_it_saves(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["4"]
 
 
+def test_what_an_older_start_saves_after_the_look_of_a_later_one_is_replaced(tmp_path):
+    folder = checkpoint.epath.Path(tmp_path)
+    states = {step: dict(step=jnp.int32(step), a=jnp.full(300, step)) for step in (4, 8, 12, 16)}
+    older = {}
+    for step in (4, 8, 12):
+        older[step] = tmp_path / f"older{step}"
+        with checkpoint.open_checkpoints(checkpoint.epath.Path(older[step])) as checkpoints:
+            checkpoint.save(checkpoints, dict(states[step], a=jnp.zeros(300, jnp.int32)), step)
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        checkpoint.save(checkpoints, states[4], 4)
+    assert int(checkpoint.restore(folder, states[4])["step"]) == 4
+    late = lambda step: shutil.copytree(older[step] / f"checkpoints/{step}",
+                                        tmp_path / f"checkpoints/{step}")
+    late(8)
+    with checkpoint.saving(folder, checkpoint.Owner(folder), 3, checkpoint.Best(folder, 0),
+                           newest=4) as saver:
+        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"4"}
+        saver.save(states[8], 8)
+        late(12)
+        saver.save(states[12], 12)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"4", "8", "12"}
+    np.testing.assert_array_equal(checkpoint.restore(folder, states[4])["a"], np.full(300, 12))
+
+
 POISON = """
 import jax.numpy as jnp
 from maskclippp_jax import train_step
