@@ -344,6 +344,9 @@ class _Shapes(Source):
     def __init__(self, shapes):
         self.shapes = {name.removeprefix("params/"): tuple(shape) for name, shape in shapes.items()}
 
+    def __getitem__(self, name):
+        raise LookupError(f"only the shape of {name} is known")
+
 
 def published_shapes(case: Case) -> list[Check]:
     """Names and shapes of the published files, which stack their blocks; counts of parameters."""
