@@ -104,7 +104,8 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
 
     Args:
       path: the folder of a training run or of one checkpoint in it, a checkpoint file, or "untuned"
-        for the pre-trained CLIP of the configuration with the mean over templates in place of the tuned similarity head.
+        for the pre-trained CLIP of the configuration with the mean over templates in place of the
+        tuned similarity head.
       config: the experiment: model and templates; its pre-trained weights serve "untuned" and files
         without a text tower. A run's folder knows its own model.
 
