@@ -29,8 +29,8 @@ from maskclippp_jax import config as configuration
 from maskclippp_jax import hosts, storage
 from maskclippp_jax import params as parameters
 
-# What may differ between two starts of the same run: what is kept and shown, and what only the
-# hardware asks for, which changes the numbers by their rounding at most.
+# What may differ between two starts of the same run: where data lie, what is kept, shown and put up
+# with, and what only the hardware asks for, which changes the numbers by their rounding at most.
 _FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "checkpoint_every", "keep",
               "keep_best", "train/workers", "train/accumulate", "train/skip_broken", "mesh/fsdp",
               "remat", "dtype", "eval/batch_size")
@@ -201,8 +201,8 @@ def _remove_half_saved(folder: epath.Path, newest: int | None = None) -> None:
 
 
 def _remove(checkpoint: epath.Path) -> None:
-    # Under another name first, so that an older start cannot add to it meanwhile. (Objects of a
-    # bucket have none; what is added there never becomes sound.)
+    # Under another name first, so that an older start cannot add to it meanwhile. (A bucket knows
+    # no other names; what is added there lacks what was removed.)
     with contextlib.suppress(FileNotFoundError):  # it has just been given its final name
         if not storage.on_bucket(checkpoint):
             aside = f"{checkpoint.name.split('.')[0]}.orbax-checkpoint-tmp-{uuid.uuid4().hex}"
@@ -236,7 +236,8 @@ class Saver:
     def save(self, state: dict, step: int) -> None:
         """Saves in the background, once the one before is whole; the state may be donated at once.
 
-        Raises: see `finish`.
+        Raises:
+          Exception: whatever has made the last save fail on this process.
         """
         self.finish()
         of_an_older_start = self._checkpoints.directory / str(step)
@@ -247,7 +248,8 @@ class Saver:
     def finish(self, seconds: float = math.inf) -> None:
         """Waits until all is saved, or for some seconds.
 
-        Raises: see `check`; the owner is not asked for.
+        Raises:
+          Exception: whatever has made the last save fail on this process.
         """
         until = time.monotonic() + seconds
         while self._checkpoints.is_saving_in_progress() and time.monotonic() < until:
@@ -432,7 +434,8 @@ def _checksums(tree: parameters.Tree) -> dict[str, jax.Array]:
 
 def place_of(folder: epath.Path) -> tuple[epath.Path, int | None]:
     """The run's folder, and the step, of one of its checkpoints; a run's own stands for itself."""
-    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+    is_run = (folder / "config.json").exists()  # whose name may be such a one
+    if folder.name.isdigit() and folder.parent.name == "checkpoints" and not is_run:
         return folder.parent.parent, int(folder.name)
     return folder, None
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +240,31 @@ def test_checksums_see_every_bit_and_every_place(rng, change):
         jax.make_mesh((2, 4), ("a", "b")), jax.P("a", "b")))
     assert (int(checkpoint._checksums(dict(a=spread))["a"])
             == int(checkpoint._checksums(dict(a=x.T[:, :4]))["a"]))
+
+
+def test_the_best_looks_of_earlier_starts_count_and_the_newer_of_equal_ones(tmp_path):
+    folder = checkpoint.epath.Path(tmp_path)
+    rows = [dict(step=step, **{"eval/mask_accuracy": value} if value else {})
+            for step, value in ((1, 30.0), (2, None), (3, 50.0), (4, 20.0))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 5, "ev')
+    best = checkpoint.Best(folder, 2)
+    assert not best.add(5, dict(loss=1.0)) and best.add(6, {"eval/mask_accuracy": 30.0})
+    there = [types.SimpleNamespace(step=step) for step in (1, 2, 3, 4, 6)]
+    assert best.should_preserve(there, context=None) == [False, False, True, False, True]
+    assert best.sentence(folder) == ""
+    (tmp_path / "checkpoints/6").mkdir(parents=True)
+    assert best.sentence(folder).endswith(f"6 (mask accuracy 30.0 %): --checkpoint={folder}/"
+                                          "checkpoints/6")
+    assert not checkpoint.Best(folder, 0).add(6, {"eval/mask_accuracy": 30.0})
+
+
+def test_a_run_may_have_the_name_of_a_checkpoint(tmp_path):
+    run = checkpoint.epath.Path(tmp_path) / "checkpoints/7"
+    assert checkpoint.place_of(run) == (tmp_path, 7)
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    assert checkpoint.place_of(run) == (run, None)
+    assert checkpoint.place_of(run / "checkpoints/400") == (run, 400)
 
 
 @slow

@@ -109,7 +109,6 @@ def test_a_run_goes_on_with_other_hardware_and_another_precision(place, whole):
 
 
 def test_the_checkpoints_of_the_best_looks_are_kept_and_can_be_named(place, whole):
-    # Each start ends at another step; what was best before it began still counts after it.
     flags = ["--config.eval_every=2", "--config.keep=1", "--config.keep_best=2",
              "--config.eval_pictures=0", "--config.optimizer.learning_rate=0.1"]
     process = train(place, "best", *flags, "--config.log_every=1", wait=False)
