@@ -11,8 +11,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from maskclippp_jax import (
-    checkpoint, cli, config as configuration, hosts, loading, optim, report, run_log, sharding,
-    storage, train_step, validation)
+    checkpoint, cli, config as configuration, hosts, loading, optim, report, run_log, saving,
+    sharding, storage, train_step, validation)
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.vocabulary import draw_synonyms
@@ -107,8 +107,8 @@ def main(argv):
             wandb=wandb and run_log.open_wandb(
                 wandb, WANDB.value, workdir, configuration.to_json(config)))
         done = saved = first_step
-        compiled, best = None, checkpoint.Best(workdir, config.keep_best)
-        with (checkpoint.saving(workdir, owner, config.keep, best, first_step) as saver,
+        compiled, best = None, saving.Best(workdir, config.keep_best)
+        with (saving.open_saver(workdir, owner, config.keep, best, first_step) as saver,
               jax.transfer_guard("disallow")):
             while done < config.train.steps and not preemption.reached(done):
                 with log.waiting():

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import checkpoint
+from maskclippp_jax import checkpoint, saving
 from tests import runs
 from tests.runs import metrics, train
 
@@ -144,7 +144,7 @@ def test_what_an_older_start_saves_after_the_look_of_a_later_one_is_replaced(tmp
     late = lambda step: shutil.copytree(older[step] / f"checkpoints/{step}",
                                         tmp_path / f"checkpoints/{step}")
     late(8)
-    with checkpoint.saving(folder, checkpoint.Owner(folder), 3, checkpoint.Best(folder, 0),
+    with saving.open_saver(folder, checkpoint.Owner(folder), 3, saving.Best(folder, 0),
                            newest=4) as saver:
         assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"4"}
         saver.save(states[8], 8)
@@ -247,7 +247,7 @@ def test_the_best_looks_of_earlier_starts_count_and_the_newer_of_equal_ones(tmp_
     rows = [dict(step=step, **{"eval/mask_accuracy": value} if value else {})
             for step, value in ((1, 30.0), (2, None), (3, 50.0), (4, 20.0))]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 5, "ev')
-    best = checkpoint.Best(folder, 2)
+    best = saving.Best(folder, 2)
     assert not best.add(5, dict(loss=1.0)) and best.add(6, {"eval/mask_accuracy": 30.0})
     there = [types.SimpleNamespace(step=step) for step in (1, 2, 3, 4, 6)]
     assert best.should_preserve(there, context=None) == [False, False, True, False, True]
@@ -255,7 +255,7 @@ def test_the_best_looks_of_earlier_starts_count_and_the_newer_of_equal_ones(tmp_
     (tmp_path / "checkpoints/6").mkdir(parents=True)
     assert best.sentence(folder).endswith(f"6 (mask accuracy 30.0 %): --checkpoint={folder}/"
                                           "checkpoints/6")
-    assert not checkpoint.Best(folder, 0).add(6, {"eval/mask_accuracy": 30.0})
+    assert not saving.Best(folder, 0).add(6, {"eval/mask_accuracy": 30.0})
 
 
 def test_a_run_may_have_the_name_of_a_checkpoint(tmp_path):
