@@ -1,11 +1,14 @@
 """CLIP's byte-pair tokenizer, and SigLIP's.
 
-CLIP's merging is done by the `instant-clip-tokenizer` package, which has wheels for Python 3.11 and
-3.12; SigLIP's by `sentencepiece`, with a vocabulary file that the user gives. This is the only
+The package `tokenizers` splits and merges for CLIP, with the merges that CLIP was published with;
+`sentencepiece` does SigLIP's work, with a vocabulary file that the user gives. This is the only
 module that knows them.
 """
 
+import functools
+import gzip
 import html
+import itertools
 import pathlib
 import re
 import string
@@ -13,13 +16,26 @@ import typing
 
 import ftfy
 import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
-from maskclippp_jax import storage
+from maskclippp_jax.runtime import storage
 
 START, END = 49406, 49407  # CLIP's ids of <start_of_text> and <end_of_text>
 SIGLIP_END = 1  # in the vocabularies of SigLIP and SigLIP 2
-_SPECIAL = re.compile(r"(<start_of_text>|<end_of_text>)")
 PADDING, UNKNOWN = 0, 1  # of a model that knows a few words only
+
+# From github.com/openai/CLIP (its licence lies beside it), unchanged; sha256
+# 924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a.
+_MERGES = pathlib.Path(__file__).parents[1] / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+_SPECIAL = {"<start_of_text>": START, "<end_of_text>": END}  # these two may be written out
+
+# CLIP's pattern, which ignores case, for text that went through `clean`: there a blank is the only
+# white space, and the long s (U+017F) the only other case of a letter below. U+0345 belongs to no
+# word: a mark whose capital is a letter, it falls between the classes of the original. A flag
+# "(?i)" would not do, Oniguruma, the engine of `tokenizers`, takes that mark for a letter then.
+_WORD = (r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}"
+         r"|[^ \p{L}\p{N}\x{345}]+")
 
 
 class Tokenizer:
@@ -30,13 +46,11 @@ class Tokenizer:
           context_length: tokens of a row, start and end included.
           words: the words a small model knows. Their ids are numbered anew in CLIP's order, so that
             the end token stays the largest; 0 is padding and 1 any other word. None: CLIP's ids.
+
+        Raises:
+          FileNotFoundError: the package was installed without CLIP's merges.
         """
-        try:
-            import instant_clip_tokenizer
-        except ImportError as error:
-            raise ImportError("the tokenizer needs the package instant-clip-tokenizer, which "
-                              "exists for Python 3.11 and 3.12; use one of these") from error
-        self._merge = instant_clip_tokenizer.Tokenizer()
+        _merges()  # read now, not at the first text
         self.context_length = context_length
         self._new_id = None
         if words is not None:
@@ -71,13 +85,11 @@ class Tokenizer:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part in _SPECIAL.split(clean(text)):  # these two may be written out, as in CLIP
-            if part == "<start_of_text>":
-                ids.append(START)
-            elif part == "<end_of_text>":
-                ids.append(END)
-            elif part:
-                ids.extend(self._merge.encode(part))
+        for word, _ in _splitter().pre_tokenize_str(clean(text)):
+            if word in _SPECIAL:
+                ids.append(_SPECIAL[word])
+            else:
+                ids.extend(token.id for token in _merges().tokenize(word))
         return ids
 
 
@@ -85,6 +97,31 @@ def clean(text: str) -> str:
     """Repairs broken Unicode, unescapes HTML twice, collapses white space, lowers the case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
+
+
+@functools.cache
+def _splitter() -> pre_tokenizers.PreTokenizer:
+    """Splits clean text into words, each spelt with one character a byte."""
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORD), "removed", invert=True)
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([words, as_bytes])
+
+
+@functools.cache
+def _merges() -> models.BPE:
+    """Merges the bytes of a word: 256 bytes, the same at the end of a word, then the merges."""
+    if not _MERGES.is_file():
+        raise FileNotFoundError(f"no {_MERGES}, CLIP's merges, which are a part of this package; "
+                                "install it again")
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
+                 *range(ord("®"), ord("ÿ") + 1)]  # stand for themselves, and come first
+    alphabet = [*map(chr, printable), *map(chr, range(256, 512 - len(printable)))]
+    with gzip.open(_MERGES, "rt", encoding="utf-8") as file:
+        # The first line is a version; CLIP uses no more of the others than its ids have room for.
+        merges = [tuple(line.split()) for line in itertools.islice(file, 1, START - 512 + 1)]
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *map("".join, merges)]
+    return models.BPE({token: i for i, token in enumerate(tokens)}, merges,
+                      end_of_word_suffix="</w>")
 
 
 class SentencePieceTokenizer:
