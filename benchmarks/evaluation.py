@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import heads as measuring
-from maskclippp_jax import inference, mask_chain, params as parameters
-from maskclippp_jax import config as configuration
-from maskclippp_jax.evaluation import segmenter
+from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.data import mask_chain
 from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.resample import Stage
-from maskclippp_jax.postprocess import Classes, Heads
+from maskclippp_jax.naming import inference, segmenter
+from maskclippp_jax.naming.postprocess import Classes, Heads
 
 MODELS = flags.DEFINE_multi_enum("models", ["quickstart", "eva02_b16"],
                                  ["quickstart", "eva02_b16", "eva02_l14_336"], "sizes of the model")

@@ -107,7 +107,7 @@ def is_saving(run: pathlib.Path) -> bool:
 def start(run: pathlib.Path) -> list[subprocess.Popen]:
     environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT),
                        JAX_COMPILATION_CACHE_DIR=str(run.parent / "compiled"))
-    line = [sys.executable, "-m", "maskclippp_jax.train", "--config=configs/quickstart.py",
+    line = [sys.executable, "-m", "maskclippp_jax", "train", "--config=configs/quickstart.py",
             f"--config.data_dir={DATA.value}", f"--config.train.steps={STEPS.value}",
             f"--config.checkpoint_every={_EVERY}", "--config.log_every=1", f"--workdir={run}",
             f"--config.mesh.fsdp={PROCESSES.value}"]

@@ -17,11 +17,12 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import mask_chain, postprocess
-from maskclippp_jax.ensembles import MaskScores
+from maskclippp_jax.data import mask_chain
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Stage
-from maskclippp_jax.postprocess import Classes, Heads, Proposals
+from maskclippp_jax.naming import postprocess
+from maskclippp_jax.naming.ensembles import MaskScores
+from maskclippp_jax.naming.postprocess import Classes, Heads, Proposals
 
 SIZE = flags.DEFINE_string("size", "512x683", "height x width of the picture")
 MASKS = flags.DEFINE_multi_integer("masks", [100, 250], "numbers of masks")

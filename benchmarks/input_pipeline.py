@@ -21,9 +21,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from configs import common
-from maskclippp_jax import sharding
+from maskclippp_jax.configs import common
 from maskclippp_jax.data import build, pipeline, records, transforms
+from maskclippp_jax.runtime import sharding
 from maskclippp_jax.vocabulary import Vocabulary
 
 PICTURES = flags.DEFINE_integer("pictures", 2000, "pictures of the data set")

@@ -2,7 +2,7 @@
 
     nice python benchmarks/scaling.py [configs/x.py ...]
 
-Compiles each experiment's training step for slices of 4 to 256 chips (`maskclippp_jax.plan`); needs
+Compiles each experiment's training step for slices of 4 to 256 chips (training/plans.py); needs
 `jax[tpu]`, no TPU. A compilation takes minutes of one core and up to 5 GB. Plans that are in
 docs/scaling.json are not made again, so it can be stopped and started; delete the file to start
 anew.
@@ -14,10 +14,9 @@ import json
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from maskclippp_jax.training import plans
 
-from maskclippp_jax import plan  # noqa: E402
+ROOT = pathlib.Path(__file__).parents[1]
 
 TABLE, NUMBERS = ROOT / "docs" / "scaling.md", ROOT / "docs" / "scaling.json"
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
@@ -40,11 +39,12 @@ nothing.
 
 def main(files: list[str]) -> None:
     files = files or sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("configs/coco_*.py"))
-    plan.compile_only()
-    plan.jax.config.update("jax_optimization_level", "O1")
+    plans.compile_only()
+    plans.jax.config.update("jax_optimization_level", "O1")
     done = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     names = [pathlib.Path(file).stem for file in files]
-    configs = {name: importlib.import_module(f"configs.{name}").get_config() for name in names}
+    configs = {name: importlib.import_module(f"maskclippp_jax.configs.{name}").get_config()
+               for name in names}
     # What the first table shows is compiled first, for all experiments.
     for topology in sorted(SLICES, key=lambda t: t not in SHOWN):
         for name in names:
@@ -59,16 +59,16 @@ def main(files: list[str]) -> None:
     TABLE.write_text(table(done))
 
 
-def best_plan(config, topology: str) -> plan.Plan:
+def best_plan(config, topology: str) -> plans.Plan:
     """The first arrangement that fits, or the last one tried."""
     own = config.mesh.fsdp
-    split = min(16, plan.make_mesh(1, topology).size)
+    split = min(16, plans.make_mesh(1, topology).size)
     for fsdp, remat, images in ((own, config.remat, IMAGES), (own, "full", IMAGES),
                                 (split, "full", IMAGES), (split, "full", IMAGES // 2),
                                 (split, "full", 1)):
         settings = config.copy_and_resolve_references().unlock()
         settings.mesh.fsdp, settings.remat = fsdp, remat
-        found = plan.plan_training(settings, topology, images)
+        found = plans.plan_training(settings, topology, images)
         print(f"{found.data}x{fsdp}, remat {remat}, {images} images a chip: "
               + (f"{found.memory_gib:.1f} GiB" if found.fits else "does not fit"), flush=True)
         if found.fits:
@@ -81,9 +81,9 @@ def table(done: dict) -> str:
              "| experiment | slice | mesh | remat | images a chip | GiB a chip | TFLOP a chip | "
              "GB sent a chip | ms computing | ms sending | images/s | of peak |",
              "|---" * 12 + "|"]
-    for name, plans in done.items():
+    for name, of_slices in done.items():
         for topology in SHOWN:
-            p = plans.get(topology)
+            p = of_slices.get(topology)
             if p is None:
                 lines.append(f"| {name} | {topology} | not compiled yet " + "|" * 10)
                 continue
@@ -98,15 +98,15 @@ def table(done: dict) -> str:
                     f"{1000 * p['seconds']:.0f} | {1000 * p['collective_seconds']:.1f} | "
                     f"{p['images_per_second']:.0f} | {100 * p['mfu']:.0f} % |")
     shares = [p["collective_seconds"] / (p["seconds"] + p["collective_seconds"])
-              for plans in done.values() for p in plans.values() if p["fits"]]
+              for of_slices in done.values() for p in of_slices.values() if p["fits"]]
     shown = "Images/s a chip, relative to the smallest slice, where both fit in the same way."
     lines += ["", f"Sending takes at most {100 * max(shares):.0f} % of a step. A third axis of the "
               "mesh (`tensor`) could only win some of that, so there is none.",
               "", "## From 4 to 256 chips", "",
               shown, "",
               "| experiment | " + " | ".join(SLICES) + " |", "|---" * (len(SLICES) + 1) + "|"]
-    for name, plans in done.items():
-        found = [plans.get(t) for t in SLICES]
+    for name, of_slices in done.items():
+        found = [of_slices.get(t) for t in SLICES]
         first = found[0]
         same = [p and first and first["fits"] and all(
             p[k] == first[k] for k in ("fits", "remat", "images_per_chip")) for p in found]

@@ -1,13 +1,13 @@
 """CLIP ConvNeXt-B (convnext_base_w_320) tuned on COCO panoptic (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_panoptic_convnext_b.py \
+    maskclippp train --config=coco_panoptic_convnext_b \
         --workdir=runs/coco_panoptic_convnext_b
 
 20000 steps of 4 pictures of 1024 pixels; published: 2 to 4 hours on two GPUs of 24 GB. Published on
 A-150 with masks of FC-CLIP B: mIoU 35.1, PQ 24.5, AP 13.6.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

@@ -1,13 +1,13 @@
 """CLIP ConvNeXt-L (convnext_large_d_320) tuned on COCO panoptic (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_panoptic_convnext_l.py \
+    maskclippp train --config=coco_panoptic_convnext_l \
         --workdir=runs/coco_panoptic_convnext_l
 
 20000 steps of 4 pictures of 1024 pixels; published: 2 to 4 hours on two GPUs of 24 GB. Published on
 A-150 with masks of FC-CLIP L: mIoU 35.6, PQ 26.5, AP 16.7.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

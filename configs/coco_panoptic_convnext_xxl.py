@@ -1,6 +1,6 @@
 """CLIP ConvNeXt-XXL (convnext_xxlarge) tuned on COCO panoptic (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_panoptic_convnext_xxl.py \
+    maskclippp train --config=coco_panoptic_convnext_xxl \
         --workdir=runs/coco_panoptic_convnext_xxl
 
 20000 steps of 4 pictures of 1024 pixels. Published on A-150 with masks of FC-CLIP L: mIoU 36.4, PQ
@@ -8,7 +8,7 @@
 16 GB share them out (--config.mesh.fsdp=4) and recompute blocks (--config.remat=full).
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

@@ -1,13 +1,13 @@
 """EVA02-CLIP-B-16 tuned on COCO panoptic, image tower only (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_panoptic_eva02_b16.py \
+    maskclippp train --config=coco_panoptic_eva02_b16 \
         --workdir=runs/coco_panoptic_eva02_b16
 
 20000 steps of 4 pictures of 512 pixels; published: 2 to 4 hours on two GPUs of 24 GB. Published on
 A-150 with masks of FC-CLIP B: mIoU 33.8, PQ 24.4, AP 13.2.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

@@ -1,13 +1,13 @@
 """EVA02-CLIP-L-14-336 tuned on COCO panoptic, image tower only (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_panoptic_eva02_l14_336.py \
+    maskclippp train --config=coco_panoptic_eva02_l14_336 \
         --workdir=runs/coco_panoptic_eva02_l14_336
 
 20000 steps of 4 pictures of 448 pixels; published: 2 to 4 hours on two GPUs of 24 GB. Published on
 A-150 with masks of FC-CLIP L: mIoU 36.6, PQ 27.3, AP 17.0.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

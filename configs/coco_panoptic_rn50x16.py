@@ -1,6 +1,6 @@
 """OpenAI's CLIP RN50x16 tuned on COCO panoptic (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_panoptic_rn50x16.py \
+    maskclippp train --config=coco_panoptic_rn50x16 \
         --workdir=runs/coco_panoptic_rn50x16
 
 with OpenAI's RN50x16.pt in the current folder (`convert --list` says where it is). 20000 steps of 4
@@ -8,7 +8,7 @@ pictures of 1024 pixels; published: 2 to 4 hours on two GPUs of 24 GB. Published
 of FC-CLIP B: mIoU 29.3, PQ 21.8, AP 11.1.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

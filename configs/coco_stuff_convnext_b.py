@@ -1,6 +1,6 @@
 """CLIP ConvNeXt-B (convnext_base_w_320) tuned on COCO-Stuff (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_stuff_convnext_b.py \
+    maskclippp train --config=coco_stuff_convnext_b \
         --workdir=runs/coco_stuff_convnext_b
 
 20000 steps of 4 pictures of 1024 pixels; published: 2 to 4 hours on two GPUs of 24 GB. mIoU
@@ -8,7 +8,7 @@ published with masks of MAFT+ B and ensemble: A-847 14.5, PC-459 18.7, A-150 35.
 PAS-20 95.8.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

@@ -1,6 +1,6 @@
 """Best published model: EVA02-CLIP-L-14-336 tuned on COCO-Stuff, both towers (arXiv 2412.11464).
 
-    python -m maskclippp_jax.train --config=configs/coco_stuff_eva02_l14_336.py \
+    maskclippp train --config=coco_stuff_eva02_l14_336 \
         --workdir=runs/coco_stuff_eva02_l14_336
 
 20000 steps of 4 pictures, two thirds of one pass over COCO; published: 2 to 4 hours on two GPUs of
@@ -13,7 +13,7 @@ every second picture from a wrong token; here each starts from its own class tok
 mean over the pictures of the whole batch.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_1
 

@@ -1,6 +1,6 @@
 """SigLIP 2 So400m/16 tuned on COCO-Stuff, image tower only. Ours, not a published setting.
 
-    python -m maskclippp_jax.train --config=configs/coco_stuff_siglip2_so400m16.py \
+    maskclippp train --config=coco_stuff_siglip2_so400m16 \
         --workdir=runs/coco_stuff_siglip2_so400m16 --config.sentencepiece=tokenizer.model
 
 The published recipe (arXiv 2412.11464) at 1136.6 M parameters: 20000 steps of 4 pictures of 512
@@ -8,7 +8,7 @@ pixels. Time and numbers are not known yet. `tokenizer.model` is Gemma's vocabul
 reads; it lies beside the weights on the hub.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

@@ -1,13 +1,13 @@
 """EVA02-CLIP-B-16 tuned on pictures of your own; docs/own-data.md goes through it.
 
-    python -m maskclippp_jax.train --workdir=runs/mine \
-        --config=configs/own_data.py:dataset=mine,names=own/names.txt
+    maskclippp train --workdir=runs/mine \
+        --config=own_data:dataset=mine,names=own/names.txt
 
 The published recipe (arXiv 2412.11464) for 2000 steps of 4 pictures of 512 pixels, a tenth of the
 published 2 to 4 hours on two GPUs of 24 GB. This setting is ours, not a published one.
 """
 
-from configs import common
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
 

@@ -1,8 +1,8 @@
 """The whole method in a few CPU minutes, without any download.
 
-    python -m maskclippp_jax.prepare scenes scenes_seen --data_dir=data
-    python -m maskclippp_jax.train --config=configs/quickstart.py --workdir=runs/ground_truth
-    python -m maskclippp_jax.train --config=configs/quickstart.py:masks=degraded \
+    maskclippp prepare scenes scenes_seen --data_dir=data
+    maskclippp train --config=quickstart --workdir=runs/ground_truth
+    maskclippp train --config=quickstart:masks=degraded \
         --workdir=runs/degraded
 
 The small CLIP that ships with the project is tuned on masks of generated scenes, with classes that
@@ -10,10 +10,10 @@ leave a quarter of all combinations out. The recipe is the published one, but fo
 of some hundred steps needs larger ones.
 """
 
-from configs import common
-from maskclippp_jax.loading import QUICKSTART_WEIGHTS
+from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_1
+from maskclippp_jax.weights.published import QUICKSTART_WEIGHTS
 
 
 def get_config(arg: str = ""):

@@ -1,15 +1,15 @@
 """The quick start with parts of the method changed, to compare them (docs/experiments.md).
 
-    python -m maskclippp_jax.sweep --config=configs/quickstart_ablation.py --workdir=runs/ablation \
+    maskclippp sweep --config=quickstart_ablation --workdir=runs/ablation \
         --seeds=0,1,2 --vary=":head=linear|linear_from_mean|mean"
 
 Minutes on a CPU for each run. What a flag such as --config.tune.image=all cannot change is an
-argument here: --config=configs/quickstart_ablation.py:head=mean,mask_layers=1
+argument here: --config=quickstart_ablation:head=mean,mask_layers=1
 """
 
 import dataclasses
 
-from configs import common, quickstart
+from maskclippp_jax.configs import common, quickstart
 from maskclippp_jax.models.similarity import LinearSimilarityConfig
 
 # In words that the small CLIP knows.

@@ -3,7 +3,7 @@
 # folder into an image. Under another --name it is another job; the same --workdir resumes.
 #
 #   launch/gke_xpk.sh --cluster=C --zone=Z --project=P --type=v5litepod-16 --name=tune \
-#     [--dry_run] --config=configs/x.py --workdir=gs://BUCKET/runs/x \
+#     [--dry_run] --config=NAME --workdir=gs://BUCKET/runs/x \
 #     --config.data_dir=gs://BUCKET/data [flags for train]
 #
 # Data and --workdir lie in a bucket that the cluster may write (docs/buckets.md), or on storage

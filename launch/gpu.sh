@@ -2,7 +2,7 @@
 # Tunes on one GPU or several of this machine; one process drives them all. The same line again
 # resumes.
 #
-#   launch/gpu.sh [--gpus=N] [--dry_run] --config=configs/x.py --workdir=runs/x [flags for train]
+#   launch/gpu.sh [--gpus=N] [--dry_run] --config=NAME --workdir=runs/x [flags for train]
 #
 # --gpus=N takes the first N; left out, all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
@@ -11,4 +11,4 @@ parse "gpus" "$@"
 environment "jax[cuda13]"
 devices="$(seq 0 $((${gpus:-1} - 1)) | paste -s -d , -)"
 run env ${gpus:+CUDA_VISIBLE_DEVICES="$devices"} \
-  python -m maskclippp_jax.train ${rest[@]+"${rest[@]}"}
+  maskclippp train ${rest[@]+"${rest[@]}"}

@@ -29,13 +29,12 @@ from absl import app, flags, logging
 from flax import nnx
 from safetensors.numpy import save_file
 
-from maskclippp_jax import loading
-from maskclippp_jax import params as parameters
-from maskclippp_jax import weights
+from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data import scenes
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models import maskclippp, similarity
 from maskclippp_jax.models.text import truncate_prompts
+from maskclippp_jax.naming import loading
 
 OUTPUT = flags.DEFINE_string("output", None, "file for the weights, .safetensors", required=True)
 STAGE = flags.DEFINE_enum("stage", None, ["digits", "scenes"], "see above", required=True)

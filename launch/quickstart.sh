@@ -4,9 +4,9 @@
 # untouched one. Can be stopped and started again; everything it makes is in data/ and runs/.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-config=configs/quickstart.py
-python -m maskclippp_jax.prepare scenes scenes_seen --data_dir=data
-python -m maskclippp_jax.train --config=$config --workdir=runs/ground_truth
-python -m maskclippp_jax.train --config=$config:masks=degraded --workdir=runs/degraded
-python -m maskclippp_jax.evaluate --config=$config --workdir=runs/comparison --pictures=4 \
+config=quickstart
+maskclippp prepare scenes scenes_seen --data_dir=data
+maskclippp train --config=$config --workdir=runs/ground_truth
+maskclippp train --config=$config:masks=degraded --workdir=runs/degraded
+maskclippp evaluate --config=$config --workdir=runs/comparison --pictures=4 \
   --checkpoint=untuned --checkpoint=runs/ground_truth --checkpoint=runs/degraded

@@ -4,7 +4,7 @@
 # same line again resumes.
 #
 #   launch/slurm.sh [--nodes=2] [--gpus=8] [--time=08:00:00] [--partition=P] [--dry_run] \
-#     --config=configs/x.py --workdir=/shared/runs/x [flags for train]
+#     --config=NAME --workdir=/shared/runs/x [flags for train]
 #
 # The nodes must share this folder, the data and --workdir.
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
@@ -13,4 +13,4 @@ parse "nodes gpus time partition" "$@"
 environment "jax[cuda13]"
 run srun --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" --time="$time" \
   ${partition:+--partition="$partition"} --signal=TERM@120 --kill-on-bad-exit=1 \
-  python -m maskclippp_jax.train --distributed=auto ${rest[@]+"${rest[@]}"}
+  maskclippp train --distributed=auto ${rest[@]+"${rest[@]}"}

@@ -8,9 +8,9 @@ workdir=runs/smoke
 parse "workdir" "$@"
 environment ""
 export JAX_PLATFORMS=cpu
-config=--config=configs/quickstart.py
-run python -m maskclippp_jax.prepare scenes scenes_seen --data_dir=data
-run python -m maskclippp_jax.train $config --config.train.steps=4 --workdir="$workdir" \
+config=--config=quickstart
+run maskclippp prepare scenes scenes_seen --data_dir=data
+run maskclippp train $config --config.train.steps=4 --workdir="$workdir" \
   ${rest[@]+"${rest[@]}"}
-run python -m maskclippp_jax.evaluate $config --checkpoint="$workdir" \
+run maskclippp evaluate $config --checkpoint="$workdir" \
   --workdir="$workdir/evaluation"

@@ -4,7 +4,7 @@
 # resumes.
 #
 #   launch/tpu_slice.sh --name=tune --zone=us-west4-a --type=v5litepod-16 \
-#     --config=configs/x.py --workdir=gs://BUCKET/runs/x --config.data_dir=gs://BUCKET/data
+#     --config=NAME --workdir=gs://BUCKET/runs/x --config.data_dir=gs://BUCKET/data
 #
 # All hosts must see the same data and --workdir: in a bucket (docs/buckets.md), or on a disk they
 # share. --version is the TPU software (gcloud compute tpus versions list), --spot=1 takes a slice

@@ -2,8 +2,8 @@
 # Tunes on the TPU of the machine it is started on. On a slice of several hosts every host starts
 # it, with --distributed=auto (launch/tpu_slice.sh does). The same line again resumes.
 #
-#   launch/tpu_vm.sh [--dry_run] --config=configs/x.py --workdir=runs/x [flags for train]
+#   launch/tpu_vm.sh [--dry_run] --config=NAME --workdir=runs/x [flags for train]
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 parse "" "$@"
 environment "jax[tpu]"
-run python -m maskclippp_jax.train ${rest[@]+"${rest[@]}"}
+run maskclippp train ${rest[@]+"${rest[@]}"}

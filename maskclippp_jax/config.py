@@ -11,7 +11,15 @@ import jax
 import ml_collections
 
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, siglip, similarity, text)
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    eva_vit,
+    maskclippp,
+    siglip,
+    similarity,
+    text,
+)
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -35,7 +43,7 @@ def check(config: ml_collections.ConfigDict | None, *,
       ValueError: a flag is missing, or values are out of range (all of them are listed).
     """
     if config is None:
-        raise ValueError("got no --config; give a file such as --config=configs/quickstart.py")
+        raise ValueError("got no --config; give a file such as --config=quickstart")
     if not workdir:
         raise ValueError("got no --workdir; give the folder this run may write to")
     problems = []

@@ -13,7 +13,7 @@ import typing
 
 import numpy as np
 
-from maskclippp_jax import storage
+from maskclippp_jax.runtime import storage
 
 TEMPLATES_1 = ("a photo of a {}.",)
 # The 14 of ViLD as MaskCLIP++ uses them; the second to fifth have no full stop there either.
@@ -125,18 +125,39 @@ class Vocabulary:
         Raises:
           ValueError: an empty list, an empty name, or a name that is given twice.
         """
-        classes = [tuple(n.strip() for n in c.split(",")) for c in text.split(";") if c.strip()]
+        classes = [c.split(",") for c in text.split(";") if c.strip()]
         if not classes:
             raise ValueError("the class list is empty; write e.g. --classes=\"cat;dog,puppy\"")
+        return cls._of_people(classes, f"the class list {text!r}", "command line")
+
+    @classmethod
+    def from_names(cls, names: typing.Sequence[str]) -> "Vocabulary":
+        """Reads a list of classes, the synonyms of each separated by commas: ["cat", "dog, puppy"].
+
+        Raises:
+          ValueError: an empty list, an empty name, or a name that is given twice.
+        """
+        names = list(names)
+        wrong = next((n for n in names if not isinstance(n, str)), None)
+        if wrong is not None:
+            raise ValueError(f"the class list holds {wrong!r}, wanted names such as \"cat\", and "
+                             "\"dog, puppy\" for one class of two names")
+        if not names:
+            raise ValueError("the class list is empty; give e.g. [\"cat\", \"dog, puppy\"]")
+        return cls._of_people([n.split(",") for n in names], f"the class list {names!r}", "names")
+
+    @classmethod
+    def _of_people(cls, classes: typing.Sequence[typing.Sequence[str]], what: str, name: str
+                   ) -> "Vocabulary":
+        classes = tuple(tuple(n.strip() for n in c) for c in classes)
         names = [n for c in classes for n in c]
         if "" in names:
-            raise ValueError(f"the class list {text!r} has an empty name; remove the extra comma")
+            raise ValueError(f"{what} has an empty name; remove it, or the comma too many")
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"the class list names {', '.join(map(repr, twice))} more than once; "
                              "keep one of each")
-        return cls("command line", tuple(classes), (True,) * len(classes),
-                   tuple(range(len(classes))))
+        return cls(name, classes, (True,) * len(classes), tuple(range(len(classes))))
 
     @property
     def num_classes(self) -> int:

@@ -1,8 +1,17 @@
 """Eight CPU devices and exact matrix products, before JAX starts."""
 
+import glob
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs of the same small models are compiled once for all tests of a session, also those in
+# processes of their own. The key is the program itself, so nothing stale is ever used.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(
+    tempfile.gettempdir(), "maskclippp_jax_tests_"
+    f"{os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
                            + " --xla_force_host_platform_device_count=8").strip()
 
@@ -11,6 +20,12 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        for folder in glob.glob(f"{tempfile.gettempdir()}/maskclippp_jax_tests_{os.getpid()}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from configs import quickstart
 from maskclippp_jax import config as configuration
+from maskclippp_jax.configs import quickstart
 
 
 def test_sizes_of_a_model_that_does_not_exist_here_are_refused():

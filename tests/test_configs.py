@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax import config as configuration
-from maskclippp_jax import compiled_step, loading, optim, sharding, train_step
-from maskclippp_jax import params as parameters
+from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import catalogue, images, pipeline, records
 from maskclippp_jax.data.tokenizer import SentencePieceTokenizer
 from maskclippp_jax.models import clip_convnext, clip_resnet, eva_vit, siglip, similarity
+from maskclippp_jax.naming import loading
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import compiled_step, optim, train_step
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
 NAMES = sorted(f.stem for f in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
@@ -41,7 +42,7 @@ SMALL = {
 
 def load(name):
     arg = "dataset=coco_stuff_171,names=coco_stuff_171" if name == "own_data" else None
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"maskclippp_jax.configs.{name}")
     return module.get_config() if arg is None else module.get_config(arg)
 
 
@@ -100,8 +101,8 @@ def test_a_configuration_is_sound_and_survives_json(name):
         assert dataset in catalogue.DATASETS
     Vocabulary.load(config.eval.seen_vocabulary)
     optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
-    header = importlib.import_module(f"configs.{name}").__doc__
-    assert f"--config=configs/{name}.py" in header
+    header = importlib.import_module(f"maskclippp_jax.configs.{name}").__doc__
+    assert f"--config={name}" in header
 
 
 @pytest.mark.parametrize("name", [

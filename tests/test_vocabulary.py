@@ -12,7 +12,6 @@ from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary, draw_synonyms, shipped_names
 
-
 FACTS = json.loads((pathlib.Path(__file__).parent / "fixtures/vocabulary.json").read_text())
 
 
@@ -49,7 +48,7 @@ def test_a_names_file_loads_like_a_shipped_vocabulary(tmp_path):
 
 
 def run_names(*arguments):
-    return subprocess.run([sys.executable, "-m", "maskclippp_jax.names", *arguments],
+    return subprocess.run([sys.executable, "-m", "maskclippp_jax", "names", *arguments],
                           capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
 
 

@@ -15,7 +15,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = '''
-from configs import quickstart
+from maskclippp_jax.configs import quickstart
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
 def get_config():
     config = quickstart.get_config().unlock()
@@ -77,9 +77,8 @@ draw = dict(scenes_seen=draw_seen, scenes=draw_all)
 
 def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
-                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
-                       JAX_COMPILATION_CACHE_DIR=f"{place}/compiled")
-    line = [sys.executable, "-m", f"maskclippp_jax.{name}"]
+                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    line = [sys.executable, "-m", "maskclippp_jax", name]
     # The others find the configuration in the run.
     if name in ("train", "evaluate") and not any(f.startswith("--config=") for f in flags):
         line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]

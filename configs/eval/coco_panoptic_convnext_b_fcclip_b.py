@@ -1,13 +1,13 @@
 """CLIP ConvNeXt-B tuned on COCO panoptic, masks of FC-CLIP B, no ensemble.
 
-    python -m maskclippp_jax.evaluate --workdir=runs/coco_panoptic_convnext_b_fcclip_b \
-        --config=configs/eval/coco_panoptic_convnext_b_fcclip_b.py:ade20k_150 \
+    maskclippp evaluate --workdir=runs/coco_panoptic_convnext_b_fcclip_b \
+        --config=eval/coco_panoptic_convnext_b_fcclip_b:ade20k_150 \
         --checkpoint=checkpoints/coco_panoptic_convnext_b.pth \
         --bundle=bundles/fcclip_b/ade20k_150
 """
 
-from configs import coco_panoptic_convnext_b as tuned
-from configs.eval import common
+from maskclippp_jax.configs import coco_panoptic_convnext_b as tuned
+from maskclippp_jax.configs.eval import common
 
 MODEL, MASKS = "coco_panoptic_convnext_b", "fcclip_b"
 PUBLISHED = {

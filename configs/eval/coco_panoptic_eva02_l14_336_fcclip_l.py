@@ -1,13 +1,13 @@
 """EVA02-CLIP-L-14-336 tuned on COCO panoptic, masks of FC-CLIP L, no ensemble.
 
-    python -m maskclippp_jax.evaluate --workdir=runs/coco_panoptic_eva02_l14_336_fcclip_l \
-        --config=configs/eval/coco_panoptic_eva02_l14_336_fcclip_l.py:ade20k_150 \
+    maskclippp evaluate --workdir=runs/coco_panoptic_eva02_l14_336_fcclip_l \
+        --config=eval/coco_panoptic_eva02_l14_336_fcclip_l:ade20k_150 \
         --checkpoint=checkpoints/coco_panoptic_eva02_l14_336.pth \
         --bundle=bundles/fcclip_l/ade20k_150
 """
 
-from configs import coco_panoptic_eva02_l14_336 as tuned
-from configs.eval import common
+from maskclippp_jax.configs import coco_panoptic_eva02_l14_336 as tuned
+from maskclippp_jax.configs.eval import common
 
 MODEL, MASKS = "coco_panoptic_eva02_l14_336", "fcclip_l"
 PUBLISHED = {

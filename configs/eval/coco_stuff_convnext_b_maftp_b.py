@@ -1,13 +1,13 @@
 """CLIP ConvNeXt-B tuned on COCO-Stuff, masks of MAFT+ B, ensemble.
 
-    python -m maskclippp_jax.evaluate --workdir=runs/coco_stuff_convnext_b_maftp_b \
-        --config=configs/eval/coco_stuff_convnext_b_maftp_b.py:ade20k_847 \
+    maskclippp evaluate --workdir=runs/coco_stuff_convnext_b_maftp_b \
+        --config=eval/coco_stuff_convnext_b_maftp_b:ade20k_847 \
         --checkpoint=checkpoints/coco_stuff_convnext_b.pth \
         --bundle=bundles/maftp_b/ade20k_847
 """
 
-from configs import coco_stuff_convnext_b as tuned
-from configs.eval import common
+from maskclippp_jax.configs import coco_stuff_convnext_b as tuned
+from maskclippp_jax.configs.eval import common
 
 MODEL, MASKS = "coco_stuff_convnext_b", "maftp_b"
 PUBLISHED = {

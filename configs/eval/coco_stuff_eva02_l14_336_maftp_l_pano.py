@@ -1,13 +1,13 @@
 """EVA02-CLIP-L-14-336 tuned on COCO-Stuff, masks of MAFT+ L trained on COCO panoptic, ensemble.
 
-    python -m maskclippp_jax.evaluate --workdir=runs/coco_stuff_eva02_l14_336_maftp_l_pano \
-        --config=configs/eval/coco_stuff_eva02_l14_336_maftp_l_pano.py:ade20k_150_panoptic \
+    maskclippp evaluate --workdir=runs/coco_stuff_eva02_l14_336_maftp_l_pano \
+        --config=eval/coco_stuff_eva02_l14_336_maftp_l_pano:ade20k_150_panoptic \
         --checkpoint=checkpoints/coco_stuff_eva02_l14_336.pth \
         --bundle=bundles/maftp_l_pano/ade20k_150
 """
 
-from configs import coco_stuff_eva02_l14_336 as tuned
-from configs.eval import common
+from maskclippp_jax.configs import coco_stuff_eva02_l14_336 as tuned
+from maskclippp_jax.configs.eval import common
 
 MODEL, MASKS = "coco_stuff_eva02_l14_336", "maftp_l_pano"
 PUBLISHED = {

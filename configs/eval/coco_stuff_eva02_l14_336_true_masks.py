@@ -1,15 +1,15 @@
 """Mask accuracy of EVA02-CLIP-L-14-336 tuned on COCO-Stuff.
 
-    python -m maskclippp_jax.evaluate --workdir=runs/mask_accuracy \
-        --config=configs/eval/coco_stuff_eva02_l14_336_true_masks.py:ade20k_150 \
+    maskclippp evaluate --workdir=runs/mask_accuracy \
+        --config=eval/coco_stuff_eva02_l14_336_true_masks:ade20k_150 \
         --checkpoint=checkpoints/coco_stuff_eva02_l14_336.pth --checkpoint=untuned
 
 Ground-truth masks, no generator, no ensemble. `DOMAINS` has the published means over the data sets
 of a domain of MESS; they are taken to be plain means, which the authors do not say.
 """
 
-from configs import coco_stuff_eva02_l14_336 as tuned
-from configs.eval import common
+from maskclippp_jax.configs import coco_stuff_eva02_l14_336 as tuned
+from maskclippp_jax.configs.eval import common
 from maskclippp_jax.data import catalogue
 
 MODEL, MASKS = "coco_stuff_eva02_l14_336", None

@@ -1,10 +1,10 @@
 """Mask accuracy of the untuned EVA02-CLIP-L-14-336, mean over templates.
 
-    python -m maskclippp_jax.evaluate --workdir=runs/untuned \
-        --config=configs/eval/untuned_eva02_l14_336_true_masks.py:ade20k_150 --checkpoint=untuned
+    maskclippp evaluate --workdir=runs/untuned \
+        --config=eval/untuned_eva02_l14_336_true_masks:ade20k_150 --checkpoint=untuned
 """
 
-from configs.eval import coco_stuff_eva02_l14_336_true_masks as tuned
+from maskclippp_jax.configs.eval import coco_stuff_eva02_l14_336_true_masks as tuned
 
 MODEL, MASKS = "untuned", None
 PUBLISHED = tuned.PUBLISHED | {

@@ -35,7 +35,6 @@ import pathlib
 import urllib.parse
 
 import numpy as np
-
 import pictures
 
 # How the generators of this family turn names into sentences.

@@ -1,6 +1,6 @@
 """Masks of a Mask2Former, MaskFormer or OneFormer of Hugging Face's `transformers` as a bundle.
 
-    python -m maskclippp_jax.masks pictures --dataset=ade20k_150 --output=pictures
+    maskclippp masks pictures --dataset=ade20k_150 --output=pictures
     python launch/export/hugging_face.py --model=facebook/mask2former-swin-large-coco-panoptic \
         --images="pictures/*" --bundle=bundles/mask2former_l/ade20k_150
 
@@ -16,10 +16,9 @@ import hashlib
 import json
 
 import numpy as np
+import pictures
 import torch
 import transformers
-
-import pictures
 
 
 def main():

@@ -1,24 +1,23 @@
 """Automatic masks of a SAM of Hugging Face's `transformers` as a bundle, without classes.
 
-    python -m maskclippp_jax.masks pictures --dataset=ade20k_150 --output=pictures
+    maskclippp masks pictures --dataset=ade20k_150 --output=pictures
     python launch/export/sam.py --model=facebook/sam-vit-huge --images="pictures/*" \
         --bundle=bundles/sam_h/ade20k_150
 
 Needs torch, torchvision and transformers. Masks are binary, at the size of the picture, the most
 confident first; there is no void class and no ensemble. Started again it goes on where it was. For
 test-time augmentation, `--short_sides=400,500 --flip` write one bundle for each version of the
-pictures. Masks that any other program has made become a bundle by `maskclippp_jax.masks
+pictures. Masks that any other program has made become a bundle by `maskclippp masks
 from_files`.
 """
 
 import argparse
 
 import numpy as np
+import pictures
 import torch
 import transformers
 from PIL import Image
-
-import pictures
 
 
 def main():

@@ -1,7 +1,7 @@
 """Writes a model under other people's names, and lists the published models that can be read.
 
-    python -m maskclippp_jax.convert --source=P --output=tuned.safetensors --layout=maskclippp
-    python -m maskclippp_jax.convert --list
+    maskclippp convert --source=P --output=tuned.safetensors --layout=maskclippp
+    maskclippp convert --list
 
 `--source` is the folder of a training run, or a checkpoint file together with its --config. The
 result loads in the public PyTorch reference (layout maskclippp), as a plain CLIP (layout eva_clip
@@ -12,52 +12,55 @@ under our own names (layout ours).
 
 import pathlib
 
-import numpy as np
 from absl import flags, logging
-from ml_collections import config_flags
-from rich.console import Console
-from rich.table import Table
-from safetensors.numpy import save_file
 
-from maskclippp_jax import cli, loading, weights
-from maskclippp_jax.weights import published
+from maskclippp_jax.runtime import cli
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the experiment a file belongs to; a run knows its own", lock_config=True)
+POSITIONAL, BUCKETS = "", ("source",)
+
+CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 SOURCE = flags.DEFINE_string("source", None, "run folder or checkpoint file")
 OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors or .npz")
-LAYOUT = flags.DEFINE_enum("layout", "maskclippp", weights.LAYOUTS, "whose names")
+LAYOUT = flags.DEFINE_string("layout", "maskclippp", "whose names: maskclippp, eva_clip, "
+                             "open_clip, hugging_face, big_vision, big_vision_scan, or ours")
 LIST = flags.DEFINE_bool("list", False, "print the published models that can be read")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file that exists")
 
 
-def main(argv):
-    del argv
+def main(arguments):
+    from maskclippp_jax import weights
+    from maskclippp_jax.naming import loading
+
+    del arguments
     if LIST.value:
         print_published()
         return
     for flag in ("source", "output"):
         if not flags.FLAGS[flag].value:
             raise ValueError(f"got no --{flag}; see --help")
-    output = pathlib.Path(OUTPUT.value)
-    suffix = ".npz" if LAYOUT.value.startswith("big_vision") else ".safetensors"
+    layout, output = LAYOUT.value, pathlib.Path(OUTPUT.value)
+    if layout not in weights.LAYOUTS:
+        raise ValueError(f"--layout is {layout!r}, wanted one of {', '.join(weights.LAYOUTS)}")
+    suffix = ".npz" if layout.startswith("big_vision") else ".safetensors"
     if output.suffix != suffix:
         raise ValueError(f"--output is {output}, wanted a file that ends in {suffix}")
     if output.exists() and not OVERWRITE.value:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite")
     config = loading.experiment_of(SOURCE.value, CONFIG.value)
     model, params, what = loading.load_checkpoint(SOURCE.value, config)
-    named = weights.export(params, model, LAYOUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.stem}.tmp{suffix}")
-    np.savez(temporary, **named) if suffix == ".npz" else save_file(named, temporary)
-    temporary.replace(output)
+    named = weights.export(params, model, layout)
+    weights.write(output, named)
     logging.info("wrote %s: %d tensors, %.1f MB, from %s", output, len(named),
                  output.stat().st_size / 1e6, what)
 
 
 def print_published() -> None:
     """One row a file: what `config.weights` can name, or where to get it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from maskclippp_jax.weights import published
+
     table = Table(box=None, pad_edge=False)
     for column in ("model", "training", "M parameters", "image", "mean", "deviation", "licence",
                    "file"):
@@ -69,7 +72,3 @@ def print_published() -> None:
                       *statistics, entry.licence, entry.source)
     # As wide as it needs to be: an address cut in two is of no use.
     Console(width=300).print(table)
-
-
-if __name__ == "__main__":
-    cli.run(main, buckets=("source",))

@@ -1,9 +1,9 @@
 """Bundles of masks: looks at them, makes them from plain files and the other way round.
 
-    python -m maskclippp_jax.masks inspect --bundle=B --dataset=ade20k_150
-    python -m maskclippp_jax.masks from_files --masks="sam/{id}.json" --bundle=B --dataset=...
-    python -m maskclippp_jax.masks to_files --masks="out/{id}.png" --bundle=B
-    python -m maskclippp_jax.masks pictures --output=DIR --dataset=...
+    maskclippp masks inspect --bundle=B --dataset=ade20k_150
+    maskclippp masks from_files --masks="sam/{id}.json" --bundle=B --dataset=...
+    maskclippp masks to_files --masks="out/{id}.png" --bundle=B
+    maskclippp masks pictures --output=DIR --dataset=...
 
 `inspect` reads a whole bundle and, if a data set is given, compares the two. Files (.json run
 lengths, .png or .npy label maps) are described in data/mask_files.py. `pictures` writes the
@@ -12,11 +12,8 @@ any other program, should make masks of.
 """
 
 from absl import flags, logging
-from rich.console import Console
-from rich.table import Table
 
-from maskclippp_jax import cli
-from maskclippp_jax.data import bundle_tools, bundles, records
+POSITIONAL, BUCKETS = "inspect|from_files|to_files|pictures", ()
 
 BUNDLE = flags.DEFINE_string("bundle", None, "folder of the bundle")
 MASKS = flags.DEFINE_string("masks", None, "pattern of files of masks; {id} is a picture's id, "
@@ -38,6 +35,11 @@ def main(names):
 
 
 def inspect() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from maskclippp_jax.data import bundle_tools, bundles
+
     _need("bundle")
     bundle = bundles.Bundle(BUNDLE.value)
     rows, missing = bundle_tools.describe(bundle, _source() if DATASET.value else None, _dataset())
@@ -51,6 +53,8 @@ def inspect() -> None:
 
 
 def from_files() -> None:
+    from maskclippp_jax.data import bundle_tools
+
     _need("bundle", "masks", "dataset")
     count = bundle_tools.from_files(BUNDLE.value, MASKS.value, _source(), _dataset(),
                                     allow_missing=ALLOW_MISSING.value)
@@ -58,6 +62,8 @@ def from_files() -> None:
 
 
 def to_files() -> None:
+    from maskclippp_jax.data import bundle_tools, bundles
+
     _need("bundle", "masks")
     bundle = bundles.Bundle(BUNDLE.value)
     bundle_tools.to_files(bundle, MASKS.value)
@@ -65,12 +71,16 @@ def to_files() -> None:
 
 
 def pictures() -> None:
+    from maskclippp_jax.data import bundle_tools
+
     _need("output", "dataset")
     bundle_tools.write_pictures(_source(), OUTPUT.value)
     logging.info("wrote the pictures of %s to %s", _dataset(), OUTPUT.value)
 
 
-def _source() -> records.Source:
+def _source():
+    from maskclippp_jax.data import records
+
     return records.open_source(DATA_DIR.value, DATASET.value, SPLIT.value)
 
 
@@ -85,7 +95,3 @@ def _need(*names: str) -> None:
     if "masks" in names and "{id}" not in MASKS.value:
         raise ValueError(f"--masks={MASKS.value} is one file for all pictures; write {{id}} where "
                          "a picture's id stands")
-
-
-if __name__ == "__main__":
-    cli.run(main, positional=True)

@@ -1,127 +1,25 @@
-"""Compares this machine's results with stored ones: python -m maskclippp_jax.parity PATH...
+"""Compares this machine's results with stored ones of the public reference.
+
+    maskclippp parity PATH...
 
 Below each path every `<case>.json` is run on the default device, with the highest precision of
-matrix products, and compared with the arrays beside it (results of the public PyTorch reference).
+matrix products, and compared with the arrays beside it, which the PyTorch reference computed.
 Exit code 1 on a miss. A check of a new accelerator as much as a test.
 """
 
-import collections
-import pathlib
-import time
-
-import jax
-import jax.numpy as jnp
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
-from maskclippp_jax import cli
-from maskclippp_jax.parity_cases import (
-    class_scores, encoders, generators, heads, scoring, siglip, training)
-from maskclippp_jax.parity_cases.case import Absent, Case, NotBuilt
+POSITIONAL, BUCKETS = "PATH...", ()
 
 REQUIRE_ALL = flags.DEFINE_bool("require_all", False,
                                 "cases, and parts, that are not built count as misses")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"],
                           "arithmetic of the towers; bfloat16 compares directions of embeddings")
 
-# What a case's `kind`, or the name of a file without one, runs. Any other case is "not built".
-RUN = {
-    "vit": encoders.image_tower, "conv": encoders.image_tower, "text": encoders.text_tower,
-    "tokenizer": encoders.tokenizer, "preprocess": encoders.preprocess,
-    "ckpt": encoders.checkpoint_layouts, "finetune": encoders.finetune_types,
-    "psm": training.head, "loss": training.loss, "step": training.step,
-    "trajectory": training.trajectory, "schedule": training.schedule,
-    "optimizer_groups": training.optimizer_groups, "augment": training.augment,
-    "synonym_max": class_scores.synonym_max, "category_overlap": class_scores.category_overlap,
-    "ensemble_open": class_scores.ensemble, "ensemble_closed": class_scores.ensemble,
-    "void": class_scores.void, "mask_accuracy_head": class_scores.mask_accuracy_head,
-    "test_resize": heads.test_resize, "postprocess": heads.masks_to_output,
-    "semantic": heads.semantic, "panoptic": heads.panoptic, "instance": heads.instance,
-    "tta": heads.augmentation, "pipeline": heads.pipeline,
-    "metric_mask_accuracy": scoring.metric_mask_accuracy,
-    "metric_semantic": scoring.metric_semantic, "metric_panoptic": scoring.metric_panoptic,
-    "offline_segmentor": generators.offline_segmentor,
-    "generator_classes": generators.generator_classes,
-    "metric_instance": scoring.metric_instance, "metric_gt_assign": scoring.oracle_assignment,
-    "manifest": siglip.models, "ids": siglip.tokenizers,
-    "published_shapes": siglip.published_shapes,
-}
-
 
 def main(paths):
+    from maskclippp_jax.parity import cases
+
     if not paths:
         raise ValueError("got no path; give folders or files with stored cases (<case>.json)")
-    cases = [Case(file, jnp.dtype(DTYPE.value)) for path in paths for file in find(path)]
-    table = Table(title=f"parity on {jax.devices()[0].device_kind}, {DTYPE.value}")
-    # Widths that fit the 80 columns of a log; the name of the worst comparison gives way.
-    table.add_column("case", no_wrap=True, min_width=24)
-    table.add_column("result", no_wrap=True, min_width=9)
-    table.add_column("checks", justify="right", min_width=6)
-    table.add_column("worst", overflow="ellipsis")
-    table.add_column("/ limit", justify="right", min_width=7)
-    table.add_column("s", justify="right", min_width=5)
-    absent, results = {}, collections.Counter()
-    for case in cases:
-        start = time.monotonic()
-        try:
-            found = run(case)
-        except NotBuilt as reason:
-            results["not built"] += 1
-            absent[case.name] = [str(reason)]
-            table.add_row(case.name, "[yellow]not built[/]")
-            continue
-        parts = [c.what for c in found if isinstance(c, Absent)]
-        checks = [c for c in found if not isinstance(c, Absent)]
-        worst = max(checks, key=lambda c: c.ratio)
-        result = "missed" if not worst.ratio <= 1 else "in part" if parts else "passed"
-        results[result] += 1
-        if parts:
-            absent[case.name] = parts
-        colour = {"missed": "red", "in part": "yellow", "passed": "green"}[result]
-        table.add_row(case.name, f"[{colour}]{result}[/]", f"{len(checks)}", worst.name,
-                      f"{worst.ratio:.3f}", f"{time.monotonic() - start:.1f}")
-    console = Console()
-    console.print(table)
-    for name, parts in absent.items():
-        console.print(f"not built: {name}: {', '.join(parts)}", highlight=False)
-    console.print(", ".join(f"{results[r]} {r}" for r in ("passed", "in part", "missed",
-                                                          "not built")), highlight=False)
-    return int(results["missed"] > 0 or (REQUIRE_ALL.value and bool(absent)))
-
-
-def find(path: str) -> list[pathlib.Path]:
-    """The case files at or below a path, in order.
-
-    Raises:
-      FileNotFoundError: there are none.
-    """
-    root = pathlib.Path(path)
-    files = [root] if root.is_file() else sorted(root.rglob("*.json"))
-    # A folder named as a case holds files that the case is about.
-    about = lambda file: any((p.parent / f"{p.name}.json").is_file() for p in file.parents)
-    files = [f for f in files if f == root or not about(f)]
-    if not files:
-        raise FileNotFoundError(f"no stored case (<case>.json) in {path}; give a folder that "
-                                "has some")
-    return files
-
-
-def run(case: Case) -> list:
-    """All comparisons of a case, and the parts of it that do not exist here (`Absent`).
-
-    Raises:
-      NotBuilt: of a kind, or a model, that does not exist here.
-    """
-    kind = case.spec.get("kind", case.name) if isinstance(case.spec, dict) else None
-    if kind not in RUN:
-        raise NotBuilt(f"kind {kind}" if kind else "no kind given")
-    with jax.default_matmul_precision("highest"):
-        checks = RUN[kind](case)
-    if all(isinstance(c, Absent) for c in checks):
-        raise NotBuilt("nothing in it that could be compared")
-    return checks
-
-
-if __name__ == "__main__":
-    cli.run(main, positional=True)
+    return int(not cases.compare(paths, DTYPE.value, require_all=REQUIRE_ALL.value))

@@ -1,7 +1,7 @@
 """Compiles an experiment's real steps, for a TPU slice one does not hold too, and tells their cost.
 
-    python -m maskclippp_jax.plan --config=configs/x.py --topology=v5e:4x4 [--workdir=D]
-    python -m maskclippp_jax.plan --config=configs/x.py --step=evaluation --masks=250
+    maskclippp plan --config=NAME --topology=v5e:4x4 [--workdir=D]
+    maskclippp plan --config=NAME --step=evaluation --masks=250
 
 Slices need `jax[tpu]` beside the requirements, but no TPU: the compiler of libtpu runs on any
 machine. `--topology=local` compiles for the devices at hand, whatever they are. Memory and FLOPs
@@ -17,21 +17,14 @@ recomputation (`remat`) of training steps.
 """
 
 import dataclasses
-import itertools
-import os
-import time
-import typing
 
-import jax
 from absl import flags, logging
-from ml_collections import config_flags
-from rich.console import Console
-from rich.table import Table
 
-from maskclippp_jax import (
-    cli, compiled_step, config as configuration, devices, report, sharding, storage)
+from maskclippp_jax.runtime import cli
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "file of the experiment", lock_config=True)
+POSITIONAL, BUCKETS = "", ("workdir",)
+
+CONFIG = cli.define_config("the experiment")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice, e.g. v5e:4x4, v6e:16x16; "
                                "or 'local', the devices at hand")
 STEP = flags.DEFINE_enum("step", "training", ["training", "evaluation"], "what is compiled")
@@ -43,96 +36,28 @@ SWEEP = flags.DEFINE_bool("sweep", False, "compare meshes and recomputation")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for plan.json; left out: only the table")
 FAST = flags.DEFINE_bool("fast", False, "compile with less care: sooner, slightly pessimistic")
 
-_LOCAL = "local"
-_MOST = 256  # images a chip `fit` tries
 
+def main(arguments):
+    from maskclippp_jax import config as configuration
+    from maskclippp_jax.drawing import report
+    from maskclippp_jax.runtime import storage
+    from maskclippp_jax.training import plans
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """One compiled step; per chip unless it says otherwise. None: does not fit, or not known."""
-
-    step: str
-    topology: str
-    chips: int
-    data: int
-    fsdp: int
-    remat: str
-    images_per_chip: int
-    fits: bool
-    available_gib: float | None
-    memory_gib: float | None = None
-    tera_flops: float | None = None
-    gigabytes: float | None = None  # read and written in the chip's memory
-    collectives: dict[str, int] = dataclasses.field(default_factory=dict)  # by kind, how many
-    collective_gigabytes: dict[str, float] = dataclasses.field(default_factory=dict)  # results
-    seconds: float | None = None    # of computing
-    collective_seconds: float | None = None  # at the full speed of the links
-    images_per_second: float | None = None  # of the whole slice, if these seconds were all
-    mfu: float | None = None        # share of the peak FLOP/s, if these seconds were all
-    compile_seconds: float = 0.0
-
-
-def main(argv):
-    del argv
-    config = CONFIG.value
-    if config is not None:  # no weights are read
-        config = config.copy_and_resolve_references()
-        config.weights = config.weights or "random"
-    config = configuration.check(config, workdir=WORKDIR.value or "unused")
-    training, topology = STEP.value == "training", TOPOLOGY.value
-    if SWEEP.value and not training:
+    del arguments
+    if SWEEP.value and STEP.value != "training":
         raise ValueError("--sweep compares training steps; leave it out with --step=evaluation")
-    picture = read_picture(PICTURE.value)
-    if topology != _LOCAL:
-        compile_only()
-    if FAST.value:
-        jax.config.update("jax_optimization_level", "O1")
-    chips = make_mesh(1, topology).size
-    meshes, remats = [config.mesh.fsdp if training else 1], [config.remat]
-    if SWEEP.value:
-        meshes = sorted({1, min(chips, 4), chips})
-        remats = list(configuration.REMAT)
-    plans: list[Plan] = []
-    for fsdp, remat in itertools.product(meshes, remats):
-        settings = config.copy_and_resolve_references().unlock()
-        settings.mesh.fsdp, settings.remat = fsdp, remat
-        found: list[Plan] = []
-
-        def fits(images: int) -> bool:
-            logging.info("compiling for %s: %d x %d, remat %s, %d images a chip", topology,
-                         chips // fsdp, fsdp, remat, images)
-            found.append(plan_training(settings, topology, images) if training else
-                         plan_evaluation(settings, topology, images, picture, MASKS.value))
-            return found[-1].fits
-
-        if BATCHES.value == "fit":
-            logging.info("the largest that fits: %d images a chip",
-                         compiled_step.largest_batch(fits, _MOST))
-        else:
-            for images in batches_to_try(settings, chips):
-                fits(images)
-        plans += sorted(found, key=lambda plan: plan.images_per_chip)
-    show(plans)
+    found = plans.compare(
+        CONFIG.value, TOPOLOGY.value, step=STEP.value, batches=read_batches(BATCHES.value),
+        sweep=SWEEP.value, picture=read_picture(PICTURE.value), num_masks=MASKS.value,
+        fast=FAST.value)
+    plans.show(found)
     if WORKDIR.value:
         workdir = storage.path(WORKDIR.value)
         workdir.mkdir(parents=True, exist_ok=True)
         report.write_json(workdir / "plan.json", dict(
-            config=configuration.to_json(config), plans=[dataclasses.asdict(p) for p in plans]))
+            config=configuration.to_json(CONFIG.value),
+            plans=[dataclasses.asdict(p) for p in found]))
         logging.info("wrote %s", workdir / "plan.json")
-
-
-def compile_only() -> None:
-    """Before JAX looks for devices: there are none, TPUs are only compiled for.
-
-    The last two variables keep libtpu quiet.
-    """
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-                      TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
-
-
-def make_mesh(fsdp: int, topology: str) -> jax.sharding.Mesh:
-    return sharding.make_mesh(fsdp, None if topology == _LOCAL else topology)
 
 
 def read_picture(given: str) -> tuple[int, int]:
@@ -143,109 +68,14 @@ def read_picture(given: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def batches_to_try(config, chips: int) -> typing.Sequence[int]:
-    """Images a chip, ascending."""
-    if BATCHES.value is None:
-        if STEP.value == "evaluation":  # fills its last batch up, and so any batch
-            return [-(-config.eval.batch_size // chips)]
-        if config.train.batch_size % chips:
-            raise ValueError(f"train.batch_size is {config.train.batch_size}, but {TOPOLOGY.value} "
-                             f"has {chips} devices; give --batches=1,2,4 (images a chip)")
-        return [config.train.batch_size // chips]
+def read_batches(given: str | None) -> list[int] | str | None:
+    """The numbers of --batches, ascending."""
+    if given in (None, "fit"):
+        return given
     try:
-        found = sorted(int(n) for n in BATCHES.value.split(","))
+        found = sorted(int(n) for n in given.split(","))
     except ValueError:
         found = []
     if not found or found[0] < 1:
-        raise ValueError(f"--batches is {BATCHES.value!r}, wanted numbers such as 4,8, or 'fit'")
+        raise ValueError(f"--batches is {given!r}, wanted numbers such as 4,8, or 'fit'")
     return found
-
-
-def plan_training(config, topology: str, images_per_chip: int) -> Plan:
-    """Compiles the training step of an experiment."""
-    mesh = make_mesh(config.mesh.fsdp, topology)
-    return _plan("training", config, topology, mesh, images_per_chip, lambda:
-                 compiled_step.lower_training(config, mesh, images_per_chip * mesh.size))
-
-
-def plan_evaluation(config, topology: str, images_per_chip: int, picture: tuple[int, int],
-                    num_masks: int) -> Plan:
-    """Compiles the evaluation of an experiment on masks of a generator."""
-    mesh = make_mesh(1, topology)
-    return _plan("evaluation", config, topology, mesh, images_per_chip, lambda:
-                 compiled_step.lower_evaluation(config, mesh, images_per_chip * mesh.size, picture,
-                                                num_masks))
-
-
-def _plan(step: str, config, topology: str, mesh: jax.sharding.Mesh, images_per_chip: int,
-          lower: typing.Callable[[], jax.stages.Lowered]) -> Plan:
-    device = mesh.devices.flat[0]
-    chip = devices.describe(device)
-    if chip is None and device.platform == "tpu":
-        raise ValueError(f"{topology} has devices of kind {device.device_kind!r}, known are "
-                         f"{', '.join(devices.KINDS)}")
-    available = devices.memory_gib(device) if topology == _LOCAL else chip.memory_gib
-    start = time.monotonic()
-    plan = Plan(step, topology, mesh.size, mesh.shape["data"], mesh.shape["fsdp"], config.remat,
-                images_per_chip, False, available)
-    try:
-        compiled = lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return dataclasses.replace(plan, compile_seconds=time.monotonic() - start)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    # On a CPU the peak leaves out what lies between arguments and results.
-    memory_gib = max(memory.peak_memory_in_bytes, memory.argument_size_in_bytes
-                     + memory.output_size_in_bytes - memory.alias_size_in_bytes
-                     + memory.temp_size_in_bytes) / 2**30
-    found = compiled_step.collectives(compiled.as_text())
-    kinds = {kind: [size for k, size in found if k == kind] for kind, _ in found}
-    plan = dataclasses.replace(
-        plan, fits=available is None or memory_gib <= available, memory_gib=memory_gib,
-        tera_flops=cost["flops"] / 1e12, gigabytes=cost["bytes accessed"] / 1e9,
-        collectives={kind: len(sizes) for kind, sizes in kinds.items()},
-        collective_gigabytes={kind: sum(sizes) / 1e9 for kind, sizes in kinds.items()},
-        compile_seconds=time.monotonic() - start)
-    if chip is None:
-        return plan
-    if device.platform == "tpu":
-        # The compiler counts -1 for each operation it cannot price; the rest of a step below one
-        # second is what is left modulo 1.
-        seconds = cost["optimal_seconds"] % 1.0
-    else:
-        seconds = max(cost["flops"] / chip.flops, cost["bytes accessed"] / chip.memory_bytes)
-    sent = sum(compiled_step.COLLECTIVES[kind] * size for kind, size in found)
-    total = seconds + sent / chip.link_bytes
-    return dataclasses.replace(
-        plan, seconds=seconds, collective_seconds=sent / chip.link_bytes,
-        images_per_second=images_per_chip * mesh.size / total,
-        mfu=cost["flops"] / total / chip.flops)
-
-
-def show(plans: typing.Sequence[Plan]) -> None:
-    """The table for people."""
-    number = lambda x, form: "–" if x is None else format(x, form)
-    table = Table(title=f"{plans[0].step} on {plans[0].topology} ({plans[0].chips} devices of "
-                  f"{number(plans[0].available_gib, '.4g')} GiB)")
-    for column in ("mesh", "remat", "images a chip", "GiB a chip", "TFLOP", "GB read, written",
-                   "GB sent", "ms", "ms sending", "images/s", "of peak"):
-        table.add_column(column, justify="right")
-    for p in plans:
-        ms = lambda seconds: seconds and 1000 * seconds
-        memory = "too much" if p.memory_gib is None else f"{p.memory_gib:.1f}"
-        table.add_row(
-            f"{p.data}x{p.fsdp}", p.remat, f"{p.images_per_chip}",
-            memory if p.fits else f"[red]{memory}[/]",
-            number(p.tera_flops, ".2f"), number(p.gigabytes, ".0f"),
-            number(None if p.memory_gib is None else sum(p.collective_gigabytes.values()), ".2f"),
-            number(ms(p.seconds), ".1f"), number(ms(p.collective_seconds), ".1f"),
-            number(p.images_per_second, ".0f"), "–" if p.mfu is None else f"{100 * p.mfu:.0f} %")
-    console = Console()
-    console.print(table)
-    console.print("times leave out what cannot be priced, and bytes are sent at the full speed of "
-                  "the links: compare, do not expect", highlight=False)
-
-
-if __name__ == "__main__":
-    cli.run(main, buckets=("workdir",))

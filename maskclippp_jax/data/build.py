@@ -20,10 +20,9 @@ import typing
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from rich.progress import Progress
 
-from maskclippp_jax import storage
 from maskclippp_jax.data import images, records
+from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 _SHARD = 256       # records, about, at most
@@ -173,8 +172,6 @@ def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
     results: dict[int, dict] = {}
     problems: list[str] = []
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress(transient=True))
-        task = bar.add_task(title, total=total)
         if total * records_each <= _SMALLEST or len(jobs) == 1:
             finished = ((k, _write_shard(*job)) for k, job in enumerate(jobs))
         else:
@@ -185,12 +182,12 @@ def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
             pending = {workers.submit(_write_shard, *job): k for k, job in enumerate(jobs)}
             finished = ((pending[future], future.result())
                         for future in concurrent.futures.as_completed(pending))
-        for k, facts in finished:
+        for k, facts in progress.track(finished, title, total=total,
+                                       step=lambda done: len(jobs[done[0]][1])):
             results[k] = facts
             problems += facts["problems"]
             if len(problems) >= _MAX_PROBLEMS:
                 break
-            bar.advance(task, len(jobs[k][1]))
     if problems:
         count = f"{len(problems)} or more" if len(problems) >= _MAX_PROBLEMS else f"{len(problems)}"
         raise BadPictures(f"{count} of {total} pictures cannot be used; mend or remove them and "

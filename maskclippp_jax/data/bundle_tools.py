@@ -6,13 +6,20 @@ import typing
 
 import jax
 import numpy as np
-from rich.progress import track
 
-from maskclippp_jax import mask_chain
-from maskclippp_jax.data import (bundle_writer, bundles, coco_files, mask_files, pipeline,
-                                 records, transforms)
-from maskclippp_jax.mask_chain import MaskSizes
+from maskclippp_jax.data import (
+    bundle_writer,
+    bundles,
+    coco_files,
+    mask_chain,
+    mask_files,
+    pipeline,
+    records,
+    transforms,
+)
+from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
+from maskclippp_jax.runtime import progress
 
 _HALF = {"logits": 0, "probabilities": 127, "binary": 0}  # stored values above it are above 0.5
 
@@ -50,7 +57,7 @@ def describe(bundle: bundles.Bundle, source: records.Source | None, what: str
             known = source.vocabulary.seen_in(bundle.vocabulary)
             rows.append(("classes that its logits know by name", f"{known.sum()} of {len(known)}"))
     counts, covered, size = [], [], 0
-    for name in track(bundle.pictures, "reading", transient=True):
+    for name in progress.track(bundle.pictures, "reading"):
         masks = bundle.read(name).masks
         counts.append(len(masks))
         covered.append((masks > _HALF[bundle.masks]).any(0).mean() if len(masks) else 0.0)
@@ -92,7 +99,7 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
                          "--allow_missing")
     writer = bundle_writer.Writer(folder, masks="binary", classes=dict(kind="none"),
                                   generator=dict(name="files", pattern=pattern))
-    for name in track(sorted(set(files) - set(missing)), "converting", transient=True):
+    for name in progress.track(sorted(set(files) - set(missing)), "converting"):
         if not writer.has(name):
             masks = mask_files.read_masks(str(files[name]), sizes[name])
             writer.add(name, masks, (sizes[name],))
@@ -105,7 +112,7 @@ def to_files(bundle: bundles.Bundle, pattern: str) -> None:
     if file_of(pattern, "a").suffix not in mask_files.ENDINGS:
         raise ValueError(f"--masks={pattern} does not end in one of "
                          f"{', '.join(mask_files.ENDINGS)}")
-    for name in track(bundle.pictures, "converting", transient=True):
+    for name in progress.track(bundle.pictures, "converting"):
         file = file_of(pattern, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         masks = at_picture_size(bundle.read(name), bundle.pictures[name]["size"])
@@ -116,7 +123,7 @@ def write_pictures(source: records.Source, folder: str) -> None:
     """Writes the pictures of a data set as they are stored, as files named by their ids."""
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    for i in track(range(len(source.records)), "writing", transient=True):
+    for i in progress.track(range(len(source.records)), "writing"):
         record = source.records[i]
         ending = ".png" if record["image"].startswith(b"\x89PNG") else ".jpg"
         (path / coco_files.file_of(records.id_of(record), ending)).write_bytes(record["image"])

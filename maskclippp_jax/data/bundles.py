@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 from etils import epath
 
-from maskclippp_jax import storage
 from maskclippp_jax.data import bundle_writer, transforms
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 _HEADERS = threading.Lock()
@@ -92,6 +92,17 @@ class Bundle:
         if self.preparation:
             for name, picture in self.pictures.items():
                 self._check_sizes(name, picture)
+
+    def __getitem__(self, image_id: str) -> "Entry":
+        """A picture, with its masks to be read.
+
+        Raises:
+          ValueError: the bundle has no such picture.
+        """
+        if image_id not in self.pictures:
+            raise ValueError(f"{self.folder} has no picture {image_id!r}, but "
+                             f"{some(sorted(self.pictures))}")
+        return Entry(self, image_id)
 
     @property
     def most_masks(self) -> int:
@@ -216,6 +227,21 @@ class Bundle:
                     "again")
 
 
+class Entry(typing.NamedTuple):
+    """One picture of a bundle."""
+
+    bundle: Bundle
+    image_id: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture the masks belong to."""
+        return tuple(self.bundle.pictures[self.image_id]["size"])
+
+    def read(self) -> PictureMasks:
+        return self.bundle.read(self.image_id)
+
+
 def some(names: typing.Sequence[str]) -> str:
     """"2 pictures (a, b)"."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -244,7 +270,7 @@ def _read_manifest(folder: epath.Path) -> dict:
                                     "that writes it again")
         raise FileNotFoundError(f"no bundle in {folder}: wanted {bundle_writer.MANIFEST} and "
                                 f"{bundle_writer.FOLDER}/<id>.npz, as launch/export and "
-                                "maskclippp_jax.masks write them")
+                                "`maskclippp masks` write them")
     try:
         manifest = json.loads(file.read_text())
     except ValueError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from pycocotools import mask as rle
 
-from maskclippp_jax import storage
+from maskclippp_jax.runtime import storage
 
 
 class PanopticPicture(typing.NamedTuple):

@@ -4,8 +4,9 @@ import pathlib
 
 import numpy as np
 
-from maskclippp_jax import storage, visualize
 from maskclippp_jax.data import pipeline, records
+from maskclippp_jax.drawing import visualize
+from maskclippp_jax.runtime import storage
 
 _SIDE = 448         # pixels of a training picture, less if those of the data set are smaller
 _MAX_MASKS = 2048   # slots of a picture; nothing is computed with them

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from maskclippp_jax import storage
+from maskclippp_jax.runtime import storage
 
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
@@ -42,15 +42,51 @@ def read_label_map(path: str, size: tuple[int, int] | None = None) -> np.ndarray
       ValueError: a colour picture, a format that changes numbers, or another size.
     """
     label = decode_label_map(_content(path), path)
-    if size is not None and label.shape != tuple(size):
-        raise ValueError(f"the label map {path} has {label.shape[1]}x{label.shape[0]} pixels, its "
-                         f"picture {size[1]}x{size[0]}; give one of the same size")
+    if size is not None:
+        _check_size(path, label.shape, size)
     return label
+
+
+def header_size(path: str) -> tuple[int, int]:
+    """Height and width of a picture, upright, from its header; the pixels may still be damaged.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no picture.
+    """
+    def size(picture: Image.Image) -> tuple[int, int]:
+        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return picture.size if turned else picture.size[::-1]
+
+    return _look(path, size)
+
+
+def check_label_map(path: str, size: tuple[int, int]) -> None:
+    """Sees from its header whether a file can be a picture's label map, see `read_label_map`."""
+    def check(picture: Image.Image) -> tuple[int, int]:
+        _label_spread(picture)
+        return picture.size[::-1]
+
+    _check_size(path, _look(path, check), size)
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """`read_image` of the content of a file; `name` is for messages."""
     return _decode(data, name, _as_rgb)
+
+
+def from_pil(picture: Image.Image) -> np.ndarray:
+    """What `read_image` makes of a file, of an image of PIL.
+
+    Raises:
+      ValueError: with numbers that are no brightness.
+    """
+    try:
+        return _as_rgb(picture)
+    except _Refused as error:
+        raise ValueError(f"the picture {error}") from None
+    except _UNREADABLE as error:  # of a file that is read only now
+        raise ValueError(f"the picture cannot be read ({error})") from None
 
 
 def decode_label_map(data: bytes, name: str) -> np.ndarray:
@@ -103,6 +139,12 @@ class _Refused(Exception):
     """Pillow can read the picture, we cannot use it."""
 
 
+def _check_size(path: str, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    if tuple(found) != tuple(wanted):
+        raise ValueError(f"the label map {path} has {found[1]}x{found[0]} pixels, its picture "
+                         f"{wanted[1]}x{wanted[0]}; give one of the same size")
+
+
 def _content(path: str) -> bytes:
     file = storage.path(path)
     if not file.is_file():
@@ -110,9 +152,22 @@ def _content(path: str) -> bytes:
     return file.read_bytes()
 
 
+def _look(path: str, convert: typing.Callable[[Image.Image], typing.Any]):
+    file = storage.path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with file.open("rb") as content:
+        return _open(content, path, convert)
+
+
 def _decode(data: bytes, name: str, convert: typing.Callable[[Image.Image], typing.Any]):
+    return _open(io.BytesIO(data), name, convert)
+
+
+def _open(content: typing.BinaryIO, name: str,
+          convert: typing.Callable[[Image.Image], typing.Any]):
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(content) as picture:
             return convert(picture)
     except _Refused as error:
         raise ValueError(f"{name} {error}") from None
@@ -138,6 +193,11 @@ def _as_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _as_labels(picture: Image.Image) -> np.ndarray:
+    return np.array(picture).astype(np.int32) // _label_spread(picture)
+
+
+def _label_spread(picture: Image.Image) -> int:
+    """What Pillow multiplies the numbers of a label map by; its header tells."""
     if picture.format not in ("PNG", "TIFF"):
         raise _Refused(f"is a {picture.format} file, which may change numbers; save label maps as "
                        "PNG")
@@ -149,8 +209,7 @@ def _as_labels(picture: Image.Image) -> np.ndarray:
     form = form if isinstance(form, str) else form[0]
     if form.endswith("I"):
         raise _Refused("stores its numbers inverted (0 is white); save label maps as PNG")
-    spread = {"L;2": 85, "L;4": 17}.get(form, 1)
-    return np.array(picture).astype(np.int32) // spread
+    return {"L;2": 85, "L;4": 17}.get(form, 1)
 
 
 def _as_color_codes(picture: Image.Image) -> np.ndarray:

@@ -61,7 +61,7 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
         size = image.shape[:2]
         image = transforms.resize_image(image, pipeline.loaded_size(size, loader_min, loader_max))
         facts = dict(output_size=np.array(size, np.int32), valid=np.bool_(valid), image_id=name)
-        return [_row(transforms.make_version(image, s.version), s.read(i), canvas, num_masks)
+        return [row_of(transforms.make_version(image, s.version), s.read(i), canvas, num_masks)
                 | facts for s in sources]
 
     def load(job):
@@ -78,7 +78,15 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
     return pipeline.load_jobs(pipeline.share_out(canvases, batch_size, host, hosts), load)
 
 
-def _row(image: np.ndarray, found: PictureMasks, canvas, num_masks):
+def row_of(image: np.ndarray, found: PictureMasks, canvas: tuple, num_masks: int) -> dict:
+    """One picture of a batch, see `mask_batches`.
+
+    Args:
+      image: [H, W, 3] uint8 as loaded.
+      found: its masks.
+      canvas: (height, width) of pictures, of results (not used) and of masks.
+      num_masks: N.
+    """
     count, *stored = found.masks.shape
     masks = np.zeros((num_masks, *canvas[2]), found.masks.dtype)
     masks[:count, :stored[0], :stored[1]] = found.masks

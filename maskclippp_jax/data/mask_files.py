@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from maskclippp_jax import storage
 from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.metrics import instance
+from maskclippp_jax.runtime import storage
 
 ENDINGS = (".json", ".png", ".npy")
 

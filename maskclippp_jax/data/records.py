@@ -24,8 +24,8 @@ import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from maskclippp_jax import storage
 from maskclippp_jax.data.images import encode_png, size_of
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 VERSION = "1.1.0"
@@ -259,7 +259,7 @@ def _folder(data_dir: str, name: str) -> pathlib.Path:
         remote = storage.on_bucket(data_dir)
         sent = f", and send it: gcloud storage cp -r DIR/{name} {data_dir}" if remote else ""
         raise FileNotFoundError(
-            f"no data set in {folder}; make it with: python -m maskclippp_jax.prepare {name} "
+            f"no data set in {folder}; make it with: maskclippp prepare {name} "
             f"--data_dir={'DIR' if remote else data_dir} (see --list for what it is made from)"
             f"{sent}")
     return pathlib.Path(storage.local_copy(folder))

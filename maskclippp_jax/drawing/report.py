@@ -8,8 +8,11 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from maskclippp_jax import storage
+from maskclippp_jax import vocabulary
+from maskclippp_jax.runtime import storage
+from maskclippp_jax.vocabulary import Vocabulary
 
 _CONSOLE = Console()
 
@@ -25,6 +28,48 @@ def print_parameters(rows: typing.Sequence[tuple]) -> None:
     table.add_section()
     table.add_row("all", f"{learnt:,}", f"{learnt + frozen:,}", "", "")
     _CONSOLE.print(table)
+
+
+def print_vocabularies() -> None:
+    """What is shipped."""
+    table = Table("vocabulary", "classes", "things", "names")
+    for name in vocabulary.shipped_names():
+        v = Vocabulary.shipped(name)
+        table.add_row(name, f"{v.num_classes}", f"{sum(v.is_thing)}", f"{v.num_synonyms}")
+    _CONSOLE.print(table)
+
+
+def print_vocabulary(shown: Vocabulary, training: Vocabulary | None = None) -> None:
+    """The classes; if a training vocabulary is given, also which of them are seen there."""
+    _CONSOLE.print(names_table(shown, training))
+    if training:
+        seen = shown.seen_in(training)
+        _CONSOLE.print(f"{seen.sum()} of {shown.num_classes} classes of {shown.name} are seen in "
+                       f"{training.name}, {(~seen).sum()} are unseen")
+
+
+def names_table(shown: Vocabulary, training: Vocabulary | None = None) -> Table:
+    """A table of the classes: number, id in the data set, kind, colour, names.
+
+    Args:
+      shown: the vocabulary.
+      training: if given, names that it has too are marked, and classes as seen or unseen.
+    """
+    known = {n for names in training.classes for n in names} if training else set()
+    seen = shown.seen_in(training) if training else [False] * shown.num_classes
+    table = Table("class", "id", "kind", *(["colour"] if shown.colors else []),
+                  *(["seen"] if training else []), "names (first: shown to people)")
+    for c, names in enumerate(shown.classes):
+        row = [f"{c}", f"{shown.dataset_ids[c]}", "thing" if shown.is_thing[c] else "stuff"]
+        if shown.colors:
+            color = "#" + bytes(shown.colors[c]).hex() if shown.colors[c] else ""
+            row.append(Text("\N{FULL BLOCK}" * 2 + " " + color, style=color) if color else "")
+        if training:
+            row.append("seen" if seen[c] else "unseen")
+        row.append(Text(", ").join(
+            Text(n, style="bold green" if n in known else "") for n in names))
+        table.add_row(*row)
+    return table
 
 
 def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing.Any]) -> None:

@@ -191,6 +191,32 @@ def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typin
     return canvas
 
 
+class View(typing.NamedTuple):
+    """A picture whose masks a model has named, and whose true names are known."""
+
+    image: np.ndarray     # [H, W, 3] uint8
+    segments: np.ndarray  # see `Panel`
+    names: list[tuple[str, str]]  # of segments 1, 2, ...: what the model said, and what is true
+
+
+def draw_views(models: typing.Sequence[typing.Sequence[View]], titles: typing.Sequence[str]
+               ) -> Image.Image:
+    """A grid of pictures: the ground truth's names first, then one column for each model.
+
+    Args:
+      models: what each of them said of the same pictures.
+      titles: of the models.
+    """
+    rows = []
+    for views in zip(*models):
+        image, segments, pairs = views[0]
+        row = [Panel(image, segments, [(truth, None) for _, truth in pairs])]
+        row += [Panel(image, segments, [(said, said == truth) for said, truth in view.names])
+                for view in views]
+        rows.append(row)
+    return draw_comparison(rows, ["ground truth", *titles])
+
+
 class Example(typing.NamedTuple):
     """One cell of a contact sheet."""
 

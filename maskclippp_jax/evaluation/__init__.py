@@ -1,1 +1,1 @@
-"""What `evaluate` is made of: ground truth, runs over pictures, counts, tables, published rows."""
+"""What `evaluate` is made of: ground truth, passes over pictures, counts, tables, rows."""

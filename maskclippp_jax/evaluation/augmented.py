@@ -13,11 +13,11 @@ import typing
 
 import ml_collections
 
-from maskclippp_jax import storage
 from maskclippp_jax.data import bundle_writer, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.transforms import Version
 from maskclippp_jax.evaluation.truth import Truth
+from maskclippp_jax.runtime import storage
 
 PLAIN = [Version()]  # no augmentation
 

@@ -9,16 +9,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from maskclippp_jax import hosts, metrics, predictions, report, storage
+from maskclippp_jax import metrics
 from maskclippp_jax.data import coco_files, images
+from maskclippp_jax.drawing import report
+from maskclippp_jax.evaluation import predictions
+from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.metrics import instance
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
-from maskclippp_jax.evaluation.segmenter import Found
-from maskclippp_jax.evaluation.truth import IGNORE, Truth
+from maskclippp_jax.naming.segmenter import Found
+from maskclippp_jax.runtime import hosts, storage
 
 _SAVE_EVERY = 60  # seconds
 

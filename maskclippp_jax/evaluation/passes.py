@@ -10,25 +10,20 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import (
-    ensembles, inference, loading, mask_chain, params as parameters, sharding)
-from maskclippp_jax.data.bundle_tools import at_picture_size
+from maskclippp_jax import params as parameters
 from maskclippp_jax.data import mask_batches, pipeline, records
+from maskclippp_jax.data.bundle_tools import at_picture_size
 from maskclippp_jax.data.bundles import Bundle, PictureMasks
 from maskclippp_jax.data.mask_batches import MaskSource
 from maskclippp_jax.data.transforms import Version
+from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.metrics import oracle
 from maskclippp_jax.metrics.instance import decode
 from maskclippp_jax.models import maskclippp
-from maskclippp_jax.postprocess import Classes, Heads, Instances
-from maskclippp_jax.evaluation import segmenter
-from maskclippp_jax.evaluation.segmenter import Found
-from maskclippp_jax.evaluation.truth import IGNORE, Truth
-from maskclippp_jax.vocabulary import Vocabulary
-
-# What of a batch goes to the device.
-_ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
-              "kept", "classes")
+from maskclippp_jax.naming import inference, loading, segmenter
+from maskclippp_jax.naming.postprocess import Classes, Heads, Instances
+from maskclippp_jax.naming.segmenter import Found
+from maskclippp_jax.runtime import sharding
 
 
 class Model(typing.NamedTuple):
@@ -229,12 +224,8 @@ def _shared(config, model, truth, mesh, bundle):
     names = inference.embed_vocabulary(config, model.config, model.params, vocabulary,
                                        folder=loading.text_folder(config))
     num_columns = len(names.synonym_class)
-    seen = seen_classes(config, vocabulary)
-    weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
-    embeddings = None
-    if bundle and bundle.kind == "embeddings":
-        embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
-    opinion = segmenter.opinion_of(bundle, vocabulary, weights, embeddings)
+    opinion = segmenter.opinion_in(
+        settings, vocabulary, inference.seen_classes(config, vocabulary), bundle, num_columns)
     classes = Classes.of(vocabulary.is_thing, num_columns, settings.object_threshold)
     return sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
 
@@ -249,39 +240,10 @@ def _batches(config, truth, sources, mesh):
 
 def _to_device(batch, settings, patch, mesh):
     """What of a batch the device needs, and the sizes at which the tower sees its pictures."""
-    network = inference.network_sizes(batch["image_size"], settings.short_side,
-                                      settings.max_tokens, patch)
-    if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
-        kept = (batch["stored"] if settings.mask_short_side is None else
-                inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
-        batch = batch | mask_chain.given_mask_sizes(batch["stored"], kept)._asdict()
-    arrays = {k: v for k, v in batch.items() if k in _ON_DEVICE} | dict(network=network)
+    arrays, network = segmenter.with_sizes(batch, settings, settings.short_side, patch)
+    arrays["network"] = network
     arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
     return arrays, arrays.pop("network")
-
-
-def seen_classes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> np.ndarray:
-    """[C] bool: which classes the experiment's `eval.seen_vocabulary` has as well."""
-    return vocabulary.seen_in(Vocabulary.load(config.eval.seen_vocabulary))
-
-
-def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
-                         num_columns: int) -> np.ndarray:
-    """[S', E]: every name as the generator's own text tower embeds it, mean over templates."""
-    if settings.generator is None:
-        raise ValueError(f"{bundle.folder} stores class embeddings; only the text tower they were "
-                         "trained with turns names into logits of theirs, so set "
-                         "config.eval.generator and config.eval.generator_weights as "
-                         "configs/eval do")
-    text_params = loading.load_text_tower(settings.generator_weights, settings.generator)
-    token_ids = loading.tokenize(settings.generator, vocabulary, bundle.classes["templates"])
-    embeddings = segmenter.mean_over_templates(
-        loading.embed_names(settings.generator, text_params, token_ids))  # [S, E]
-    if embeddings.shape[1] != bundle.width:
-        raise ValueError(f"{bundle.folder} stores class embeddings of {bundle.width} channels, the "
-                         f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
-                         "the CLIP that the generator was built on")
-    return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
 
 
 def _batch_size(settings, mesh: jax.sharding.Mesh) -> int:

@@ -6,7 +6,7 @@
     <folder>/predictions.json         vocabulary, pictures, and how they were made; written last
 
 Every picture's results are written when they are there; a run that was stopped goes on where it
-was. `python -m maskclippp_jax.score` reads them.
+was. `maskclippp score` reads them.
 """
 
 import json
@@ -15,9 +15,10 @@ import typing
 import numpy as np
 from etils import epath
 
-from maskclippp_jax import report, storage
 from maskclippp_jax.data import coco_files
+from maskclippp_jax.drawing import report
 from maskclippp_jax.metrics import instance
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 _PARTS, _MANIFEST = ".parts", "predictions.json"

@@ -26,8 +26,9 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax import report, storage
 from maskclippp_jax.data import catalogue, records
+from maskclippp_jax.drawing import report
+from maskclippp_jax.runtime import storage
 
 _ENDINGS = ("", ".safetensors", ".pth", ".pt")
 # Where a metric's value is in the results of a model.
@@ -50,19 +51,15 @@ def rows_of(chosen: typing.Sequence[str] = ()) -> dict[str, types.ModuleType]:
     """The modules of configs/eval by name.
 
     Raises:
-      FileNotFoundError: started elsewhere than in the project's folder.
       ValueError: a chosen one does not exist.
     """
-    try:
-        package = importlib.import_module("configs.eval")
-    except ModuleNotFoundError:
-        raise FileNotFoundError("no folder configs/eval here; start the command in the project's "
-                                "own folder") from None
+    package = importlib.import_module("maskclippp_jax.configs.eval")
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "common")
     unknown = sorted(set(chosen) - set(names))
     if unknown:
         raise ValueError(f"--rows has {', '.join(unknown)}, wanted some of {', '.join(names)}")
-    return {name: importlib.import_module(f"configs.eval.{name}") for name in chosen or names}
+    return {name: importlib.import_module(f"maskclippp_jax.configs.eval.{name}")
+            for name in chosen or names}
 
 
 def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,

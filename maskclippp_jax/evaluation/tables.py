@@ -8,17 +8,18 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from maskclippp_jax import report, storage, visualize
 from maskclippp_jax.data import pipeline
+from maskclippp_jax.drawing import report, visualize
+from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 
 class Shown(typing.NamedTuple):
     """Pictures of one model."""
 
-    # The first pictures: image, segments, and for each segment what was said and what is true.
-    views: list[tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]]
+    views: list[View]  # of the first pictures
     # Id, mean IoU and label map of the best and the worst pictures, the best first.
     extremes: list[tuple[str, float, np.ndarray]]
 
@@ -38,7 +39,7 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
     storage.write(workdir / "confusions.csv", confusions(models, vocabulary))
     if any(s.views for s in shown):
         storage.write(workdir / "comparison.png", visualize.to_png(
-            compare([s.views for s in shown], [m["name"] for m in models])))
+            visualize.draw_views([s.views for s in shown], [m["name"] for m in models])))
     for number, (model, one) in enumerate(zip(models, shown)):
         if one.extremes:
             storage.write(workdir / f"extremes-{number}.png",
@@ -101,26 +102,14 @@ def view_of(picture, vocabulary: Vocabulary) -> tuple:
     """Image, segments, and for each segment what the model said and what is true.
 
     Args:
-      picture: an `runs.Picture` with a view.
+      picture: an `passes.Picture` with a view.
       vocabulary: of its classes.
     """
     used = picture.labels >= 0
     image, segments = picture.view
-    return image, segments, [(vocabulary.classes[p][0], vocabulary.classes[t][0])
-                             for p, t in zip(picture.found.mask_classes[used],
-                                             picture.labels[used])]
-
-
-def compare(shown: list[list], titles: list[str]):
-    """A grid of pictures: the ground truth's names first, then one column for each model."""
-    rows = []
-    for views in zip(*shown):
-        image, segments, pairs = views[0]
-        row = [(image, segments, [(truth, None) for _, truth in pairs])]
-        row += [(image, segments, [(said, said == truth) for said, truth in view[2]])
-                for view in views]
-        rows.append(row)
-    return visualize.draw_comparison(rows, ["ground truth", *titles])
+    return View(image, segments, [(vocabulary.classes[p][0], vocabulary.classes[t][0])
+                                  for p, t in zip(picture.found.mask_classes[used],
+                                                  picture.labels[used])])
 
 
 def draw_extremes(extremes: list[tuple[str, float, np.ndarray]], truth: Truth):

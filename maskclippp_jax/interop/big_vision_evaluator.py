@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from maskclippp_jax import inference, loading
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.interop.big_vision_model import config_of
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.models import maskclippp
+from maskclippp_jax.naming import inference, loading
 from maskclippp_jax.vocabulary import TEMPLATES_1, Vocabulary
 
 API = "jit"  # big_vision gives the devices, and does not replicate anything itself

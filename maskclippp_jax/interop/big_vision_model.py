@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax import config as configuration
-from maskclippp_jax import params as parameters
-from maskclippp_jax import weights
+from maskclippp_jax import config as configuration, params as parameters, weights
 from maskclippp_jax.models import maskclippp, similarity
 from maskclippp_jax.weights import published
 

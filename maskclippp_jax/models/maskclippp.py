@@ -8,7 +8,15 @@ import numpy as np
 from flax import nnx
 
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, siglip, similarity, text)
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    eva_vit,
+    layers,
+    siglip,
+    similarity,
+    text,
+)
 
 ImageConfig = (eva_vit.EvaViTConfig | clip_vit.ClipViTConfig | clip_convnext.ConvNeXtConfig
                | clip_resnet.ResNetConfig | siglip.SigLIPConfig)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import config as configuration
-from maskclippp_jax import loading, postprocess, sharding
-from maskclippp_jax import params as parameters
-from maskclippp_jax.models import maskclippp, resample
+from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.models import layers, maskclippp, resample, similarity
 from maskclippp_jax.models.resample import Stage
+from maskclippp_jax.naming import loading, postprocess
+from maskclippp_jax.runtime import sharding
 from maskclippp_jax.vocabulary import Vocabulary
 
 _NAMES = 64  # rows of the smallest text table; larger ones double
@@ -60,6 +60,11 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     return Names(
         np.pad(embeddings, ((0, padding), (0, 0), (0, 0))),
         np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
+
+
+def seen_classes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> np.ndarray:
+    """[C] bool: which classes the experiment's `eval.seen_vocabulary` has as well."""
+    return vocabulary.seen_in(Vocabulary.load(config.eval.seen_vocabulary))
 
 
 def num_rows(vocabulary: Vocabulary) -> int:
@@ -142,19 +147,11 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     @functools.partial(jax.jit, static_argnames="canvas")
     def name_masks(params, batch, sizes, names, canvas):
         model = build(params)
-        num_masks = batch["labels"].shape[1]
-        image = jax.vmap(
-            lambda image, picture, network: to_network_size(image, picture, network, canvas))(
-                batch["image"], sizes.picture, sizes.network)
-        grid_masks = jax.vmap(
-            lambda s, stored, masks, network: segments_to_grid(
-                s, stored, masks, network, patch, canvas, num_masks))(
-                    batch["segments"], sizes.segments, sizes.masks, sizes.network)
-        features = model.encode_image(image, sizes.network, grid_masks)
+        features = segment_features(model, batch, sizes, patch, canvas)
         name_logits = model.classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         scores = jax.nn.softmax(logits)
-        labels = jnp.zeros((len(image), 0, 0), jnp.int16)
+        labels = jnp.zeros((len(scores), 0, 0), jnp.int16)
         if semantic:
             labels = sharding.each_picture(
                 lambda x, _: postprocess.segment_labels(*x),
@@ -163,6 +160,38 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
         return jax.tree.map(sharding.constrain_batch, result)
 
     return name_masks
+
+
+def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
+                 ) -> typing.Callable[..., jax.Array]:
+    """The jitted program `(params, batch, sizes, canvas) -> mask embeddings`, [B, N, E] float32.
+
+    They are unit vectors, as those of names are. The arguments: see `make_namer`.
+    """
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def encode(params, batch, sizes, canvas):
+        features = segment_features(build(params), batch, sizes, patch, canvas)
+        return similarity.unit(features.mask_embeddings)
+
+    return encode
+
+
+def segment_features(model: maskclippp.MaskCLIPpp, batch: dict, sizes: Sizes, patch: int,
+                     canvas: tuple[int, int]) -> layers.ImageFeatures:
+    """What the image tower makes of pictures whose masks are segments; see `make_namer`."""
+    num_masks = batch["labels"].shape[1]
+    image = jax.vmap(
+        lambda image, picture, network: to_network_size(image, picture, network, canvas))(
+            batch["image"], sizes.picture, sizes.network)
+    grid_masks = jax.vmap(
+        lambda s, stored, masks, network: segments_to_grid(
+            s, stored, masks, network, patch, canvas, num_masks))(
+                batch["segments"], sizes.segments, sizes.masks, sizes.network)
+    return model.encode_image(image, sizes.network, grid_masks)
 
 
 def to_network_size(image: jax.Array, picture: jax.Array, network: jax.Array,

@@ -11,17 +11,19 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax import checkpoint, config as configuration
-from maskclippp_jax import params as parameters
-from maskclippp_jax import storage, text_cache, weights
+from maskclippp_jax import config as configuration, params as parameters, weights
 from maskclippp_jax.data.tokenizer import (
-    VOCABULARIES, SentencePieceTokenizer, Tokenizer, canonicalize)
+    VOCABULARIES,
+    SentencePieceTokenizer,
+    Tokenizer,
+    canonicalize,
+)
 from maskclippp_jax.models import layers, maskclippp, similarity, text
+from maskclippp_jax.naming import text_cache
+from maskclippp_jax.runs import checkpoint
+from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import big_vision_file, hub
-
-# The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
-QUICKSTART_WEIGHTS = str(pathlib.Path(__file__).parent / "assets" / "quickstart_clip.safetensors")
 
 # Prompts encoded at a time, always as many, so that one program serves every vocabulary.
 _CHUNK = 256
@@ -95,7 +97,7 @@ def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_col
         raise FileNotFoundError(f"no file or folder {path}; give a run's folder, or a checkpoint "
                                 "file together with its --config")
     raise ValueError(f"only the folder of a run says which model it is of; got {path!r}, so give "
-                     "--config as well, e.g. --config=configs/quickstart.py")
+                     "--config as well, e.g. --config=quickstart")
 
 
 def load_checkpoint(path: str, config: ml_collections.ConfigDict
@@ -234,8 +236,10 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
     encode = _text_encoder(model.text)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
     padded = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % _CHUNK, axis=0)])
+    starts = progress.track(range(0, len(padded), _CHUNK), "embedding names", total=len(padded),
+                            step=_CHUNK, unit="prompts", shown=len(padded) > _CHUNK)
     chunks = [jax.device_get(encode(text_params, jnp.asarray(padded[i:i + _CHUNK])))
-              for i in range(0, len(padded), _CHUNK)]
+              for i in starts]
     return np.concatenate(chunks)[:len(flat)].reshape(*token_ids.shape[:2], -1)
 
 

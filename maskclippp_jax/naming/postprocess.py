@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax import sharding
-from maskclippp_jax.ensembles import MaskScores
-from maskclippp_jax.mask_chain import MaskSizes, mask_taps, mirrored
+from maskclippp_jax.data.mask_chain import MaskSizes, mask_taps, mirrored
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Taps
+from maskclippp_jax.naming.ensembles import MaskScores
+from maskclippp_jax.runtime import sharding
 
 # Output pixels worked on at once, and classes. On a CPU small tiles stay in its caches (measured
 # with benchmarks/heads.py); accelerators want larger ones.

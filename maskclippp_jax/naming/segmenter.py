@@ -9,17 +9,23 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from maskclippp_jax import config as configuration
-from maskclippp_jax import ensembles, inference, mask_chain, postprocess, sharding
-from maskclippp_jax import params as parameters
+from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.ensembles import GeneratorLogits, MaskScores
-from maskclippp_jax.mask_chain import MaskSizes
-from maskclippp_jax.models import maskclippp, similarity
-from maskclippp_jax.postprocess import Heads, Instances, Proposals, Results
+from maskclippp_jax.data.mask_chain import MaskSizes
+from maskclippp_jax.models import layers, maskclippp, similarity
+from maskclippp_jax.naming import ensembles, inference, loading, postprocess
+from maskclippp_jax.naming.ensembles import GeneratorLogits, MaskScores
+from maskclippp_jax.naming.postprocess import Heads, Instances, Proposals, Results
+from maskclippp_jax.runtime import sharding
 from maskclippp_jax.vocabulary import Vocabulary
+
+# What of a batch goes to the device.
+_ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
+              "kept", "classes")
 
 
 class Opinion(typing.NamedTuple):
@@ -79,6 +85,55 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
     return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights)
 
 
+def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen: np.ndarray,
+               bundle: Bundle | None, num_columns: int) -> Opinion:
+    """The same, for the settings of an evaluation (`config.eval`).
+
+    Args:
+      settings: share in the ensemble, and the generator's own CLIP if its classes are embeddings.
+      vocabulary: of the test classes.
+      seen: [C] bool, which of them the model was tuned on.
+      bundle: None: masks without classes.
+      num_columns: S', rows of the names with their padding.
+    """
+    weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
+    embeddings = None
+    if bundle and bundle.kind == "embeddings":
+        embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
+    return opinion_of(bundle, vocabulary, weights, embeddings)
+
+
+def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
+                         num_columns: int) -> np.ndarray:
+    """[S', E]: every name as the generator's own text tower embeds it, mean over templates."""
+    if settings.generator is None:
+        raise ValueError(f"{bundle.folder} stores class embeddings; only the text tower they were "
+                         "trained with turns names into logits of theirs, so set "
+                         "config.eval.generator and config.eval.generator_weights as "
+                         "configs/eval do")
+    text_params = loading.load_text_tower(settings.generator_weights, settings.generator)
+    token_ids = loading.tokenize(settings.generator, vocabulary, bundle.classes["templates"])
+    embeddings = mean_over_templates(
+        loading.embed_names(settings.generator, text_params, token_ids))  # [S, E]
+    if embeddings.shape[1] != bundle.width:
+        raise ValueError(f"{bundle.folder} stores class embeddings of {bundle.width} channels, the "
+                         f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
+                         "the CLIP that the generator was built on")
+    return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
+
+
+def with_sizes(batch: dict, settings: ml_collections.ConfigDict, short_side: int | None, patch: int
+               ) -> tuple[dict, np.ndarray]:
+    """A batch of `data.mask_batches` with all its masks' sizes, and the sizes of its pictures as
+    the image tower sees them, [B, 2] int32."""
+    network = inference.network_sizes(batch["image_size"], short_side, settings.max_tokens, patch)
+    if "kept" not in batch:  # masks of the picture itself, as a generator would have made them
+        kept = (batch["stored"] if settings.mask_short_side is None else
+                inference.shorter_side_to(batch["image_size"], settings.mask_short_side))
+        batch = batch | mask_chain.given_mask_sizes(batch["stored"], kept)._asdict()
+    return {k: v for k, v in batch.items() if k in _ON_DEVICE}, network
+
+
 def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
     """Unit vectors of every sentence [S, T, E] -> unit vectors of the names [S, E]."""
     mean = embeddings.mean(1)
@@ -103,16 +158,13 @@ def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kin
       dtype: arithmetic of the towers.
       platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
-    classify = _make_classifier(model_config, kind, ensemble=ensemble, dtype=dtype,
-                                platform=platform)
+    classify = _classifier(model_config, kind, ensemble=ensemble, dtype=dtype, platform=platform)
     heads = postprocess.make_heads(wanted, postprocess.tile_for(platform))
 
     @functools.partial(jax.jit, static_argnames=("canvas", "output_canvas"))
     def segment(params, batch, network, names, opinion, classes, canvas, output_canvas):
         scores = classify(params, batch, network, names, opinion, canvas)
-        proposals = Proposals(_soft_masks(batch), batch["mask_valid"], _sizes_of(batch),
-                              batch["output_size"], scores)
-        results = heads(proposals, classes, canvas=output_canvas)
+        results = heads(proposals_of(batch, scores), classes, canvas=output_canvas)
         return jax.tree.map(sharding.constrain_batch, results)
 
     return segment
@@ -128,11 +180,8 @@ def make_averaging_segmenter(model_config: maskclippp.MaskCLIPppConfig, kind: st
     canvases, `flipped` [V] bool; the others: see `make_segmenter`. Versions are classified one
     after the other, by one program; what stays of each are its stored masks and their scores.
     """
-    classify = _make_classifier(model_config, kind, ensemble=ensemble, dtype=dtype)
-
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def scores_of(*args, canvas):
-        return sharding.constrain_batch(classify(*args, canvas).classes)
+    classify = make_classifier(model_config, kind, ensemble=ensemble, dtype=dtype)
+    scores_of = lambda *args, canvas: classify(*args, canvas=canvas).classes
 
     @functools.partial(jax.jit, static_argnames="canvas")
     def average(masks, scores, output_size, num_classes, flipped, canvas):
@@ -158,8 +207,46 @@ def make_averaging_segmenter(model_config: maskclippp.MaskCLIPppConfig, kind: st
     return segment
 
 
-def _make_classifier(model_config, kind: str, *, ensemble: bool, dtype,
-                     platform: str | None = None) -> typing.Callable[..., MaskScores]:
+def make_classifier(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ensemble: bool,
+                    dtype=jnp.float32) -> typing.Callable[..., MaskScores]:
+    """The jitted program `(params, batch, network, names, opinion, canvas) -> MaskScores`.
+
+    The arguments: see `make_segmenter`.
+    """
+    classify = _classifier(model_config, kind, ensemble=ensemble, dtype=dtype)
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def scores_of(*args, canvas):
+        return jax.tree.map(sharding.constrain_batch, classify(*args, canvas))
+
+    return scores_of
+
+
+def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
+                 ) -> typing.Callable[..., jax.Array]:
+    """The jitted program `(params, batch, network, canvas) -> mask embeddings`, unit vectors
+    [B, N, E] float32. The arguments: see `make_segmenter`."""
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def encode(params, batch, network, canvas):
+        return similarity.unit(
+            _features(build(params), batch, network, patch, canvas).mask_embeddings)
+
+    return encode
+
+
+def proposals_of(batch: dict, scores: MaskScores) -> Proposals:
+    """The masks of a batch (see `make_segmenter`) with their scores, for `postprocess.make_heads`.
+    """
+    return Proposals(_soft_masks(batch), batch["mask_valid"], _sizes_of(batch),
+                     batch["output_size"], scores)
+
+
+def _classifier(model_config, kind: str, *, ensemble: bool, dtype,
+                platform: str | None = None) -> typing.Callable[..., MaskScores]:
     """`(params, batch, network, names, opinion, canvas) -> MaskScores`, to be part of a program."""
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
         model_config, dtype=dtype, by_head=configuration.heads_apart(platform),
@@ -167,14 +254,8 @@ def _make_classifier(model_config, kind: str, *, ensemble: bool, dtype,
     patch = model_config.image.patch_size
 
     def classify(params, batch, network, names, opinion, canvas):
-        model, masks, sizes = build(params), _soft_masks(batch), _sizes_of(batch)
-        image = jax.vmap(
-            lambda image, picture, network: inference.to_network_size(
-                image, picture, network, canvas))(batch["image"], batch["image_size"], network)
-        grid_masks = jax.vmap(
-            lambda masks, sizes, network: mask_chain.to_grid(masks, sizes, network, patch, canvas)
-        )(masks, sizes, network)
-        features = model.encode_image(image, network, grid_masks)
+        model = build(params)
+        features = _features(model, batch, network, patch, canvas)
         name_logits = model.classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         generator, of_test_classes = generator_logits(
@@ -184,6 +265,18 @@ def _make_classifier(model_config, kind: str, *, ensemble: bool, dtype,
         return ensembles.scores(logits, generator, batch["mask_valid"])
 
     return classify
+
+
+def _features(model: maskclippp.MaskCLIPpp, batch: dict, network: jax.Array, patch: int,
+              canvas: tuple[int, int]) -> layers.ImageFeatures:
+    """What the image tower makes of pictures with soft masks."""
+    image = jax.vmap(
+        lambda image, picture, network: inference.to_network_size(
+            image, picture, network, canvas))(batch["image"], batch["image_size"], network)
+    grid_masks = jax.vmap(
+        lambda masks, sizes, network: mask_chain.to_grid(masks, sizes, network, patch, canvas)
+    )(_soft_masks(batch), _sizes_of(batch), network)
+    return model.encode_image(image, network, grid_masks)
 
 
 def _soft_masks(batch: dict) -> jax.Array:

@@ -14,8 +14,8 @@ import numpy as np
 from absl import logging
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax import storage
 from maskclippp_jax.models import layers, siglip, similarity, text, vit
+from maskclippp_jax.runtime import storage
 
 FOLDER = ".text_embeddings"  # in the folder of the data sets
 

@@ -13,7 +13,14 @@ from safetensors.numpy import load_file
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, similarity, text)
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    eva_vit,
+    maskclippp,
+    similarity,
+    text,
+)
 from maskclippp_jax.weights import rules
 
 

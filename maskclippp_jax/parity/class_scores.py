@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax import ensembles, postprocess
-from maskclippp_jax.ensembles import MaskScores
 from maskclippp_jax.models import maskclippp
-from maskclippp_jax.parity_cases.case import Absent, Case, Check, close, equal
+from maskclippp_jax.naming import ensembles, postprocess
+from maskclippp_jax.naming.ensembles import MaskScores
+from maskclippp_jax.parity.case import Absent, Case, Check, close, equal
 from maskclippp_jax.vocabulary import Vocabulary, split_names
 
 _PADDING = 3  # columns without a class, as a vocabulary padded to a common size has them

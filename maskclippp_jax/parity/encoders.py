@@ -7,15 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax import inference, optim, weights
-from maskclippp_jax import params as parameters
+from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data.tokenizer import Tokenizer
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, maskclippp, resample, text)
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    eva_vit,
+    layers,
+    maskclippp,
+    resample,
+    text,
+)
 from maskclippp_jax.models.resample import Stage
-from maskclippp_jax.parity_cases.case import (
-    Case, Check, channels_last, close, close_to_largest, cosine, equal, image_config, load_part,
-    model_config, model_of, text_config)
+from maskclippp_jax.naming import inference
+from maskclippp_jax.parity.case import (
+    Case,
+    Check,
+    channels_last,
+    close,
+    close_to_largest,
+    cosine,
+    equal,
+    image_config,
+    load_part,
+    model_config,
+    model_of,
+    text_config,
+)
+from maskclippp_jax.training import optim
 from maskclippp_jax.weights import open_clip, rules
 from maskclippp_jax.weights.rules import Rule
 

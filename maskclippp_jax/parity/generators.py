@@ -5,12 +5,11 @@ import functools
 import jax
 import numpy as np
 
-from maskclippp_jax import mask_chain
-from maskclippp_jax.data import mask_files
-from maskclippp_jax.evaluation import segmenter
+from maskclippp_jax.data import mask_chain, mask_files
 from maskclippp_jax.models import resample, similarity
-from maskclippp_jax.parity_cases import class_scores
-from maskclippp_jax.parity_cases.case import Case, Check, close, equal
+from maskclippp_jax.naming import segmenter
+from maskclippp_jax.parity import class_scores
+from maskclippp_jax.parity.case import Case, Check, close, equal
 from maskclippp_jax.vocabulary import Vocabulary, split_names
 
 _KINDS = dict(json=".json", png_rgb=".png", png_l=".png", png_i16=".png", png_palette=".png",

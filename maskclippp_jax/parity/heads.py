@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax import inference, mask_chain, postprocess
-from maskclippp_jax.data import transforms
-from maskclippp_jax.ensembles import MaskScores
-from maskclippp_jax.mask_chain import MaskSizes
+from maskclippp_jax.data import mask_chain, transforms
+from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import layers, resample
-from maskclippp_jax.parity_cases import class_scores
-from maskclippp_jax.parity_cases.case import Case, Check, close, equal
-from maskclippp_jax.postprocess import Heads, Proposals
+from maskclippp_jax.naming import inference, postprocess
+from maskclippp_jax.naming.ensembles import MaskScores
+from maskclippp_jax.naming.postprocess import Heads, Proposals
+from maskclippp_jax.parity import class_scores
+from maskclippp_jax.parity.case import Case, Check, close, equal
 
 _CANVAS = 8  # results are made on a canvas of multiples of it, and cut
 

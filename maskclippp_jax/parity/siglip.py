@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax import inference, weights
-from maskclippp_jax import params as parameters
+from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data.tokenizer import SentencePieceTokenizer, canonicalize, lower_ascii
 from maskclippp_jax.models import layers, maskclippp, resample, siglip, similarity
 from maskclippp_jax.models.resample import Stage
-from maskclippp_jax.parity_cases.case import Case, Check, close, cosine, equal
+from maskclippp_jax.naming import inference
+from maskclippp_jax.parity.case import Case, Check, close, cosine, equal
 from maskclippp_jax.weights import big_vision, published, rules
 from maskclippp_jax.weights.big_vision_file import Unstacked
 from maskclippp_jax.weights.source import Source

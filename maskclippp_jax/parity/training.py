@@ -8,16 +8,24 @@ import numpy as np
 import optax
 from flax import nnx
 
-from maskclippp_jax import losses, optim, train_step, weights
-from maskclippp_jax import params as parameters
+from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data import transforms
 from maskclippp_jax.models import clip_convnext, layers, maskclippp, resample, similarity
-from maskclippp_jax.parity_cases.case import (
-    Case, Check, NotBuilt, channels_last, close, close_to_largest, equal, model_config,
-    head_config, model_of)
+from maskclippp_jax.parity.case import (
+    Case,
+    Check,
+    NotBuilt,
+    channels_last,
+    close,
+    close_to_largest,
+    equal,
+    head_config,
+    model_config,
+    model_of,
+)
+from maskclippp_jax.training import losses, optim, train_step
 from maskclippp_jax.vocabulary import Vocabulary, split_names
-from maskclippp_jax.weights import maskclippp as layout
-from maskclippp_jax.weights import rules
+from maskclippp_jax.weights import maskclippp as layout, rules
 
 _FLOAT32_ONLY = "reduced precision (this case is float32 only)"
 

@@ -23,9 +23,8 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from maskclippp_jax import config as configuration
-from maskclippp_jax import hosts, storage
-from maskclippp_jax import params as parameters
+from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.runtime import hosts, storage
 
 # What may differ between two starts of the same run: where data lie, what is kept, shown and put up
 # with, and what only the hardware asks for, which changes the numbers by their rounding at most.

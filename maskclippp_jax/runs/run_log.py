@@ -20,8 +20,8 @@ from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from maskclippp_jax import devices, storage, visualize
-from maskclippp_jax.evaluation import tables
+from maskclippp_jax.drawing import visualize
+from maskclippp_jax.runtime import devices, storage
 
 _SEND_EVERY = 60  # seconds; logs in a bucket are sent whole each time
 
@@ -70,14 +70,14 @@ class RunLog:
         """Remembers the metrics of a finished step (counted from 1)."""
         self._pending.append((step, dict(metrics)))
 
-    def add_pictures(self, step: int, views: list) -> None:
+    def add_pictures(self, step: int, views: list[visualize.View]) -> None:
         """Remembers pictures with named masks, to be drawn beside the true names.
 
         They become `pictures/<step>.png`; call it before the step's metrics are flushed.
 
         Args:
           step: which has just been added.
-          views: as `tables.compare` takes them.
+          views: a `visualize.View` each.
         """
         if self._writes and views:
             self._views[step] = views
@@ -140,7 +140,7 @@ class RunLog:
         """Draws the pictures of a step, if there are any; returns what Weights & Biases gets."""
         if step not in self._views:
             return {}
-        drawing = tables.compare([self._views.pop(step)], [f"step {step}"])
+        drawing = visualize.draw_views([self._views.pop(step)], [f"step {step}"])
         folder = self.folder / "pictures"
         folder.mkdir(exist_ok=True)
         storage.write(folder / f"{step}.png", visualize.to_png(drawing))

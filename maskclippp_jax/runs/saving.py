@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from maskclippp_jax import checkpoint
+from maskclippp_jax.runs import checkpoint
 
 _BY = "eval/mask_accuracy"  # what the best checkpoints are chosen by
 _GRACE = 30  # seconds in which processes that fail together may still finish a save

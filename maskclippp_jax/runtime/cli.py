@@ -1,56 +1,92 @@
-"""What all commands share: a sentence and an exit code for what goes wrong.
+"""What all commands share: flags, help, and a sentence with an exit code for what goes wrong.
 
 2: the input cannot be used. 1: the work cannot go on (a full disk, a loss that is no number).
+
+A command (maskclippp_jax/commands) is a module with flags and `main(arguments)`, which imports what
+it works with only when it is called, so that `--help` is there at once.
 """
 
+import difflib
+import faulthandler
+import functools
 import pathlib
 import re
+import shutil
 import sys
+import textwrap
 import traceback
+import types
 import typing
+import warnings
 
-from absl import app, flags, logging
+from absl import flags, logging
+from ml_collections import config_flags
 
-from maskclippp_jax import storage
+from maskclippp_jax import configs
 
-_PACKAGE = str(pathlib.Path(__file__).parent)
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
 _WARNING = 30  # of the standard library's levels
 _WRITTEN = ("output", "save_predictions", "workdir")  # flags that name what is made
 
 
-def run(main: typing.Callable[[list[str]], int | None], *, positional: bool = False,
-        buckets: typing.Sequence[str] = ()) -> None:
-    """Runs a command's `main(argv)` under absl.
+def define_config(text: str) -> flags.FlagHolder:
+    """The flag `--config`: a shipped configuration's name, or a file; `--config.key=value`."""
+    return config_flags.DEFINE_config_file(
+        "config", None, f"{text}: the name of a shipped configuration, or an own file, with its "
+        "argument after a colon; --config.key=value changes one key of it", lock_config=True)
 
-    What it raises ends in `complain`.
+
+def define_distributed() -> flags.FlagHolder[str]:
+    """The flag `--distributed` of commands that several processes can do together."""
+    return flags.DEFINE_string(
+        "distributed", "", "of several processes that work together: 'auto' on a TPU slice, under "
+        "Slurm or in Kubernetes, else ADDRESS:PORT,COUNT,NUMBER; left out: this process is alone")
+
+
+def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
+    """Runs a command.
 
     Args:
-      main: gets the arguments that are no flags, without the program's name.
-      positional: whether the command takes such arguments.
-      buckets: flags that may name a folder or file in a bucket (gs://...).
+      command: its module: `main(arguments)`, which gets those that are no flags; POSITIONAL, words
+        that say what these are ("" if it takes none); BUCKETS, flags that may name a folder or a
+        file in a bucket (gs://...).
+      arguments: what was typed after its name.
+
+    Returns:
+      The exit code. What `main` raises ends in `complain`.
     """
-
-    def guarded(argv):
-        logging.use_absl_handler()
-        # Libraries log through absl as well; people want to read what the command says.
-        logging.get_absl_handler().addFilter(
-            lambda record: record.levelno >= _WARNING
-            or _PACKAGE in record.pathname)
-        if logging.get_verbosity() < logging.INFO:
-            logging.set_verbosity(logging.INFO)
-        try:
-            if argv[1:] and not positional:
-                raise ValueError(f"got the argument {argv[1]!r}, wanted flags only (--name=value); "
-                                 "see --help")
-            _check_buckets(buckets)
-            return main(argv[1:])
-        except Exception as error:
-            return complain(error)
-
+    flags.DEFINE_bool("debug", False, "show the traceback of an error in the input",
+                      module_name=__name__)
+    name = command.__name__.rpartition(".")[2]
+    given = list(arguments)[:arguments.index("--")] if "--" in arguments else list(arguments)
+    if any(a in ("--help", "-h", "-help", "--helpshort", "--helpfull") for a in given):
+        print(help_of(command, name))
+        return 0
+    faulthandler.enable()
+    warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+    logging.use_absl_handler()
+    # Libraries log through absl as well; people want to read what the command says.
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno >= _WARNING or _PACKAGE in record.pathname)
+    rest = _parse(name, arguments)
+    if logging.get_verbosity() < logging.INFO:
+        logging.set_verbosity(logging.INFO)
     try:
-        app.run(guarded, flags_parser=_parse)
-    except flags.Error as error:  # pragma: no cover - absl exits by itself
-        raise SystemExit(f"error: {error}")
+        if rest and not command.POSITIONAL:
+            raise ValueError(f"got the argument {rest[0]!r}, wanted flags only (--name=value); "
+                             f"see maskclippp {name} --help")
+        _check_buckets(command.BUCKETS)
+        return command.main(rest) or 0
+    except Exception as error:
+        return complain(error)
+
+
+def _show_warning(others, message, category, filename, *args, **kw):
+    """Our own warnings are for people who do not know Python."""
+    if category is UserWarning and filename.startswith(_PACKAGE):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        others(message, category, filename, *args, **kw)
 
 
 def complain(error: BaseException) -> int:
@@ -61,14 +97,35 @@ def complain(error: BaseException) -> int:
     """
     for kinds, code in (((ValueError, FileNotFoundError, FileExistsError), 2),
                         ((OSError, FloatingPointError), 1)):
-        if isinstance(error, kinds) and not flags.FLAGS.debug:
+        debug = "debug" in flags.FLAGS and flags.FLAGS["debug"].value
+        if isinstance(error, kinds) and not debug:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return code
     traceback.print_exception(error)
     return 1
 
 
-flags.DEFINE_bool("debug", False, "show the traceback of an error in the input")
+def help_of(command: types.ModuleType, name: str) -> str:
+    """What a command does, and its flags with their defaults."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    own = flags.FLAGS.flags_by_module_dict().get(command.__name__, [])
+    shared = [f for f in flags.FLAGS.flags_by_module_dict().get(__name__, [])
+              if f.name in ("config", "distributed", "debug")]
+    known = {f.name for f in own}
+    lines = [f"usage: maskclippp {name} {command.POSITIONAL} [--flag=value ...]".replace("  ", " "),
+             "", command.__doc__.strip(), "", "flags:"]
+    for flag in sorted(own, key=lambda f: f.name) + [f for f in shared if f.name not in known]:
+        default = "" if flag.value in (None, "", [], False) else f" (default: {_shown(flag.value)})"
+        choices = f" [{'|'.join(flag.parser.enum_values)}]" if hasattr(
+            flag.parser, "enum_values") else ""
+        lines.append(f"  --{flag.name}{'' if flag.boolean else '=...'}{choices}")
+        text = " ".join(flag.help.split()) + default
+        lines += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _shown(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _check_buckets(allowed: typing.Sequence[str]) -> None:
@@ -81,8 +138,11 @@ def _check_buckets(allowed: typing.Sequence[str]) -> None:
         given = flags.FLAGS[name].value
         for value in given if isinstance(given, list) else [given]:
             # What a configuration names is looked at where it is read.
-            if name.startswith("config.") or not isinstance(value, str) or not (
-                    storage.on_bucket(value)):
+            if name.startswith("config.") or not isinstance(value, str) or "://" not in value:
+                continue
+            from maskclippp_jax.runtime import storage  # slow to import, and rarely needed
+
+            if not storage.on_bucket(value):
                 continue
             if name not in allowed:
                 raise ValueError(f"--{name} is {value}, but this command wants it on a disk; copy "
@@ -90,18 +150,52 @@ def _check_buckets(allowed: typing.Sequence[str]) -> None:
             storage.check(value, write=name in _WRITTEN)
 
 
-def _parse(argv):
-    """Reads the flags; `--require-all` is `--require_all`."""
-    argv = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), argument)
-            for argument in argv]
+def _parse(name: str, arguments: typing.Sequence[str]) -> list[str]:
+    """Reads the flags, wherever they stand; `--require-all` is `--require_all`.
+
+    Returns:
+      The arguments that are no flags.
+    """
+    arguments = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument)
+                 for argument in arguments]
     try:
-        return flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            arguments = _config_first(arguments)
+        sys.argv[1:] = arguments  # where ml_collections looks for keys
+        flags.FLAGS.set_gnu_getopt(True)
+        return flags.FLAGS([name, *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        _refuse(f"there is no flag --{error.flagname}; " + (
+            f"did you mean --{near[0]}? " if near else "") + f"See maskclippp {name} --help")
     except (KeyError, AttributeError) as error:  # of ml_collections, for unknown keys
         key = re.search(r"\w+", str(error))[0]
         hint = re.search(r"Did you mean.*?\?", str(error))
-        print(f"error: the configuration has no key {key}; "
-              f"{hint[0] if hint else 'configs/common.py has all'}", file=sys.stderr)
-        raise SystemExit(2)
+        _refuse(f"the configuration has no key {key}; "
+                f"{hint[0] if hint else 'configs/common.py has all'}")
+    except ModuleNotFoundError as error:  # of an own configuration
+        hint = ("; import shipped configurations from maskclippp_jax.configs"
+                if (error.name or "").split(".")[0] == "configs" else "")
+        _refuse(f"the configuration cannot be read ({error}){hint}")
     except (flags.Error, ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2)
+        _refuse(str(error))
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """The arguments with `--config` before its keys, and the file of a shipped one in its place."""
+    found, others = [], []
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = iter(arguments[:end])
+    for argument in rest:
+        if argument == "--config":
+            argument = f"--config={next(rest, '')}"
+        if argument.startswith("--config="):
+            found.append(f"--config={configs.resolve(argument.partition('=')[2])}")
+        else:
+            others.append(argument)
+    return found + others + arguments[end:]
+
+
+def _refuse(sentence: str) -> typing.NoReturn:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(2)

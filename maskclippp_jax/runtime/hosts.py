@@ -9,7 +9,6 @@ while they do nothing together, because JAX aborts them (SIGABRT). Both end in t
 """
 
 import ctypes
-import functools
 import io
 import multiprocessing
 import os
@@ -19,11 +18,12 @@ import typing
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from maskclippp_jax import cli, metrics
+from maskclippp_jax import metrics
+from maskclippp_jax.runtime import cli
 
 _SILENCE = 30  # seconds after which a process that says nothing is taken for lost
 _PATIENCE = 3600  # seconds that one process may load or compile longer than another
@@ -35,35 +35,31 @@ _SENTENCE = ("error: another process of this run ended or cannot be reached, so 
              "well; start all of them again with the same line")
 
 
-def together(main: typing.Callable[[list[str]], int | None]) -> typing.Callable:
-    """A command's `main`, run as one of the processes that its flag `--distributed` speaks of.
+def together(how: str, work: typing.Callable[[], int | None]) -> int | None:
+    """Does a command's work as one of several processes, or alone.
 
     If it fails, the process ends at once: the others miss it after some seconds and end as well,
     where an orderly end would wait for them.
+
+    Args:
+      how: what its flag `--distributed` says; "": this process is alone.
+      work: returns the exit code.
     """
-    distributed = flags.DEFINE_string(
-        "distributed", "", "of several processes that work together: 'auto' on a TPU slice, under "
-        "Slurm or in Kubernetes, else ADDRESS:PORT,COUNT,NUMBER; left out: this process is alone")
-
-    @functools.wraps(main)
-    def joined(argv):
-        if not distributed.value:
-            return main(argv)
-        _meet(distributed.value)
-        multihost_utils.sync_global_devices("together")  # see `connect`
-        if jax.process_index():
-            logging.set_verbosity(logging.WARNING)  # the first one speaks for all
-        try:
-            code = main(argv)
-        except BaseException as error:  # whatever it is, the others must not wait for this process
-            code = _complain(error)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            _end(code)
-        jax.distributed.shutdown()
-        return code
-
-    return joined
+    if not how:
+        return work()
+    _meet(how)
+    multihost_utils.sync_global_devices("together")  # see `connect`
+    if jax.process_index():
+        logging.set_verbosity(logging.WARNING)  # the first one speaks for all
+    try:
+        code = work()
+    except BaseException as error:  # whatever it is, the others must not wait for this process
+        code = _complain(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _end(code)
+    jax.distributed.shutdown()
+    return code
 
 
 def _end(code: int) -> None:

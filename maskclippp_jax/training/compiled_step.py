@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax import inference, loading, mask_chain, optim, sharding, train_step
 from maskclippp_jax import params as parameters
-from maskclippp_jax.data import catalogue, pipeline, records
-from maskclippp_jax.evaluation import segmenter
-from maskclippp_jax.postprocess import Classes, Heads
+from maskclippp_jax.data import catalogue, mask_chain, pipeline, records
+from maskclippp_jax.naming import inference, loading, segmenter
+from maskclippp_jax.naming.postprocess import Classes, Heads
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import optim, train_step
 from maskclippp_jax.vocabulary import Vocabulary
 
 # Bytes that cross a chip's links for each byte of the result, on a ring of many chips.

@@ -13,8 +13,7 @@ import numpy as np
 import optax
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, siglip)
+from maskclippp_jax.models import clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, siglip
 
 # Parameters without weight decay in every model; everything else decays, biases included.
 NO_DECAY = (r"/\w*norm\d?/(scale|bias)$", r"^text/token_embedding$")

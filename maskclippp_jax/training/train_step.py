@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from maskclippp_jax import losses, optim, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import clip_resnet, maskclippp, resample, similarity
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import losses, optim
 
 
 def abstract_state(config: ml_collections.ConfigDict, trainable: parameters.Tree,

@@ -7,13 +7,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import hosts, inference, loading, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline, records
+from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.evaluation import tables
-from maskclippp_jax.evaluation.runs import Picture
-from maskclippp_jax.evaluation.segmenter import Found
+from maskclippp_jax.evaluation.passes import Picture
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
+from maskclippp_jax.naming import inference, loading
+from maskclippp_jax.naming.segmenter import Found
+from maskclippp_jax.runtime import hosts, sharding
 from maskclippp_jax.vocabulary import Vocabulary
 
 
@@ -36,7 +38,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
     They are those of the moving average where there is one: `eval/mask_accuracy`, `eval/seen`,
     `eval/unseen` in percent, means over classes, on ground-truth masks; `distance/<part>`, see
     `params.distances`. The pictures are the first `config.eval_pictures` of this process, the same
-    every time, as `tables.compare` takes them.
+    every time, drawn with `visualize.draw_views`.
 
     Args:
       config: the experiment.
@@ -84,7 +86,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
     return validate
 
 
-def _view_of(batch: dict, row: int, classes: np.ndarray, vocabulary: Vocabulary) -> tuple:
+def _view_of(batch: dict, row: int, classes: np.ndarray, vocabulary: Vocabulary) -> View:
     height, width = batch["image_size"][row]
     rows, columns = batch["segments_size"][row]
     return tables.view_of(

@@ -1,7 +1,11 @@
 """Other people's checkpoints -> our parameters, and back; one strict rule table per source."""
 
+import pathlib
+import typing
+
 import numpy as np
 from absl import logging
+from safetensors.numpy import save_file
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp as model_file
@@ -13,7 +17,14 @@ from maskclippp_jax.models.siglip import SigLIPConfig
 from maskclippp_jax.models.similarity import PseudoTextSimilarityConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.weights import (
-    big_vision, eva_clip, hugging_face, maskclippp, open_clip, published, rules)
+    big_vision,
+    eva_clip,
+    hugging_face,
+    maskclippp,
+    open_clip,
+    published,
+    rules,
+)
 from maskclippp_jax.weights.files import read
 from maskclippp_jax.weights.source import Source
 
@@ -183,3 +194,15 @@ def export(params: parameters.Tree, model: model_file.MaskCLIPppConfig,
         params = parameters.unflatten({p: x for p, x in leaves.items() if p not in left_out})
     named = rules.export(params, rules_for(layout.removesuffix("_scan"), model))
     return big_vision.stack_blocks(named) if layout == "big_vision_scan" else named
+
+
+def write(path: pathlib.Path, tensors: typing.Mapping[str, np.ndarray]) -> None:
+    """Writes what `export` gives, whole or not at all, as .safetensors or .npz; makes the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    if path.suffix == ".npz":
+        np.savez(temporary, **tensors)
+    else:
+        save_file(dict(tensors), temporary)
+    temporary.replace(path)

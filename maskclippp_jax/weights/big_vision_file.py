@@ -13,7 +13,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from maskclippp_jax import storage
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.weights.source import Renamed, Source
 
 _SUFFIX = re.compile(r"(.*(?:\.npz|checkpoint\.bv[^/:]*))(?::([\w/]+))?")

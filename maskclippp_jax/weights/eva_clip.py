@@ -3,7 +3,13 @@
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.weights import open_clip
 from maskclippp_jax.weights.rules import (
-    Rule, conv_rules, leading_ones, linear, linear_rules, norm_rules)
+    Rule,
+    conv_rules,
+    leading_ones,
+    linear,
+    linear_rules,
+    norm_rules,
+)
 
 
 def image_rules(prefix: str, config: EvaViTConfig) -> tuple[Rule, ...]:

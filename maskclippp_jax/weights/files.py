@@ -7,7 +7,7 @@ import typing
 import numpy as np
 import safetensors
 
-from maskclippp_jax import storage
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.weights import big_vision_file, hub
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile

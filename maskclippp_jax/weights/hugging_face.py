@@ -2,7 +2,14 @@
 
 from maskclippp_jax.models.siglip import SigLIPConfig
 from maskclippp_jax.weights.rules import (
-    Change, Rule, conv, leading_ones, linear, linear_rules, norm_rules)
+    Change,
+    Rule,
+    conv,
+    leading_ones,
+    linear,
+    linear_rules,
+    norm_rules,
+)
 
 _HEADS = ("query", "key", "value")
 

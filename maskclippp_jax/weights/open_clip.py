@@ -8,8 +8,7 @@ import re
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
-from maskclippp_jax.weights.rules import (
-    Rule, conv, conv_rules, linear, linear_rules, norm_rules)
+from maskclippp_jax.weights.rules import Rule, conv, conv_rules, linear, linear_rules, norm_rules
 
 _HEADS = ("query", "key", "value")
 

@@ -5,20 +5,26 @@ CLIP's own mean and deviation unless a row says otherwise.
 """
 
 import dataclasses
+import difflib
 import functools
+import pathlib
 import typing
 
 from maskclippp_jax import params as parameters
+from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
-from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.maskclippp import ImageConfig, MaskCLIPpp, MaskCLIPppConfig
 from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.weights import rules
+
+# The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
+QUICKSTART_WEIGHTS = str(
+    pathlib.Path(__file__).parents[1] / "assets" / "quickstart_clip.safetensors")
 
 
 class Published(typing.NamedTuple):
@@ -243,6 +249,26 @@ def find(name: str, training: str) -> Published:
         if (entry.name, entry.training) == (name, training):
             return entry
     raise ValueError(f"no published model {name} of {training} is known here; see `convert --list`")
+
+
+def find_by_name(name: str, training: str = "") -> Published:
+    """The entry of a model by its name, and its training where there are several.
+
+    Of the same weights in two places it is the one on the hub.
+
+    Raises:
+      ValueError: there is none, or there are several.
+    """
+    found = [e for e in MODELS if e.name == name and training in ("", e.training)]
+    if not found:
+        near = difflib.get_close_matches(name, {e.name for e in MODELS}, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}" if near else ""
+        raise ValueError(f"no published model {name}{f' of {training}' if training else ''} is "
+                         f"known here{hint}? See `maskclippp convert --list`")
+    if len({e.training for e in found}) > 1:
+        raise ValueError(f"{name} was trained in several ways; say which: " + ", ".join(
+            f"{name}:{e.training}" for e in found))
+    return next((e for e in found if e.source.startswith("hf://")), found[0])
 
 
 def name_of(model: MaskCLIPppConfig) -> str:

@@ -13,6 +13,7 @@ import typing
 import numpy as np
 
 from maskclippp_jax import params as parameters
+from maskclippp_jax.runtime import progress
 
 
 class Change(typing.NamedTuple):
@@ -102,7 +103,8 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
     wanted = parameters.flatten(shapes)
     groups, problems = _group(source, rules, by_source=True)
     filled = {}
-    for (rule, numbers), names in groups.items():
+    for (rule, numbers), names in progress.track(groups.items(), "reading weights",
+                                                 unit="tensors"):
         shown = ", ".join(names.values())
         paths = [_insert(path, numbers) for path in rule.paths]
         unknown = [path for path in paths if path not in wanted]
@@ -141,7 +143,7 @@ def export(params: parameters.Tree, rules: typing.Sequence[Rule]) -> dict[str, n
     leaves = parameters.flatten(params)
     groups, problems = _group(leaves, rules, by_source=False)
     result = {}
-    for (rule, numbers), paths in groups.items():
+    for (rule, numbers), paths in progress.track(groups.items(), "converting", unit="tensors"):
         if len(paths) < len(rule.paths):
             problems.append(f"{', '.join(paths.values())} without the other parts")
             continue

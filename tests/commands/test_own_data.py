@@ -1,22 +1,27 @@
-"""The commands of docs/own-data.md, as they stand there, on a few small pictures."""
+"""An installed wheel, outside of the project: the commands of docs/own-data.md as they stand there,
+on a few small pictures, shipped configurations by name, and the API."""
 
 import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from maskclippp_jax import configs
 from maskclippp_jax.data import scenes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # The documented configuration with a tiny model, instead of a download.
 SMALL = '''
-from configs import own_data
+from maskclippp_jax.configs import own_data
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
 def get_config(arg):
     config = own_data.get_config(arg).unlock()
@@ -48,21 +53,49 @@ def draw_pictures(own):
             Image.fromarray(ids[scene.label].astype(np.uint8)).save(own / f"labels/p{i}.png")
 
 
-def test_the_documented_commands_tune_evaluate_and_predict(tmp_path):
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The programs of a new environment that has the wheel, and all requirements by a path."""
+    folder = tmp_path_factory.mktemp("an environment")
+    for name in ("maskclippp_jax", "configs"):
+        shutil.copytree(ROOT / name, folder / "source" / name,
+                        ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copyfile(file, folder / "source" / file.name)
+    run = lambda *line: subprocess.run([sys.executable, "-m", *line], check=True,
+                                       capture_output=True, timeout=300)
+    run("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}",
+        folder / "source")
+    run("venv", "--without-pip", folder / "venv")
+    python = folder / "venv/bin/python"
+    run("pip", "--quiet", "--python", python, "install", "--no-deps", *folder.glob("*.whl"))
+    site, = folder.glob("venv/lib/python*/site-packages")
+    # Only a path: the project itself, which an editable install adds by code, is not on it.
+    (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python.parent
+
+
+def call(line, folder, code=0):
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", HOME=str(folder),
+                       XLA_FLAGS="--xla_backend_optimization_level=0")  # sooner compiled
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_documented_commands_tune_evaluate_and_predict(programs, tmp_path):
     draw_pictures(tmp_path / "own")
     (tmp_path / "small.py").write_text(SMALL)
     text = (ROOT / "docs" / "own-data.md").read_text()
     commands = re.search(r"```sh\n(.*?)```", text, re.S)[1].replace("\\\n", " ").splitlines()
-    assert [shlex.split(c)[2] for c in commands] == [
-        f"maskclippp_jax.{name}" for name in ("prepare", "train", "evaluate", "predict")]
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), COLUMNS="120",
-                       XLA_FLAGS="--xla_backend_optimization_level=0")  # sooner compiled
+    assert [shlex.split(c)[:2] for c in commands] == [
+        ["maskclippp", name] for name in ("prepare", "train", "evaluate", "predict")]
     for command in commands:
-        line = [word.replace("configs/own_data.py", "small.py") for word in shlex.split(command)]
-        assert line[0] == "python"
-        done = subprocess.run([sys.executable, *line[1:]], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        line = [word.replace("=own_data:", "=small.py:") for word in shlex.split(command)]
+        call([programs / line[0], *line[1:]], tmp_path)
     assert len(list(tmp_path.glob("data/mine/**/*.png"))) == 2  # contact sheets
     logged = [json.loads(x) for x in (tmp_path / "runs/mine/metrics.jsonl").open()]
     assert len(logged) == 2 and "eval/mask_accuracy" in logged[-1]
@@ -73,3 +106,23 @@ def test_the_documented_commands_tune_evaluate_and_predict(tmp_path):
         found = json.loads((tmp_path / f"named/{name}.json").read_text())
         assert {m["name"] for m in found["masks"]} <= {"red one", "grey grass", "brown brick"}
         assert (tmp_path / f"named/{name}.overlay.png").stat().st_size > 500
+
+
+def test_a_wheel_has_configurations_by_name_and_the_api(programs, tmp_path):
+    said = call([programs / "maskclippp", "train", "--config=coco_stuff_eva02_l14_336",
+                 "--workdir=runs/x"], tmp_path, code=2)
+    assert "maskclippp prepare coco_stuff_171" in said and not list(tmp_path.iterdir())
+    assert "EVA02-CLIP-L-14-336" in call([programs / "maskclippp", "convert", "--list"], tmp_path)
+    program = """
+import numpy as np
+import maskclippp_jax as mc
+from maskclippp_jax import configs
+print(mc.__file__, len(configs.names()))
+model = mc.load("untuned", "quickstart")
+print(model.name(np.zeros((64, 64, 3), np.uint8), mc.grid, ["red one", "grass"]).scores.shape)
+"""
+    said = call([programs / "python", "-c", program], tmp_path)
+    place, count = said.splitlines()[0].rsplit(" ", 1)
+    assert place.startswith(str(programs.parent)) and int(count) == len(configs.names())
+    assert said.splitlines()[1] == "(16, 2)"
+    assert [f.name for f in tmp_path.iterdir()] == [".cache"]  # embeddings of names

@@ -9,16 +9,18 @@ import sys
 
 import pytest
 
-from maskclippp_jax import compiled_step, loading, sharding
 from maskclippp_jax import params as parameters
+from maskclippp_jax.naming import loading
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import compiled_step
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the compiler for TPUs is not installed; pip install 'jax[tpu]' brings it")
 # The quick start with a tiny model; from width 256 on its matrices are large enough to be split.
 CONFIG = '''
-from configs import quickstart
+from maskclippp_jax.configs import quickstart
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
 def get_config(arg="32"):
     config = quickstart.get_config().unlock()
@@ -82,7 +84,7 @@ def test_the_largest_batch_is_found_to_an_eighth(room):
 def run(tmp_path, *flags):
     (tmp_path / "tiny.py").write_text(CONFIG)
     return subprocess.run(
-        [sys.executable, "-m", "maskclippp_jax.plan", f"--config={tmp_path}/tiny.py", *flags],
+        [sys.executable, "-m", "maskclippp_jax", "plan", f"--config={tmp_path}/tiny.py", *flags],
         env=dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="140", JAX_PLATFORMS="cpu",
                  XLA_FLAGS=""), cwd=ROOT, capture_output=True, text=True, timeout=300)
 

@@ -10,19 +10,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from array_record.python import array_record_data_source  # noqa: F401, defines flags of its own
 from pycocotools.coco import COCO
 
-from maskclippp_jax import predictions, score
 from maskclippp_jax.data import build, coco_files, images, records
+from maskclippp_jax.evaluation import predictions, scoring
 from maskclippp_jax.metrics.instance import decode, encode
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 from maskclippp_jax.vocabulary import Vocabulary
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 VOCABULARY = Vocabulary.shipped("scenes")
 THING, STUFF = VOCABULARY.is_thing.index(True), VOCABULARY.is_thing.index(False)
 CLASSES = (THING, STUFF, THING + 1 if VOCABULARY.is_thing[THING + 1] else THING)
@@ -126,8 +124,8 @@ def truths(place):
 
 
 def command(place, *more, **given):
-    line = [sys.executable, "-m", "maskclippp_jax.score", *(f"--{k}={v}" for k, v in given.items()),
-            *more]
+    line = [sys.executable, "-m", "maskclippp_jax", "score",
+            *(f"--{k}={v}" for k, v in given.items()), *more]
     environment = dict(os.environ, COLUMNS="100", PYTHONPATH=str(ROOT))
     return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True,
                           timeout=120)
@@ -175,7 +173,7 @@ def test_other_tools_read_our_files(place):
 
 def test_lvis_is_scored_by_its_own_rules_from_either_truth(tmp_path):
     archives = ROOT / "tests/fixtures/coco2017/archives"
-    prepare = [sys.executable, "-m", "maskclippp_jax.prepare", "lvis_1203",
+    prepare = [sys.executable, "-m", "maskclippp_jax", "prepare", "lvis_1203",
                f"--raw_dir={archives}", f"--data_dir={tmp_path}/data"]
     subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=120)
     source = records.open_source(f"{tmp_path}/data", "lvis_1203", "validation")
@@ -193,9 +191,9 @@ def test_lvis_is_scored_by_its_own_rules_from_either_truth(tmp_path):
     with zipfile.ZipFile(archives / "lvis_v1_val.json.zip") as archive:
         archive.extract("lvis_v1_val.json", tmp_path)
     got = []
-    for flags in (dict(dataset="lvis_1203", data_dir=f"{tmp_path}/data"),
+    for truth in (dict(dataset="lvis_1203", data_dir=f"{tmp_path}/data"),
                   dict(instances_json=f"{tmp_path}/lvis_v1_val.json")):
-        done = command(tmp_path, predictions="found", output="results.json", samples=0, **flags)
+        done = command(tmp_path, predictions="found", output="results.json", samples=0, **truth)
         assert done.returncode == 0, done.stderr
         assert "AP of rare classes" in done.stdout and "made_with: model none" in done.stdout
         got.append(json.loads((tmp_path / "results.json").read_text())["instances"])
@@ -234,12 +232,10 @@ def test_predictions_that_were_stopped_go_on(place, tmp_path):
         predictions.Writer(tmp_path / "found", VOCABULARY)
 
 
-def run(place, found, **given):
-    """The command in this process."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(predictions=str(found), **given):
-        return score.main([])
+def run(found, **given):
+    """What the command does, in this process."""
+    results, _ = scoring.score(scoring.Request(str(found), **given))
+    return results
 
 
 @pytest.fixture
@@ -264,10 +260,9 @@ def test_missing_pictures_are_named_or_count_as_missed(place, copy):
              (("data",), ("panoptic",), ("instances",))]
     for kind in kinds:
         with pytest.raises(ValueError, match=r"lacks 1 picture \(three\) of the ground truth's 3"):
-            run(place, copy, **kind)
-    run(place, copy, allow_missing=True, output=str(copy / "r.json"), **all_of)
-    run(place, place / "found", output=str(copy / "s.json"), **all_of)
-    less, all_there = (json.loads((copy / f).read_text()) for f in ("r.json", "s.json"))
+            run(copy, **kind)
+    less = run(copy, allow_missing=True, **all_of)
+    all_there = run(place / "found", **all_of)
     assert less["semantic"]["mIoU"] < all_there["semantic"]["mIoU"]
     assert less["panoptic"]["all"]["PQ"] < all_there["panoptic"]["all"]["PQ"]
     assert less["instances"]["AP"] < all_there["instances"]["AP"]
@@ -277,11 +272,11 @@ def test_missing_pictures_are_named_or_count_as_missed(place, copy):
 def test_predictions_of_other_pictures_are_refused(place, copy):
     (copy / "semantic/three.png").rename(copy / "semantic/four.png")
     with pytest.raises(ValueError, match=r"has 1 picture \(four\), which the ground truth lacks"):
-        run(place, copy, dataset="scenes", data_dir=f"{place}/data")
+        run(copy, dataset="scenes", data_dir=f"{place}/data")
     rows = json.loads((copy / "instances.json").read_text())
     (copy / "instances.json").write_text(json.dumps([dict(rows[0], image_id=7)]))
     with pytest.raises(ValueError, match="has the picture 7, which"):
-        run(place, copy, instances_json=f"{place}/instances.json")
+        run(copy, instances_json=f"{place}/instances.json")
 
 
 @pytest.mark.parametrize("file, content, kind, says", [
@@ -297,14 +292,14 @@ def test_predictions_of_other_pictures_are_refused(place, copy):
 def test_files_of_another_form_are_refused(place, copy, file, content, kind, says):
     (copy / file).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        run(place, copy, **{k: v for k, v in truths(place).items() if k.startswith(kind)})
+        run(copy, **{k: v for k, v in truths(place).items() if k.startswith(kind)})
 
 
 def test_a_label_map_of_another_size_is_named(place, copy):
     other_size = images.encode_png(np.zeros((24, 31), np.uint8))
     (copy / "semantic/one.png").write_bytes(other_size)
     with pytest.raises(ValueError, match=r"semantic/one.png: the prediction is \(24, 31\)"):
-        run(place, copy, dataset="scenes", data_dir=f"{place}/data")
+        run(copy, dataset="scenes", data_dir=f"{place}/data")
 
 
 def test_bad_flags_end_in_one_sentence(place):

@@ -8,17 +8,18 @@ import sys
 import numpy as np
 import pytest
 
-from configs import quickstart_ablation
-from maskclippp_jax import sweep, visualize
+from maskclippp_jax.configs import quickstart_ablation
+from maskclippp_jax.drawing import visualize
+from maskclippp_jax.training import sweeps
 
 
 def test_variants_change_one_thing_each():
-    variants = sweep.list_variants("c.py:x=1", ["train.masks=degraded", ":head=linear|mean"])
+    variants = sweeps.list_variants("c.py:x=1", ["train.masks=degraded", ":head=linear|mean"])
     assert variants == [
         ("as configured", "c.py:x=1", ()),
         ("train.masks=degraded", "c.py:x=1", ("train.masks=degraded",)),
         ("head=linear", "c.py:x=1,head=linear", ()), ("head=mean", "c.py:x=1,head=mean", ())]
-    assert sweep.list_variants("c.py", [":a=b"])[1].config == "c.py:a=b"
+    assert sweeps.list_variants("c.py", [":a=b"])[1].config == "c.py:a=b"
     assert len({v.folder for v in variants}) == 4 and " " not in variants[0].folder
 
 
@@ -27,23 +28,23 @@ def test_variants_change_one_thing_each():
     (["a=1|2", "a=2"], "a=2 more than once")])
 def test_what_cannot_be_varied_is_said(vary, words):
     with pytest.raises(ValueError, match=words):
-        sweep.list_variants("c.py", vary)
+        sweeps.list_variants("c.py", vary)
 
 
 def test_a_sweep_that_cannot_run_ends_in_one_sentence(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "maskclippp_jax.sweep", "--config=configs/none.py", "--seeds=0",
+        [sys.executable, "-m", "maskclippp_jax", "sweep", "--config=configs/none.py", "--seeds=0",
          f"--workdir={tmp_path}/sweep"], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "no file configs/none.py; give --config=configs/x.py" in done.stderr
+    assert "no configuration configs/none.py" in done.stderr
     assert not (tmp_path / "sweep").exists()
 
 
 def test_mean_and_deviation_are_over_seeds():
     runs = [{"seen": 50.0, "unseen": None}, {"seen": 54.0, "unseen": 3.0}]
-    assert sweep.summary(runs, "seen") == (52.0, pytest.approx(8**0.5))
-    assert sweep.summary(runs, "unseen") is None
-    assert sweep.summary(runs[:1], "seen") == (50.0, 0.0)
+    assert sweeps.summary(runs, "seen") == (52.0, pytest.approx(8**0.5))
+    assert sweeps.summary(runs, "unseen") is None
+    assert sweeps.summary(runs[:1], "seen") == (50.0, 0.0)
 
 
 def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path, monkeypatch):
@@ -60,27 +61,27 @@ def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path
 
     config = tmp_path / "c.py"
     config.write_text("def get_config():\n    return dict(a=0, size=(1, 2))\n")
-    monkeypatch.setattr(sweep, "_call", call)
-    monkeypatch.setattr(type(sweep.OVERRIDE), "value", ["train.steps=3"])
-    variant = sweep.Variant("a=1", str(config), ("a=1",))
+    monkeypatch.setattr(sweeps, "_call", call)
+    common = ["train.steps=3"]
+    variant = sweeps.Variant("a=1", str(config), ("a=1",))
     for _ in range(2):
-        assert sweep.measure(tmp_path / "x", variant, "7") == {
+        assert sweeps.measure(tmp_path / "x", variant, "7", common) == {
             "mask accuracy": 1.0, "seen": 2.0, "unseen": 3.0, "mIoU": 4.0}
     assert [c for c, _ in calls] == ["train", "evaluate"]
     shared = (f"--config={config}", "--config.train.steps=3", "--config.a=1", "--config.seed=7")
     assert all(a[:4] == shared for _, a in calls)
     assert f"--checkpoint={tmp_path}/x/run" in calls[1][1]
-    sweep.measure(tmp_path / "y", variant, None)
+    sweeps.measure(tmp_path / "y", variant, None, common)
     assert [c for c, _ in calls] == ["train", "evaluate", "evaluate"]
     assert "--checkpoint=untuned" in calls[2][1]
 
     with pytest.raises(ValueError, match="x was made with other settings"):
-        sweep.measure(tmp_path / "x", variant._replace(overrides=("a=2",)), "7")
+        sweeps.measure(tmp_path / "x", variant._replace(overrides=("a=2",)), "7", common)
     config.write_text("def get_config():\n    return dict(a=0, size=(1, 3))\n")
     with pytest.raises(ValueError, match="x was made with .* another configuration"):
-        sweep.measure(tmp_path / "x", variant, "7")
-    with pytest.raises(FileNotFoundError, match="no file nothing.py"):
-        sweep.read_config("nothing.py:x=1")
+        sweeps.measure(tmp_path / "x", variant, "7", common)
+    with pytest.raises(FileNotFoundError, match="no configuration nothing.py"):
+        sweeps.read_config("nothing.py:x=1")
 
 
 def test_dots_lie_where_their_values_are():

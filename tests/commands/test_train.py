@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclippp_jax.data import records, scenes
-from tests import buckets, runs
-from tests.runs import command, metrics, train
+from maskclippp_jax.data import records
+from tests import buckets, whole_runs
+from tests.whole_runs import command, metrics, train
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return runs.make_place(tmp_path_factory.mktemp("a place"))
+    return whole_runs.make_place(tmp_path_factory.mktemp("a place"))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_one_and_eight_devices_give_the_same_numbers(place, whole):
 
 
 def test_two_processes_of_four_devices_give_the_numbers_of_one_device(place, whole):
-    both = runs.together(place, "train", f"--workdir={place}/two", "--config.mesh.fsdp=2")
+    both = whole_runs.together(place, "train", f"--workdir={place}/two", "--config.mesh.fsdp=2")
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     for a, b in zip(metrics(place, "two"), whole, strict=True):
@@ -156,7 +156,7 @@ def test_two_processes_of_four_devices_give_the_numbers_of_one_device(place, who
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     # 16 and 5 scenes of two sizes, in batches of 8: none is counted twice.
     read = f"--checkpoint={place}/two"
-    both = runs.together(place, "evaluate", f"--workdir={place}/by_two", read)
+    both = whole_runs.together(place, "evaluate", f"--workdir={place}/by_two", read)
     done = command(place, "evaluate", f"--workdir={place}/by_one", read)
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] + [done.returncode] == [0, 0, 0], said
@@ -240,7 +240,7 @@ def test_a_folder_of_another_run_is_refused(place, whole):
     (["--config.train.size=30"], "wants a multiple of 8"),
     (["--config.tune.image=half"], "tune.image is 'half'"),
     (["--config.weights=/none.pt"], "no file /none.pt"),
-    (["--config.train.dataset=coco"], "maskclippp_jax.prepare coco"),
+    (["--config.train.dataset=coco"], "maskclippp prepare coco"),
     (["--wrokdir=x"], "wrokdir"), (["--workdir=s3://b/x"], "s3://b/x is an address"),
     (["--profile=5"], "--profile is '5'"), (["--distributed=here"], "--distributed is 'here'")])
 def test_bad_input_ends_in_one_sentence_before_anything_is_written(place, flags, words):
@@ -316,40 +316,3 @@ def test_convert_writes_a_file_that_loads_again_to_the_same_model(place, whole):
     assert first["semantic"] == second["semantic"]
     done = command(place, "convert", f"--source={place}/whole", f"--output={output}")
     assert done.returncode == 2 and "--overwrite" in done.stderr
-
-
-def test_predict_names_masks_of_files_and_of_its_own(place, whole):
-    from PIL import Image
-    scene = scenes.draw_scene(np.random.default_rng(5), size=64)
-    (place / "in").mkdir(exist_ok=True)
-    Image.fromarray(scene.image).save(place / "in/a.png")
-    labels = (scene.label + 1).astype(np.uint8)
-    (place / "masks").mkdir(exist_ok=True)
-    Image.fromarray(labels).save(place / "masks/a.png")
-    common = [f"--checkpoint={place}/whole", f"--images={place}/in/*",
-              "--classes=red one;grey grass,dog"]
-    done = command(place, "predict", *common, f"--masks={place}/masks/{{stem}}.png",
-                   f"--output={place}/out")
-    assert done.returncode == 0, done.stderr
-    assert "has never seen 'dog'" in done.stderr
-    found = json.loads((place / "out/a.json").read_text())
-    assert [m["segment"] for m in found["masks"]] == sorted(set(labels.ravel().tolist()) - {0})
-    for mask in found["masks"]:
-        assert sum(b["score"] for b in mask["best"]) == pytest.approx(1, abs=1e-4)
-    drawn = np.asarray(Image.open(place / "out/a.labels.png"))
-    assert drawn.shape == (64, 64) and set(np.unique(drawn)) <= {1, 2}
-    done = command(place, "predict", *common, f"--output={place}/out2", "--regions=grid")
-    assert done.returncode == 0, done.stderr
-    assert "grid" in json.loads((place / "out2/a.json").read_text())["masks_from"]
-    done = command(place, "predict", *common[:2], "--classes=a;a", f"--output={place}/out3")
-    assert done.returncode == 2 and "more than once" in done.stderr
-    done = command(place, "predict", "--checkpoint=untuned", *common[1:], f"--output={place}/out3")
-    assert done.returncode == 2 and "give --config as well" in done.stderr
-    (place / "in/a.jpg").write_bytes((place / "in/a.png").read_bytes())
-    done = command(place, "predict", *common, f"--output={place}/out3")
-    assert done.returncode == 2 and "several files named a" in done.stderr
-    (place / "in/a.jpg").rename(place / "in/b.jpg")
-    done = command(place, "predict", *common, f"--masks={place}/masks/a.png",
-                   f"--output={place}/out3")
-    assert done.returncode == 2 and "is one file for 2 pictures" in done.stderr
-    assert not (place / "out3").exists()

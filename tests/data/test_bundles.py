@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from maskclippp_jax.data import (
-    build, bundle_tools, bundle_writer, bundles, images, mask_files, records)
+    build,
+    bundle_tools,
+    bundle_writer,
+    bundles,
+    images,
+    mask_files,
+    records,
+)
 from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -187,7 +194,7 @@ def data(tmp_path_factory):
 
 def command(*line, cwd=ROOT):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT))
-    return subprocess.run([sys.executable, "-m", "maskclippp_jax.masks", *line], cwd=cwd,
+    return subprocess.run([sys.executable, "-m", "maskclippp_jax", "masks", *line], cwd=cwd,
                           env=environment, capture_output=True, text=True, timeout=120)
 
 

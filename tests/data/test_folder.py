@@ -272,7 +272,7 @@ def test_two_pictures_of_one_name_are_refused(own):
 
 def test_the_names_of_own_data_travel_with_them(own, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "maskclippp_jax.prepare", "folder", f"--images={own / 'images'}",
+        [sys.executable, "-m", "maskclippp_jax", "prepare", "folder", f"--images={own / 'images'}",
          f"--labels={write_label_maps(own)}", f"--names={own / 'names.txt'}", "--name=mine",
          "--validation=0.4", f"--data_dir={tmp_path / 'data'}"],
         capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})

@@ -115,7 +115,7 @@ def data_dir(request, tmp_path_factory):
     (lay_out_archives if request.param == "archives" else lay_out_folders)(downloads)
     prepared = tmp_path_factory.mktemp("data")
     result = subprocess.run(
-        [sys.executable, "-m", "maskclippp_jax.prepare", *OFFICIAL, f"--raw_dir={downloads}",
+        [sys.executable, "-m", "maskclippp_jax", "prepare", *OFFICIAL, f"--raw_dir={downloads}",
          f"--data_dir={prepared}"], capture_output=True, text=True,
         env=os.environ | {"COLUMNS": "120"})
     assert result.returncode == 0, result.stderr + result.stdout

@@ -21,7 +21,7 @@ ADE = FIXTURES / "ade20k_2016/archives"
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, "-m", "maskclippp_jax.prepare", *map(str, arguments)]
+    return [sys.executable, "-m", "maskclippp_jax", "prepare", *map(str, arguments)]
 
 
 def prepare(*arguments, check=True) -> subprocess.CompletedProcess:
@@ -101,7 +101,7 @@ def test_a_killed_build_goes_on_and_keeps_what_is_finished(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    with pytest.raises(FileNotFoundError, match="make it with: python -m maskclippp_jax.prepare"):
+    with pytest.raises(FileNotFoundError, match="make it with: maskclippp prepare"):
         records.open_source(str(tmp_path / "data"), "mine", "train")
     kept = {p.name: p.stat().st_mtime_ns for p in growing.glob("*.array_record*")
             if (growing / f".{p.name}.json").exists()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from maskclippp_jax import report
+from maskclippp_jax.drawing import report
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclippp_jax import visualize
 from maskclippp_jax.data import images
+from maskclippp_jax.drawing import visualize
 
 PAPER = (255, 255, 255)
 

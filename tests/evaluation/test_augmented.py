@@ -14,17 +14,27 @@ import numpy as np
 import pytest
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax import inference
 from maskclippp_jax.data import build, coco_files, images, records
 from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.data.transforms import Version, versions_of
-from maskclippp_jax.evaluation import augmented, runs, segmenter
+from maskclippp_jax.evaluation import augmented, passes
 from maskclippp_jax.evaluation.truth import IGNORE, open_truth
-from maskclippp_jax.mask_chain import MaskSizes
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
-from tests.evaluation.test_evaluate import (
-    NAMES, SIZES, VOCABULARY, evaluate, literal_scores, make_record, write_generated)
-from tests.evaluation.test_evaluate import config, mesh, model, place  # noqa: F401, fixtures
+from maskclippp_jax.naming import inference, segmenter
+from tests.evaluation.test_evaluate import (  # noqa: F401, fixtures
+    NAMES,
+    SIZES,
+    VOCABULARY,
+    config,
+    evaluate,
+    literal_scores,
+    make_record,
+    mesh,
+    model,
+    place,
+    write_generated,
+)
 
 VERSIONS = versions_of((24, 40), flip=True)
 
@@ -65,11 +75,12 @@ def name(config, model, mesh):  # noqa: F811
         truth = open_truth(config.data_dir, dataset, "validation")
         with jax.set_mesh(mesh):
             if way == "versions":
-                pictures = runs.name_versions(config, model, truth, mesh, chosen, *args)
+                pictures = passes.name_versions(config, model, truth, mesh, chosen, *args)
             elif args:
-                pictures = runs.name_bundle(config, model, truth, ["semantic"], mesh, chosen, *args)
+                pictures = passes.name_bundle(config, model, truth, ["semantic"], mesh, chosen,
+                                              *args)
             else:
-                pictures = runs.name_true_masks(config, model, truth, ["semantic"], mesh, chosen)
+                pictures = passes.name_true_masks(config, model, truth, ["semantic"], mesh, chosen)
             return {p.image_id: p.found.labels for p in pictures}
 
     return run

@@ -19,14 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import inference, metrics, params as parameters
+from maskclippp_jax import api, metrics, params as parameters
 from maskclippp_jax.data import build, bundle_writer, images, records, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.transforms import Version
-from maskclippp_jax.evaluation import protocol, runs, segmenter
+from maskclippp_jax.evaluation import passes, protocol
 from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
-from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.evaluation.truth import IGNORE, Truth, open_truth
+from maskclippp_jax.models import maskclippp, resample
+from maskclippp_jax.naming import inference, segmenter
+from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,7 +39,7 @@ NAMES = ("a", "b", "c/d", "e")
 SIZES = ((40, 56), (56, 40), (40, 56), (40, 56))
 SETS = "three,three_panoptic,three_instance"
 CONFIG = '''
-from configs import quickstart
+from maskclippp_jax.configs import quickstart
 from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
 def get_config():
     config = quickstart.get_config().unlock()
@@ -150,7 +152,8 @@ def config(place):
 @pytest.fixture(scope="module")
 def model(config):
     make = lambda: maskclippp.MaskCLIPpp(config.model, rngs=parameters.Keys(3))
-    return runs.Model(config.model, jax.device_get(jax.jit(lambda: parameters.initialize(make))()))
+    params = jax.jit(lambda: parameters.initialize(make))()
+    return passes.Model(config.model, jax.device_get(params))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +184,7 @@ def programs():
 def generated(place, config, model, truth, mesh, programs):
     """The pictures of a bundle of generated masks with logits of the same classes."""
     with jax.set_mesh(mesh):
-        return list(runs.name_bundle(config, model, truth, PARTS, mesh, range(4),
+        return list(passes.name_bundle(config, model, truth, PARTS, mesh, range(4),
                                      Bundle(place / "open")))
 
 
@@ -250,6 +253,29 @@ def test_the_chain_equals_its_literal_form(place, config, model, generated):
         assert len(np.unique(picture.found.labels)) > 1
 
 
+def test_the_api_names_an_entry_of_a_bundle_as_an_evaluation_does(place, config, model, truth,
+                                                                 generated):
+    namer = Namer(config, model.config, model.params, "random")
+    bundle, found = Bundle(place / "open"), {p.image_id: p.found for p in generated}
+    for number, image_id in enumerate(NAMES):
+        image = images.decode_image(truth.records[number]["image"], image_id)
+        result = api.Model(namer).name(image, bundle[image_id], VOCABULARY)
+        wanted = found[image_id]
+        assert len(result) == bundle.pictures[image_id]["masks"]
+        np.testing.assert_array_equal(result.classes, wanted.mask_classes[:len(result)])
+        ids, segments = result.panoptic
+        np.testing.assert_array_equal(ids, wanted.panoptic[0])
+        assert [{k: s[k] for k in ("id", "category_id", "isthing")} for s in segments
+                ] == wanted.panoptic[1]
+        if len(result):
+            np.testing.assert_array_equal(result.labels, wanted.labels)
+            np.testing.assert_allclose(result.scores.sum(-1) + result.void, 1, atol=1e-5)
+    with pytest.raises(ValueError, match="has no picture 'z', but 4 pictures"):
+        bundle["z"]
+    with pytest.raises(ValueError, match="of a picture of 56x40 pixels, this one has 8x8"):
+        api.Model(namer).name(np.zeros((8, 8, 3), np.uint8), bundle["a"], VOCABULARY)
+
+
 def test_a_picture_without_masks_has_empty_results(generated):
     found = next(p.found for p in generated if p.image_id == "e")
     assert not found.labels.any() and not found.panoptic[0].any() and found.panoptic[1] == []
@@ -311,8 +337,8 @@ def test_true_masks_named_in_both_ways_agree(config, model, truth, mesh):
     alone = Truth({"three": truth.sources["three"]}, "validation")
     chosen = [0, 2, 3]  # of one canvas
     with jax.set_mesh(mesh):
-        segments = {p.image_id: p for p in runs.name_segments(config, model, alone, mesh, chosen)}
-        masks = {p.image_id: p for p in runs.name_true_masks(
+        segments = {p.image_id: p for p in passes.name_segments(config, model, alone, mesh, chosen)}
+        masks = {p.image_id: p for p in passes.name_true_masks(
             config, model, alone, ["semantic"], mesh, chosen)}
     assert set(segments) == set(masks) == {NAMES[i] for i in chosen}
     for name, one in segments.items():
@@ -331,7 +357,7 @@ def measure(truth, run, parts=PARTS):
 
 
 def test_perfect_masks_with_perfect_classes_give_hundreds(place, truth):
-    perfect = lambda pictures: measure(truth, runs.classify_perfectly(
+    perfect = lambda pictures: measure(truth, passes.classify_perfectly(
         truth, PARTS, pictures, Bundle(place / "perfect")))
     # Elsewhere two things are of one class, and a class gets one mask.
     found = perfect([NAMES.index("c/d")])
@@ -339,7 +365,7 @@ def test_perfect_masks_with_perfect_classes_give_hundreds(place, truth):
     found = perfect(range(4))
     assert found["panoptic"]["all"]["PQ"] == 100 and found["panoptic"]["things"]["categories"] == 3
     assert found["instances"]["AP"] == pytest.approx(100)
-    less = measure(truth, runs.classify_perfectly(truth, PARTS, range(4),
+    less = measure(truth, passes.classify_perfectly(truth, PARTS, range(4),
                                                   Bundle(place / "generated")))
     assert less["panoptic"]["all"]["PQ"] < 50 and less["semantic"]["mIoU"] < 80
 
@@ -359,7 +385,7 @@ def test_hidden_and_crowded_segments_are_asked_about(tmp_path, config, model, me
                 build.Reading(dict(validation=[0]), make), description="test", own_names=True)
     truth = open_truth(str(tmp_path), "crowd", "validation")
     with jax.set_mesh(mesh):
-        picture, = runs.name_true_masks(config, model, truth, [], mesh, [0])
+        picture, = passes.name_true_masks(config, model, truth, [], mesh, [0])
     assert picture.labels[picture.labels >= 0].tolist() == [THINGS[0], STUFF[0], THINGS[1]]
     results = measure(truth, [picture], ["mask_accuracy"])
     assert results["mask_accuracy"]["masks"] == 3
@@ -436,7 +462,7 @@ def test_confusions_come_worst_first():
 def command(place, name, *line):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
                        XLA_FLAGS="--xla_force_host_platform_device_count=1")
-    return subprocess.run([sys.executable, "-m", f"maskclippp_jax.{name}", *line], cwd=place,
+    return subprocess.run([sys.executable, "-m", "maskclippp_jax", name, *line], cwd=place,
                           env=environment, capture_output=True, text=True, timeout=300)
 
 

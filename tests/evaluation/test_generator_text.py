@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from maskclippp_jax import loading
 from maskclippp_jax.data import bundle_writer
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.evaluation.segmenter import mean_over_templates
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.similarity import LinearSimilarityConfig
 from maskclippp_jax.models.text import TextConfig
+from maskclippp_jax.naming import loading
+from maskclippp_jax.naming.segmenter import mean_over_templates
 from tests.evaluation import test_evaluate as three
 from tests.evaluation.test_evaluate import NAMES, VOCABULARY, evaluate
 

@@ -5,11 +5,13 @@ import types
 
 import ml_collections
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from maskclippp_jax import config as configuration
 from maskclippp_jax.data import records
 from maskclippp_jax.data.catalogue import DATASETS
-from maskclippp_jax.evaluation import suite
+from maskclippp_jax.evaluation import comparison, suite
 from maskclippp_jax.vocabulary import Vocabulary
 
 
@@ -108,3 +110,25 @@ def test_a_domain_has_a_mean_if_all_of_it_was_run():
     del found[sets[0]]
     assert {x.benchmark: x for x in suite._domains("row", module, found)}[
         "mean of medical (MESS)"].ours is None
+
+
+def test_the_command_gives_a_suite_the_results_of_its_models(place, tmp_path, monkeypatch):
+    from maskclippp_jax.commands import evaluate
+
+    calls = []
+
+    def compare(config, names, bundle, workdir, options):
+        calls.append((config.eval.dataset, names, bundle, options.samples))
+        return [dict(name="x", semantic=dict(mIoU=40.0), panoptic=dict(all=dict(PQ=21.0)))]
+
+    monkeypatch.setattr(comparison, "compare", compare)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(
+            suite="published", workdir=str(tmp_path / "results"), data_dir=str(tmp_path / "data"),
+            bundles=str(tmp_path / "bundles"), checkpoints=str(tmp_path / "models"), samples=7):
+        evaluate.evaluate()
+    assert calls == [("one", [str(tmp_path / "models/tuned.pth")],
+                      str(tmp_path / "bundles/sam/one"), 7)]
+    lines = json.loads((tmp_path / "results/published.json").read_text())
+    assert {(x["metric"], x["ours"]) for x in lines if x["ours"]} == {("mIoU", 40.0), ("PQ", 21.0)}

@@ -14,10 +14,11 @@ import numpy as np
 import optax
 import pytest
 
-from maskclippp_jax import inference, params as parameters
+from maskclippp_jax import params as parameters
 from maskclippp_jax.data import build, images, pipeline, records, scenes
 from maskclippp_jax.interop import big_vision
 from maskclippp_jax.models import eva_vit, maskclippp, siglip, similarity, text
+from maskclippp_jax.naming import inference
 from maskclippp_jax.vocabulary import TEMPLATES_1, Vocabulary
 
 STORED = pathlib.Path(__file__).parents[1] / "golden" / "siglip" / "map_imghead"

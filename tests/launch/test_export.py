@@ -17,7 +17,7 @@ from maskclippp_jax.data import transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import augmented
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 EXPORT = ROOT / "launch/export"
 TORCH = os.environ.get("TORCH_PYTHON", sys.executable)
 
@@ -220,7 +220,7 @@ if kind == "OneFormer":
     json.dump({"tokenizer_class": "CLIPTokenizer"}, open(folder + "/tokenizer_config.json", "w"))
 '''
 CONFIG = '''
-from configs import quickstart
+from maskclippp_jax.configs import quickstart
 def get_config():
     config = quickstart.get_config().unlock()
     config.eval.dataset = "ade20k_150,ade20k_150_panoptic,ade20k_150_instance"
@@ -251,9 +251,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ade")
     ours = [sys.executable, "-m"]
     raw = ROOT / "tests/fixtures/ade20k_2016/archives"
-    call(*ours, "maskclippp_jax.prepare", "ade20k_150", "ade20k_150_panoptic",
+    call(*ours, "maskclippp_jax", "prepare", "ade20k_150", "ade20k_150_panoptic",
          "ade20k_150_instance", f"--raw_dir={raw}", "--data_dir=data", cwd=folder)
-    call(*ours, "maskclippp_jax.masks", "pictures", "--dataset=ade20k_150", "--output=pictures",
+    call(*ours, "maskclippp_jax", "masks", "pictures", "--dataset=ade20k_150", "--output=pictures",
          cwd=folder)
     (folder / "tiny.py").write_text(CONFIG)
     return folder
@@ -276,7 +276,7 @@ def test_masks_of_a_real_model_are_evaluated(place, kind):
              "--short_side=64", cwd=place)
         assert Bundle(place / f"b_{kind}").vocabulary.classes[1:4] == (
             ("building", "edifice"), ("sky",), ("tree",))
-    said = call(sys.executable, "-m", "maskclippp_jax.evaluate", "--config=tiny.py",
+    said = call(sys.executable, "-m", "maskclippp_jax", "evaluate", "--config=tiny.py",
                 "--config.data_dir=data", f"--config.eval.ensemble={kind != 'Sam'}",
                 "--config.eval.alpha=0.5", "--checkpoint=untuned", f"--bundle=b_{kind}",
                 f"--workdir=w_{kind}", "--samples=0", cwd=place)
@@ -308,7 +308,7 @@ def test_masks_of_versions_are_evaluated_together(place, kind):
         "short_48", "short_48_flipped", "short_64", "short_64_flipped"}
     one, other = (Bundle(place / f"v_{kind}/{name}") for name in ("short_48", "short_64_flipped"))
     assert (one.version, other.version) == ((48, False), (64, True))
-    said = call(sys.executable, "-m", "maskclippp_jax.evaluate", "--config=tiny.py",
+    said = call(sys.executable, "-m", "maskclippp_jax", "evaluate", "--config=tiny.py",
                 "--config.data_dir=data", "--config.eval.dataset=ade20k_150",
                 f"--config.eval.ensemble={kind != 'Sam'}", "--config.eval.alpha=0.5",
                 "--config.eval.short_sides=48,64", "--config.eval.flip=True",

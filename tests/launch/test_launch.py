@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = ["--config=configs/x.py", "--config.train.short_sides=(1, 2)", "--workdir=gs://a/b c"]
 ON_A_HOST = "launch/tpu_vm.sh --distributed=auto " + " ".join(map(shlex.quote, TRAIN))
 
@@ -30,20 +30,20 @@ def dry(script, *flags):
 
 def test_smoke_prepares_trains_and_evaluates():
     prepare, train, evaluate = dry("smoke.sh", "--workdir=w")
-    assert prepare[:3] == ["python", "-m", "maskclippp_jax.prepare"]
-    assert train[2] == "maskclippp_jax.train" and "--config.train.steps=4" in train
-    assert evaluate[2] == "maskclippp_jax.evaluate" and "--checkpoint=w" in evaluate
+    assert prepare[:2] == ["maskclippp", "prepare"]
+    assert train[:2] == ["maskclippp", "train"] and "--config.train.steps=4" in train
+    assert evaluate[:2] == ["maskclippp", "evaluate"] and "--checkpoint=w" in evaluate
 
 
 def test_one_gpu_several_and_all():
-    command = ["python", "-m", "maskclippp_jax.train", *TRAIN]
+    command = ["maskclippp", "train", *TRAIN]
     assert dry("gpu.sh", *TRAIN) == [["env", *command]]
     assert dry("gpu.sh", "--gpus=1", *TRAIN) == [["env", "CUDA_VISIBLE_DEVICES=0", *command]]
     assert dry("gpu.sh", *TRAIN, "--gpus=3") == [["env", "CUDA_VISIBLE_DEVICES=0,1,2", *command]]
 
 
 def test_a_tpu_machine():
-    assert dry("tpu_vm.sh", *TRAIN) == [["python", "-m", "maskclippp_jax.train", *TRAIN]]
+    assert dry("tpu_vm.sh", *TRAIN) == [["maskclippp", "train", *TRAIN]]
 
 
 def test_a_tpu_slice_is_made_gets_the_project_and_trains_on_all_hosts(tmp_path):
@@ -82,7 +82,7 @@ def test_slurm_starts_one_process_a_gpu():
     [command] = dry("slurm.sh", "--nodes=2", "--gpus=4", "--partition=p", *TRAIN)
     assert command[:4] == ["srun", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"]
     assert "--partition=p" in command and "--signal=TERM@120" in command
-    assert command[-7:] == ["python", "-m", "maskclippp_jax.train", "--distributed=auto", *TRAIN]
+    assert command[-6:] == ["maskclippp", "train", "--distributed=auto", *TRAIN]
 
 
 @pytest.mark.parametrize("script, missing", [

@@ -4,8 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from maskclippp_jax.metrics.mask_accuracy import (MaskAccuracy, classes_of_segments,
-                                                  classes_present)
+from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy, classes_of_segments, classes_present
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "evaluation"
 CASE = json.loads((GOLDEN / "metric_mask_accuracy.json").read_text())

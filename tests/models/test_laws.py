@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maskclippp_jax import losses, optim, sharding
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import eva_vit, layers, maskclippp, resample, similarity, text
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import losses, optim
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 

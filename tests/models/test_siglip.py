@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import quickstart
-from maskclippp_jax import config as configuration
-from maskclippp_jax import inference, loading, optim, params as parameters, sharding, train_step
+from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.configs import quickstart
 from maskclippp_jax.data import pipeline
 from maskclippp_jax.data.tokenizer import SentencePieceTokenizer
 from maskclippp_jax.models import layers, maskclippp, siglip, similarity
+from maskclippp_jax.naming import inference, loading
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import optim, train_step
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import big_vision, rules
 

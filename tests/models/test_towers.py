@@ -10,7 +10,14 @@ from flax import nnx
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, layers, resample, siglip)
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    eva_vit,
+    layers,
+    resample,
+    siglip,
+)
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 

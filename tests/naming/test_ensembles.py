@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from maskclippp_jax import ensembles
-from maskclippp_jax.ensembles import GeneratorLogits
+from maskclippp_jax.naming import ensembles
+from maskclippp_jax.naming.ensembles import GeneratorLogits
 from maskclippp_jax.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax import inference, postprocess
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp
+from maskclippp_jax.naming import inference, postprocess
 from maskclippp_jax.vocabulary import TEMPLATES_1, Vocabulary
 
 

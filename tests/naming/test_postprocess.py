@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import mask_chain, postprocess, sharding
-from maskclippp_jax.ensembles import MaskScores
-from maskclippp_jax.mask_chain import MaskSizes
+from maskclippp_jax.data import mask_chain
+from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
-from maskclippp_jax.postprocess import Classes, Heads, Proposals
+from maskclippp_jax.naming import postprocess
+from maskclippp_jax.naming.ensembles import MaskScores
+from maskclippp_jax.naming.postprocess import Classes, Heads, Proposals
+from maskclippp_jax.runtime import sharding
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from maskclippp_jax import text_cache
 from maskclippp_jax.models.text import TextConfig
+from maskclippp_jax.naming import text_cache
 
 CONFIG = TextConfig(8, 12, 8, 1, 2, 4)
 PARAMS = {"norm": {"scale": np.ones(3, np.float32)}, "blocks": {0: np.arange(4.0)}}
@@ -28,7 +28,8 @@ def test_the_key_depends_on_weights_sizes_and_token_ids_and_on_nothing_else():
 
 def test_the_key_depends_on_the_code_and_on_how_exact_products_are(monkeypatch):
     import jax
-    from maskclippp_jax import losses
+
+    from maskclippp_jax.training import losses
     key = text_cache.key_of(CONFIG, PARAMS, IDS)
     with jax.default_matmul_precision("default"):
         assert text_cache.key_of(CONFIG, PARAMS, IDS) != key

@@ -6,13 +6,13 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from maskclippp_jax import optim, parity
-from maskclippp_jax.parity_cases import siglip
-from maskclippp_jax.parity_cases.case import Absent, Case, close, cosine
+from maskclippp_jax.parity import cases, siglip
+from maskclippp_jax.parity.case import Absent, Case, close, cosine
+from maskclippp_jax.training import optim
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = (
     "encoders/eva02", "encoders/eva02_mixed", "encoders/eva02_edge",
     "encoders/eva01", "encoders/tokenizer", "encoders/preprocess", "encoders/ckpt_layouts",
@@ -34,7 +34,7 @@ CASES = (
 
 
 def run(name, dtype="float32"):
-    checks = parity.run(Case(GOLDEN / f"{name}.json", jnp.dtype(dtype)))
+    checks = cases.run(Case(GOLDEN / f"{name}.json", jnp.dtype(dtype)))
     assert checks
     return [c for c in checks if not isinstance(c, Absent)]
 
@@ -90,9 +90,9 @@ def test_a_siglip_of_another_kind_is_a_miss_in_both_towers(mistake, monkeypatch)
 def test_a_file_that_is_no_json_is_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json is no JSON"):
-        parity.run(Case(tmp_path / "broken.json", jnp.dtype("float32")))
+        cases.run(Case(tmp_path / "broken.json", jnp.dtype("float32")))
 
 
 def test_a_folder_without_cases_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no stored case"):
-        parity.find(str(tmp_path))
+        cases.find(str(tmp_path))

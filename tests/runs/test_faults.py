@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskclippp_jax import checkpoint, saving
-from tests import runs
-from tests.runs import metrics, train
+from maskclippp_jax.runs import checkpoint, saving
+from tests import whole_runs
+from tests.whole_runs import metrics, train
 
 slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return runs.make_place(tmp_path_factory.mktemp("a place"))
+    return whole_runs.make_place(tmp_path_factory.mktemp("a place"))
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def whole(place):
 
 def train_with(place, workdir, fault, *flags):
     """A run in whose process the lines `fault` were executed first."""
-    program = f"{fault}\nfrom maskclippp_jax import cli, hosts, train\ncli.run(train.main)"
+    program = (f"import sys\n{fault}\nfrom maskclippp_jax.commands import train\n"
+               "from maskclippp_jax.runtime import cli\nsys.exit(cli.run(train, sys.argv[1:]))")
     line = [sys.executable, "-c", program, f"--config={place}/tiny.py",
             f"--config.data_dir={place}/data", f"--workdir={place}/{workdir}", *flags]
     return subprocess.run(line, env=dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="",
-                                         PYTHONPATH=str(runs.ROOT),
-                                         JAX_COMPILATION_CACHE_DIR=f"{place}/compiled"),
-                          cwd=runs.ROOT, capture_output=True, text=True, timeout=300)
+                                         PYTHONPATH=str(whole_runs.ROOT)),
+                          cwd=whole_runs.ROOT, capture_output=True, text=True, timeout=300)
 
 
 def wait_until(condition, process, seconds=240):
@@ -274,7 +274,7 @@ def test_a_run_with_a_changed_byte_falls_back_says_so_and_gives_the_same_numbers
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
     file.write_bytes(content)
-    done = runs.command(place, "evaluate", f"--checkpoint={place}/flipped",
+    done = whole_runs.command(place, "evaluate", f"--checkpoint={place}/flipped",
                         f"--workdir={place}/of_flipped")
     assert done.returncode == 2 and "is damaged" in done.stderr
     done = train(place, "flipped")
@@ -289,13 +289,13 @@ def test_a_run_with_a_changed_byte_falls_back_says_so_and_gives_the_same_numbers
 def test_if_one_process_dies_the_other_ends_within_a_minute_and_says_so(place, victim):
     flags = [f"--workdir={place}/lost{victim}", "--config.train.steps=100000",
              "--config.log_every=1", "--config.checkpoint_every=20"]
-    both = runs.together(place, "train", *flags, devices=1)
+    both = whole_runs.together(place, "train", *flags, devices=1)
     wait_until(has_logged(place, f"lost{victim}", 50), both[1 - victim])
     both[victim].kill()
     said, _ = both[1 - victim].communicate(timeout=60)
     assert both[1 - victim].returncode == 1
     assert "error: another process of this run ended or cannot be reached" in said
-    both = runs.together(place, "train", *flags, devices=1)
+    both = whole_runs.together(place, "train", *flags, devices=1)
     wait_until(has_logged(place, f"lost{victim}", 80), both[0])
     for process in both:
         process.send_signal(signal.SIGTERM)
@@ -309,7 +309,7 @@ def test_a_data_worker_that_dies_ends_the_run_with_a_sentence(place):
     process = train(place, "worker", "--config.train.steps=100000", "--config.log_every=1",
                     "--config.train.workers=2", wait=False)
     wait_until(has_logged(place, "worker", 5), process)
-    children = runs.workers_of(process)
+    children = whole_runs.workers_of(process)
     assert len(children) >= 2
     os.kill(children[0], signal.SIGKILL)
     said, _ = process.communicate(timeout=60)

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests import runs
-from tests.runs import metrics
+from tests import whole_runs
 from tests.test_faults import has_logged, wait_until
+from tests.whole_runs import metrics
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ LONG = ["--config.log_every=1", "--config.checkpoint_every=4", "--config.train.s
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return runs.make_place(tmp_path_factory.mktemp("together"))
+    return whole_runs.make_place(tmp_path_factory.mktemp("together"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def nothing_runs():
 
 
 def start(place, workdir, *flags):
-    STARTED.extend(both := runs.together(
+    STARTED.extend(both := whole_runs.together(
         place, "train", f"--workdir={place}/{workdir}", *LONG, *flags, devices=1))
     return both
 
@@ -106,7 +106,7 @@ def test_if_one_process_is_killed_the_other_ends_and_the_same_line_goes_on(
         wait_until(has_logged(place, workdir, 9), both[0])
     else:
         wait_until(is_saving_again(place, workdir), both[0])
-    of_data = [pid for process in both for pid in runs.workers_of(process)]
+    of_data = [pid for process in both for pid in whole_runs.workers_of(process)]
     both[victim].kill()
     if moment == "meeting":  # where the other one waits minutes for a late start
         both[1 - victim].kill()
@@ -114,7 +114,7 @@ def test_if_one_process_is_killed_the_other_ends_and_the_same_line_goes_on(
         ends_with_the_sentence(both[1 - victim])
     if workers:
         assert len(of_data) == 4
-        wait_for(lambda: not any(map(runs.is_running, of_data)))
+        wait_for(lambda: not any(map(whole_runs.is_running, of_data)))
     said = finish(start(place, workdir))
     assert ("resuming after step" in said[0]) == (moment in ("steps", "save"))
     assert metrics(place, workdir) == whole
@@ -244,12 +244,12 @@ def test_if_one_process_alone_cannot_save_both_end(place, whole, victim):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(place, whole):
-    assert runs.train(place, "alone", *LONG, devices=2).returncode == 0
+    assert whole_runs.train(place, "alone", *LONG, devices=2).returncode == 0
     for run, source in (("as one", "whole"), ("as two", "alone")):
         shutil.copytree(place / source, place / run)
         shutil.rmtree(place / run / "checkpoints/60")
         if run == "as one":
-            done = runs.train(place, run, *LONG, devices=2)
+            done = whole_runs.train(place, run, *LONG, devices=2)
             assert done.returncode == 0 and "resuming after step 56" in done.stderr
         else:
             assert "resuming after step 56" in finish(start(place, run))[0]
@@ -269,13 +269,14 @@ def test_a_process_may_start_its_steps_much_later_than_another(place, whole):
 
 def test_an_evaluation_that_loses_a_process_goes_on(place, whole):
     flags = [f"--checkpoint={place}/whole", "--samples=0"]
-    done = runs.together(place, "evaluate", f"--workdir={place}/whole results", *flags, devices=1)
+    done = whole_runs.together(place, "evaluate", f"--workdir={place}/whole results", *flags,
+                               devices=1)
     finish(done)
-    both = runs.together(place, "evaluate", f"--workdir={place}/results", *flags, devices=1)
+    both = whole_runs.together(place, "evaluate", f"--workdir={place}/results", *flags, devices=1)
     wait_for_words(both[0], "evaluating")
     both[1].kill()
     ends_with_the_sentence(both[0])
-    finish(runs.together(place, "evaluate", f"--workdir={place}/results", *flags, devices=1))
+    finish(whole_runs.together(place, "evaluate", f"--workdir={place}/results", *flags, devices=1))
     strip = lambda text: re.sub(r'"images_per_second": [\d.]+', "", text)
     assert strip((place / "results/results.json").read_text()) == strip(
         (place / "whole results/results.json").read_text())

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from maskclippp_jax import devices, run_log
+from maskclippp_jax.runs import run_log
+from maskclippp_jax.runtime import devices
 
 NAMES = ["the parameter a", "the gradient of a"]
 

@@ -9,13 +9,13 @@ import sys
 import pytest
 from absl import flags
 
-from maskclippp_jax import hosts as module
+from maskclippp_jax.runtime import hosts as module
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import sys, jax
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))
-from maskclippp_jax import hosts
+from maskclippp_jax.runtime import hosts
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 metric = MaskAccuracy(3)
 for masks in [([0, 1], [0, 0]), ([1], [1]), ([2], [0])][int(sys.argv[1])::2]:

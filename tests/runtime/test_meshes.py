@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests import runs
-from tests.runs import metrics, train
+from tests import whole_runs
+from tests.whole_runs import metrics, train
 
 CONFIG = '''
-from configs import quickstart
+from maskclippp_jax.configs import quickstart
 def get_config():
     config = quickstart.get_config().unlock()
     config.train.steps = 4
@@ -21,7 +21,7 @@ def get_config():
 
 @pytest.mark.slow
 def test_the_quick_start_gives_the_same_numbers_on_any_devices(tmp_path):
-    runs.make_place(tmp_path)
+    whole_runs.make_place(tmp_path)
     (tmp_path / "tiny.py").write_text(CONFIG)
     meshes = {"one": (1, 1), "two": (2, 1), "eight": (8, 4), "two processes": (4, 2)}
     for name, (devices, fsdp) in meshes.items():
@@ -29,12 +29,12 @@ def test_the_quick_start_gives_the_same_numbers_on_any_devices(tmp_path):
         evaluate = [f"--workdir={tmp_path}/of {name}", f"--checkpoint={tmp_path}/one"]
         if name == "two processes":
             for line in (["train", *flags], ["evaluate", *evaluate]):
-                both = runs.together(tmp_path, *line, devices=devices)
+                both = whole_runs.together(tmp_path, *line, devices=devices)
                 said = [process.communicate(timeout=600)[0] for process in both]
                 assert [process.returncode for process in both] == [0, 0], said
         else:
             for done in (train(tmp_path, name, *flags[1:], devices=devices),
-                         runs.command(tmp_path, "evaluate", *evaluate, devices=devices)):
+                         whole_runs.command(tmp_path, "evaluate", *evaluate, devices=devices)):
                 assert done.returncode == 0, done.stderr
     whole = metrics(tmp_path, "one")
     results = {name: json.loads((tmp_path / f"of {name}/results.json").read_text())["models"][0]

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from maskclippp_jax import checkpoint, predictions, storage
 from maskclippp_jax.data import bundle_writer, coco_files, images
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.evaluation import augmented
+from maskclippp_jax.evaluation import augmented, predictions
+from maskclippp_jax.runs import checkpoint
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import files
-from tests import buckets, runs
+from tests import buckets, whole_runs
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +175,10 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(bucket, monkeypatch, nam
 
 
 def test_without_the_package_a_sentence_says_what_to_install():
-    program = ("import sys; sys.modules['gcsfs'] = None; from maskclippp_jax import storage; "
+    program = ("import sys; sys.modules['gcsfs'] = None; "
+               "from maskclippp_jax.runtime import storage; "
                "storage.path('x'); storage.path('gs://bucket/x')")
-    done = subprocess.run([sys.executable, "-c", program], cwd=runs.ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", program], cwd=whole_runs.ROOT, capture_output=True,
                           text=True)
     assert done.stderr.splitlines()[-1] == (
         "ValueError: gs:// needs the package gcsfs; pip install 'etils[epath-gcs]', or name a "
@@ -271,5 +273,5 @@ def test_predictions_are_written_to_a_bucket_and_read_again(bucket, rng):
     ("prepare", ["scenes", "--data_dir=gs://bucket/data"], "wants it on a disk; copy it with"),
     ("predict", ["--checkpoint=gs://missing/run"], "there is no bucket missing")])
 def test_a_command_says_so_if_it_cannot_use_a_bucket(bucket, tmp_path, name, flags, words):
-    done = runs.command(tmp_path, name, *flags)
+    done = whole_runs.command(tmp_path, name, *flags)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

@@ -10,8 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from maskclippp_jax import loading, optim, params as parameters, sharding, train_step
+from maskclippp_jax import params as parameters
 from maskclippp_jax.data import pipeline
+from maskclippp_jax.naming import loading
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import optim, train_step
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
 

@@ -16,7 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.models import (
-    clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, similarity, text)
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    eva_vit,
+    maskclippp,
+    similarity,
+    text,
+)
 from maskclippp_jax.weights import files, hub, published, rules
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -282,7 +289,7 @@ def test_without_network_the_hub_says_what_to_do(cache):
 
 
 def test_convert_lists_the_published_models_and_refuses_another_layout(tmp_path):
-    run = lambda *a: subprocess.run([sys.executable, "-m", "maskclippp_jax.convert", *a],
+    run = lambda *a: subprocess.run([sys.executable, "-m", "maskclippp_jax", "convert", *a],
                                     capture_output=True, text=True)
     done = run("--list")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,13 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from safetensors.numpy import save_file
 from transformers import (
-    CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel)
+    CLIPConfig,
+    CLIPModel,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 
 HERE = pathlib.Path(__file__).parent
 MEAN = np.array((122.7709383, 116.7460125, 104.09373615), np.float32).reshape(1, 3, 1, 1)

@@ -1,0 +1,42 @@
+"""The command line: `maskclippp COMMAND`, or `python -m maskclippp_jax COMMAND`."""
+
+import importlib
+import sys
+
+from maskclippp_jax.commands import COMMANDS
+
+
+def main() -> int:
+    """Runs the command that was typed; the exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0 if sys.argv[1:] else 2
+    if name == "--version":
+        from importlib import metadata
+
+        print(f"maskclippp_jax {metadata.version('maskclippp_jax')}")
+        return 0
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"error: there is no command {name}; {hint}`maskclippp --help` lists all",
+              file=sys.stderr)
+        return 2
+    from maskclippp_jax.runtime import cli
+
+    return cli.run(importlib.import_module(f"maskclippp_jax.commands.{name}"), arguments)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: maskclippp COMMAND [ARGUMENTS] [--flag=value ...]", "",
+             "Tunes a CLIP on masks, so that it names any mask with any vocabulary.", ""]
+    lines += [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join([*lines, "", "maskclippp COMMAND --help tells more of one of them."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

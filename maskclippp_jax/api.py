@@ -1,0 +1,265 @@
+"""The door from Python: `import maskclippp_jax as mc`, then `mc.load(...)`.
+
+The command line calls what is here, so that both give the same.
+"""
+
+import collections
+import concurrent.futures
+import os
+import typing
+import warnings
+
+import ml_collections
+import numpy as np
+
+from maskclippp_jax import configs
+from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.naming import given, loading, text_cache
+from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
+from maskclippp_jax.naming.namer import Namer, Words
+from maskclippp_jax.naming.result import Result
+from maskclippp_jax.runtime import progress, storage
+from maskclippp_jax.vocabulary import Vocabulary
+from maskclippp_jax.weights import published
+
+__all__ = ["Bundle", "Model", "Result", "Vocabulary", "Words", "load"]
+
+# Classes: a list of names (synonyms after commas), a command line's "cat;dog,puppy", a vocabulary,
+# or one whose names are embedded already.
+ClassesLike = typing.Sequence[str] | str | Vocabulary | Words
+
+_VOCABULARIES = 8  # whose embeddings stay in memory
+_AHEAD = 4         # batches read while the device works
+
+
+def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict | None = None, *,
+         keep_embeddings: bool = True, **changes) -> "Model":
+    """A model that names masks.
+
+    Args:
+      checkpoint: the folder of a training run (its newest checkpoint) or of one checkpoint in it; a
+        checkpoint file, here or `hf://owner/name[/file]`, together with `config`; "untuned", the
+        pre-trained CLIP of `config`; or the name of a published CLIP, which is taken untuned:
+        "EVA02-CLIP-B-16", "ViT-B-16:openai" (`maskclippp convert --list` shows all).
+      config: the experiment a file belongs to: the name of a shipped configuration, with its
+        argument after a colon, the path of an own one, or what its `get_config` returned. A run
+        knows its own.
+      keep_embeddings: whether embeddings of names are kept on disk, in ~/.cache/maskclippp_jax.
+      **changes: values of the configuration, such as `sentencepiece="spiece.model"` or
+        `weights="clip.pt"`; a dot in a key is written as two underscores (`eval__short_side=448`).
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: the file does not fit, or nothing says which model it is of.
+    """
+    checkpoint = os.fspath(checkpoint)
+    if config is None and _is_published(checkpoint):
+        name, _, training = checkpoint.partition(":")
+        config = f"published_clip:name={name}" + (f",training={training}" if training else "")
+        checkpoint = "untuned"
+    if isinstance(config, str):
+        config = configs.read(config)
+    experiment = _changed(loading.experiment_of(checkpoint, config), changes)
+    model, params, title = loading.load_checkpoint(checkpoint, experiment)
+    cache = str(storage.CACHE / text_cache.FOLDER) if keep_embeddings else None
+    return Model(Namer(experiment, model, params, title, cache=cache))
+
+
+class Model:
+    """A CLIP, tuned or not, that names the masks of any pictures in any words."""
+
+    def __init__(self, namer: Namer):
+        """See `load`."""
+        self._namer = namer
+        self._words: collections.OrderedDict[Vocabulary, Words] = collections.OrderedDict()
+
+    @property
+    def title(self) -> str:
+        """What was loaded."""
+        return self._namer.title
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The experiment: sizes, templates, thresholds."""
+        return self._namer.config
+
+    def __repr__(self) -> str:
+        return f"<Model {self.title}: {published.name_of(self._namer.model)}>"
+
+    def vocabulary(self, classes: ClassesLike) -> Words:
+        """Embeds the names of classes once; what it returns may be given wherever classes are.
+
+        It is kept in memory, and on disk. As long as two vocabularies have like numbers of names
+        (up to 64, 128, 256, ...), the second one compiles nothing.
+
+        Args:
+          classes: a list of names, the synonyms of a class separated by commas; "cat;dog,puppy"; or
+            a `Vocabulary`: `Vocabulary.load("ade20k_150")`, `Vocabulary.from_file("names.txt")`.
+
+        Raises:
+          ValueError: no class, an empty name, or one that is there twice.
+        """
+        if isinstance(classes, Words):
+            return classes
+        if isinstance(classes, str):
+            classes = Vocabulary.from_string(classes)
+        elif not isinstance(classes, Vocabulary):
+            classes = Vocabulary.from_names(classes)
+        if classes not in self._words:
+            unknown = self._namer.unknown_words(classes)
+            if unknown:
+                known = " ".join(self._namer.model.text.words)
+                warnings.warn(f"this model has never seen {', '.join(map(repr, unknown))}; it "
+                              f"knows the words {known}", stacklevel=2)
+            self._words[classes] = self._namer.embed(classes)
+            if len(self._words) > _VOCABULARIES:
+                self._words.popitem(last=False)
+        self._words.move_to_end(classes)
+        return self._words[classes]
+
+    def name(self, image: ImageLike, masks: MasksLike, classes: ClassesLike) -> Result:
+        """Names the masks of a picture.
+
+        Args:
+          image: a path, an image of PIL, or an array [H, W, 3] of uint8 in the order red, green,
+            blue ([H, W] of grey).
+          masks: a label map [H, W] of integers (0 = nothing, every other number is a mask), or its
+            path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1; run lengths or polygons
+            as COCO has them, or a .json file of them; `Bundle(folder)[image_id]`; or a function
+            that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
+          classes: see `vocabulary`.
+
+        Raises:
+          FileNotFoundError, ValueError: picture, masks or classes cannot be used.
+        """
+        words = self.vocabulary(classes)
+        return self._name([given.read(image, masks)], words)[0]
+
+    def name_many(self, pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
+                  classes: ClassesLike, *, batch_size: int = 1, total: int | None = None,
+                  on_error: typing.Callable[[int, Exception], None] | None = None,
+                  show_progress: bool = True) -> typing.Iterator[Result | None]:
+        """Names the masks of many pictures, in their order; some are read ahead.
+
+        Args:
+          pictures: of each, the picture and its masks, as `name` takes them.
+          classes: see `vocabulary`.
+          batch_size: pictures the device works on at once; those of like size go together.
+          total: how many there are, for the time left, if `len` does not tell.
+          on_error: is told the place of a picture that cannot be used, and why; None takes its
+            place in what is returned. Without it the first such picture ends all with its error.
+          show_progress: whether people see how far it is.
+        """
+        words = self.vocabulary(classes)
+        if total is None and hasattr(pictures, "__len__"):
+            total = len(pictures)
+        results = self._in_batches(_read_ahead(pictures, _AHEAD * batch_size), words, batch_size,
+                                   on_error)
+        return progress.track(results, "naming", total=total, shown=show_progress)
+
+    def encode(self, image: ImageLike, masks: MasksLike) -> np.ndarray:
+        """Embeddings of masks, to be searched, clustered, or compared with those of names.
+
+        Args:
+          image, masks: see `name`.
+
+        Returns:
+          [N, E] float32 unit vectors; `vocabulary(...).embeddings` are those of names, and their
+          products cosines.
+        """
+        return self._namer.encode([given.read(image, masks)])[0]
+
+    def segment(self, image: ImageLike, classes: ClassesLike) -> Result:
+        """Finds and names the segments of a picture; wants a mask generator, which is to come."""
+        raise NotImplementedError(
+            "there is no mask generator here yet; give the masks: model.name(image, masks, "
+            "classes), or take regions of like colour for masks: model.name(image, "
+            "maskclippp_jax.superpixels, classes)")
+
+    def _name(self, pictures: list[Given], words: Words) -> list[Result]:
+        scores = self._namer.score(pictures, words)
+        return [Result(self._namer, p, words.vocabulary, s) for p, s in zip(pictures, scores)]
+
+    def _in_batches(self, read: typing.Iterator[Given | Exception], words: Words, batch_size: int,
+                    on_error) -> typing.Iterator[Result | None]:
+        """Pictures wait until a batch of their group is full, but no longer than others for them.
+        """
+        results: dict[int, Result | None] = {}
+        waiting: dict[tuple, list[tuple[int, Given]]] = {}
+        first = 0  # place of the result that is next
+
+        def run(group):
+            places, pictures = zip(*waiting.pop(group))
+            # A batch that is not full is filled up, so that it needs no program of its own.
+            filled = [*pictures, *[pictures[0]] * (batch_size - len(pictures))]
+            results.update(zip(places, self._name(filled, words)))
+
+        for place, picture in enumerate(read):
+            if isinstance(picture, Exception):
+                if on_error is None:
+                    raise picture
+                on_error(place, picture)
+                results[place] = None
+            else:
+                group = self._namer.group_of(picture)
+                waiting.setdefault(group, []).append((place, picture))
+                if len(waiting[group]) == batch_size:
+                    run(group)
+                elif place - first >= _AHEAD * batch_size:
+                    run(next(g for g, members in waiting.items() if members[0][0] == first))
+            while first in results:
+                yield results.pop(first)
+                first += 1
+        for group in list(waiting):
+            run(group)
+        for place in sorted(results):
+            yield results[place]
+
+
+def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]], count: int
+                ) -> typing.Iterator[Given | Exception]:
+    """The pictures, or why they cannot be used; two threads read up to `count` ahead."""
+    def read(pair):
+        try:
+            return given.read(*pair)
+        except (ValueError, OSError) as error:
+            return error
+
+    queue: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        try:
+            for pair in pictures:
+                queue.append(pool.submit(read, pair))
+                if len(queue) > count:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def _is_published(name: str) -> bool:
+    model, _, training = name.partition(":")
+    return any(entry.name == model for entry in published.MODELS) and not os.path.exists(name)
+
+
+def _changed(config: ml_collections.ConfigDict, changes: dict) -> ml_collections.ConfigDict:
+    """The configuration with other values.
+
+    Raises:
+      ValueError: it has no such key.
+    """
+    if not changes:
+        return config
+    config = config.copy_and_resolve_references()
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = config
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, ml_collections.ConfigDict) else None
+        if not isinstance(node, ml_collections.ConfigDict) or last not in node:
+            raise ValueError(f"the configuration has no key {key.replace('__', '.')}; "
+                             "configs/common.py has all")
+        node[last] = value
+    return config.lock()

@@ -1,0 +1,16 @@
+"""What people type, one file a command: its flags, and `main`, which calls the wings below."""
+
+# A line each, in the order of `maskclippp --help`.
+COMMANDS = {
+    "predict": "names the segments of pictures: overlay, label map, JSON with scores",
+    "prepare": "makes a data set from official archives, or from your own pictures and masks",
+    "train": "tunes a CLIP on masks; the same line again resumes",
+    "evaluate": "measures models on ground-truth masks, or on those of a generator",
+    "score": "measures predictions in files, ours or another tool's, without a model",
+    "masks": "bundles of a generator's masks: looks at them, makes them, takes them apart",
+    "names": "shows the class names of a data set, and which of them a training set has seen",
+    "sweep": "trains and evaluates variants of an experiment: one table, one plot",
+    "convert": "writes a model under other people's names; --list shows what can be read",
+    "plan": "compiles an experiment for devices you do not hold: memory, FLOPs, time",
+    "parity": "compares this machine's results with stored ones of the reference",
+}

@@ -1,0 +1,155 @@
+"""Makes prepared data sets and tells what they hold; `prepare` on the command line."""
+
+import pathlib
+import re
+import sys
+import typing
+
+from rich.console import Console
+from rich.table import Table
+
+from maskclippp_jax.data import build, catalogue, records
+from maskclippp_jax.data.prepare import folder
+from maskclippp_jax.vocabulary import Vocabulary
+
+_CONSOLE = Console()
+
+
+class Options(typing.NamedTuple):
+    """What holds for every data set."""
+
+    data_dir: str          # folder of the prepared data sets
+    overwrite: bool = False  # whether one that exists is made anew
+    strict: bool = False   # whether warnings are errors
+    show: int = 0          # so many pictures of each split are drawn
+
+
+def list_datasets() -> None:
+    """Prints what there is, and what is needed for it."""
+    line = lambda text: _CONSOLE.print(text, soft_wrap=True, highlight=False, markup=False)
+    line("--raw_dir holds the archives, or the folders they unpack to.\n")
+    for d in catalogue.DATASETS.values():
+        counts = ", ".join(f"{n} {split}" for split, n in d.published.items())
+        line(f"{d.name}: {d.title}; {d.kind}, {counts}")
+        line(f"    licence: {d.licence}; from: {d.download}")
+        if d.expected:
+            line(f"    --raw_dir holds {d.expected}")
+    line("folder: your own pictures; see --help for --images, --labels, --names, --name, "
+         "--validation, --void")
+
+
+def prepare(dataset: catalogue.Dataset, raw_dir: str | None, options: Options) -> None:
+    """Makes one of the known data sets of what is in `raw_dir`."""
+    if _exists(dataset.name, options):
+        return
+    reading = dataset.read(raw_dir)
+    if not any(reading.splits.values()):
+        raise FileNotFoundError(f"no picture of {dataset.name} with its annotation in "
+                                f"{raw_dir}, which {_archives_in(raw_dir)}; it should "
+                                f"hold {dataset.expected}")
+
+    def count(numbers: dict[str, int]):
+        for split, published in dataset.published.items():
+            if numbers.get(split, 0) != published:
+                _complain(f"{dataset.name} {split}: found {numbers.get(split, 0)} pictures, the "
+                          f"published set has {published}", options)
+
+    if not dataset.tiles:
+        count({split: len(items) for split, items in reading.splits.items()})
+    _write(dataset.name, Vocabulary.shipped(dataset.vocabulary), dataset.kind, reading,
+           dataset.title, options, check=lambda summary: dataset.tiles and count(
+               {split: s.images for split, s in summary.items()}))
+
+
+class OwnData(typing.NamedTuple):
+    """A user's own files; see `folder.read`."""
+
+    images: str | None
+    labels: str | None
+    names: str | None
+    name: str
+    void: typing.Sequence[str]
+    validation: str
+
+
+def prepare_folder(own: OwnData, options: Options) -> None:
+    """Makes a data set of a user's own files."""
+    for flag in ("images", "labels"):
+        if not getattr(own, flag):
+            raise ValueError(f"got no --{flag}; write: prepare folder --images=DIR --labels=DIR "
+                             "--names=FILE")
+    name = own.name
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in catalogue.DATASETS:
+        raise ValueError(f"--name={name} cannot be the name of a data set of your own; give one in "
+                         "small letters, digits and _ that is not taken (see --list)")
+    if not all(v.strip().isdigit() for v in own.void):
+        raise ValueError(f"--void={','.join(own.void)} is no list of numbers like 0,255")
+    if _exists(name, options):
+        return
+    found = folder.read(own.images, own.labels, own.names, void=list(map(int, own.void)),
+                        validation=own.validation)
+    if not found.reading.splits:
+        raise FileNotFoundError(f"none of the pictures that {own.labels} annotates is in "
+                                f"{own.images}")
+    _write(name, found.vocabulary, found.kind, found.reading, f"own data: {own.images}", options,
+           own_names=True)
+
+
+def _exists(name: str, options: Options) -> bool:
+    place = pathlib.Path(options.data_dir) / name / records.VERSION
+    if not (place / "dataset_info.json").exists() or options.overwrite:
+        return False
+    _CONSOLE.print(f"{place} exists already; --overwrite makes it anew")
+    show(name, options)
+    return True
+
+
+def _write(name: str, vocabulary: Vocabulary, kind: str, reading: build.Reading, title: str,
+           options: Options, **kw) -> None:
+    """Builds the data set, prints what it holds, and draws it if asked to."""
+    for sentence in reading.missing:
+        _complain(f"{name}: {sentence}", options)
+    splits = {split: items for split, items in reading.splits.items() if items}
+    try:
+        summary = build.build(
+            options.data_dir, name, vocabulary, kind, reading._replace(splits=splits),
+            description=title, overwrite=options.overwrite, **kw)
+    except build.BadPictures as error:
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        raise
+    table = Table("split", "images", "masks", "classes", "smallest", "largest", "MB",
+                  title=f"{name} ({kind}) in {pathlib.Path(options.data_dir, name)}")
+    for split, s in summary.items():
+        size = lambda shape: f"{shape[1]}x{shape[0]}"
+        table.add_row(split, f"{s.images}", f"{s.segments}",
+                      f"{len(s.classes)} of {vocabulary.num_classes}", size(s.smallest),
+                      size(s.largest), f"{s.bytes / 1e6:.1f}")
+        if s.dropped:
+            _CONSOLE.print(f"{name} {split}: left out {s.dropped} pictures without any class, as "
+                          "the published preparation does")
+    _CONSOLE.print(table)
+    show(name, options)
+
+
+def _complain(message: str, options: Options) -> None:
+    if options.strict:
+        raise ValueError(message + "; complete the files, or leave --strict out")
+    _CONSOLE.print(f"[yellow]warning:[/] {message}; going on with what is there", highlight=False,
+                  soft_wrap=True)
+
+
+def _archives_in(raw_dir: str) -> str:
+    found = sorted(p.name for p in pathlib.Path(raw_dir).glob("*")
+                   if re.search(r"\.(zip|tar|tgz|tar\.gz|rar|7z)$", p.name))
+    return f"holds the archives {', '.join(found[:8])}" if found else "holds no archive"
+
+
+def show(name: str, options: Options) -> None:
+    """Writes a contact sheet of each split beside the data set, if that is wanted."""
+    if not options.show:
+        return
+    from maskclippp_jax.data import contact_sheet
+
+    for path in contact_sheet.write(options.data_dir, name, options.show):
+        _CONSOLE.print(f"drew {path}")

@@ -1,0 +1,1 @@
+"""From masks and words to scores, label maps, segments and instances."""

@@ -1,0 +1,160 @@
+"""Pictures and masks as people give them, brought into one form."""
+
+import os
+import pathlib
+import typing
+
+import numpy as np
+from PIL import Image
+
+from maskclippp_jax.data import coco_files, images, mask_files
+from maskclippp_jax.data.bundles import Bundle, Entry, PictureMasks
+from maskclippp_jax.metrics import instance
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+# A function gets the picture, [H, W, 3] uint8, and returns any of the others.
+MasksLike = (str | os.PathLike | np.ndarray | Entry | typing.Sequence[typing.Mapping]
+             | typing.Callable[[np.ndarray], typing.Any])
+
+
+class Given(typing.NamedTuple):
+    """A picture with its masks: segments of a label map, or masks that may be soft and overlap."""
+
+    image: np.ndarray             # [H, W, 3] uint8
+    ids: np.ndarray               # [N] what the masks are called: their numbers, else 1 ... N
+    segments: np.ndarray | None   # [H, W] integers, of which `ids` are masks; None: see `masks`
+    masks: PictureMasks | None
+    bundle: Bundle | None = None  # whose classes count as well
+    path: str | None = None       # of the picture
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return pathlib.Path(self.path).stem if self.path else "picture"
+
+
+def read(image: ImageLike, masks: MasksLike) -> Given:
+    """A picture and its masks; `api.Model.name` tells what they may be.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no picture, no masks, or both do not fit.
+    """
+    pixels, path = read_image(image), None
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+    given = _read_masks(masks, pixels)
+    return given._replace(path=path)
+
+
+def read_image(image: ImageLike) -> np.ndarray:
+    """A picture as uint8 [H, W, 3] RGB."""
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        if os.path.isdir(path):
+            raise ValueError(f"{path} is a folder, wanted a picture; name its files one by one")
+        return images.read_image(path)
+    if isinstance(image, Image.Image):
+        return images.from_pil(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"the picture is of type {type(image).__name__}, wanted a path, an image "
+                         "of PIL, or an array [H, W, 3] of uint8")
+    if image.dtype != np.uint8:
+        hint = "; multiply by 255, round, and convert it" if image.dtype.kind == "f" else ""
+        raise ValueError(f"the picture is an array of {image.dtype}, wanted uint8 in 0 ... 255"
+                         f"{hint}")
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, -1)
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        hint = "; drop the fourth channel" if image.ndim == 3 and image.shape[2] == 4 else ""
+        raise ValueError(f"the picture is an array of shape {image.shape}, wanted [H, W, 3] in the "
+                         f"order red, green, blue, or [H, W] of grey{hint}")
+    return image
+
+
+def _read_masks(masks: MasksLike, image: np.ndarray) -> Given:
+    size = image.shape[:2]
+    if callable(masks):
+        masks = masks(image)
+    if isinstance(masks, str | os.PathLike):
+        path = os.fspath(masks)
+        if pathlib.Path(path).suffix in (".json", ".npy"):
+            masks = mask_files.read_masks(path, size)
+            return _of_stack(masks, image, f"the masks of {path}")
+        return _of_segments(images.read_label_map(path, size), image)
+    if isinstance(masks, Entry):
+        found, wanted = masks.read(), masks.size
+        if tuple(wanted) != size:
+            raise ValueError(f"the masks of {masks.image_id} in {masks.bundle.folder} are of a "
+                             f"picture of {wanted[1]}x{wanted[0]} pixels, this one has "
+                             f"{size[1]}x{size[0]}")
+        return Given(image, np.arange(1, len(found.masks) + 1), None, found, masks.bundle)
+    if isinstance(masks, list | tuple) and all(isinstance(m, typing.Mapping) for m in masks):
+        return _of_stack(_decode(masks, size), image, "the masks")
+    if masks is None:
+        raise ValueError("got no masks; give a label map, an array [N, H, W], run lengths, or a "
+                         "function that makes them, such as maskclippp_jax.superpixels")
+    masks = np.asarray(masks)
+    if masks.ndim == 2 and masks.dtype.kind in "iub":
+        _check_size(masks.shape, size, "the label map has")
+        low, high = _range(masks)
+        if low < 0 or high > 2**31 - 1:
+            raise ValueError(f"the label map holds numbers in {low} ... {high}, wanted 0 (nothing) "
+                             "and positive ones")
+        return _of_segments(masks.astype(np.int32), image)
+    if masks.ndim == 3:
+        return _of_stack(masks, image, "the masks")
+    raise ValueError(f"the masks are an array of {masks.dtype} of shape {masks.shape}, wanted a "
+                     "label map [H, W] of integers, or [N, H, W] of bool or of shares in 0 ... 1")
+
+
+def _decode(rows: typing.Sequence[typing.Mapping], size: tuple[int, int]) -> np.ndarray:
+    """COCO's run lengths or polygons, or annotations that hold them, as masks [N, H, W] bool."""
+    found = []
+    for number, row in enumerate(rows):
+        segmentation = row.get("segmentation", row)
+        try:
+            found.append(instance.decode(coco_files.run_lengths(segmentation, *size)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"mask {number} is no run lengths of COCO (size and counts), and no "
+                             f"annotation with a segmentation ({error!r})") from None
+        _check_size(found[-1].shape, size, f"mask {number} has")
+    return np.stack(found) if found else np.zeros((0, *size), bool)
+
+
+def _of_segments(segments: np.ndarray, image: np.ndarray) -> Given:
+    ids = np.unique(segments)
+    ids = ids[ids != 0]
+    if len(ids) >= 2**16:
+        raise ValueError(f"the label map holds {len(ids)} segments, wanted at most {2**16 - 1}; is "
+                         "it a photograph?")
+    return Given(image, ids, segments, None)
+
+
+def _of_stack(masks: np.ndarray, image: np.ndarray, what: str) -> Given:
+    _check_size(masks.shape[1:], image.shape[:2], f"{what} have")
+    if masks.dtype.kind in "iu" and masks.max(initial=0) <= 1:
+        masks = masks.astype(bool)
+    if masks.dtype.kind == "f":
+        low, high = _range(masks)
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise ValueError(f"{what} hold numbers in {low:g} ... {high:g}, wanted shares in "
+                             "0 ... 1; take the sigmoid of logits first")
+        with np.errstate(divide="ignore"):  # the certain ones become infinite, as they should
+            shares = masks.astype(np.float32)
+            masks = np.log(shares) - np.log1p(-shares)
+    elif masks.dtype != bool:
+        raise ValueError(f"{what} are an array of {masks.dtype} with numbers above 1, wanted bool, "
+                         "or shares in 0 ... 1")
+    ids = np.arange(1, len(masks) + 1)
+    return Given(image, ids, None, PictureMasks(masks, None, None, None))
+
+
+def _range(masks: np.ndarray) -> tuple[float, float]:
+    return (masks.min(), masks.max()) if masks.size else (0, 0)
+
+
+def _check_size(found: tuple[int, ...], size: tuple[int, int], what: str) -> None:
+    if tuple(found) != tuple(size):
+        raise ValueError(f"{what} {found[1]}x{found[0]} pixels, the picture {size[1]}x{size[0]}; "
+                         "give masks of the picture's size")

@@ -1,0 +1,80 @@
+"""Progress of long work: a bar with rate and time left, or lines in a log."""
+
+import time
+import typing
+
+from absl import logging
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+_EVERY = 10.0  # seconds between two lines of a log
+
+T = typing.TypeVar("T")
+
+
+def track(items: typing.Iterable[T], what: str, *, total: int | None = None,
+          unit: str = "pictures", step: int | typing.Callable[[T], int] = 1,
+          shown: bool = True) -> typing.Iterator[T]:
+    """The items, one after the other, while people see how far the work on them is.
+
+    In a terminal or a notebook a bar, which vanishes at the end; elsewhere a line of the log every
+    ten seconds.
+
+    Args:
+      items: the work.
+      what: is done with them, such as "naming".
+      total: how many there are, if `len` does not tell.
+      unit: what they are.
+      step: how much one of them counts, or a function of it.
+      shown: whether anything is shown.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    if not shown:
+        yield from items
+        return
+    count = step if callable(step) else lambda item: step
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   _Rate(unit), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            for item in items:
+                yield item
+                bar.advance(task, count(item))
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        now, done = time.monotonic(), done + count(item)
+        if now - last >= _EVERY:
+            last = now
+            logging.info("%s", line(what, done, total, unit, now - start))
+
+
+def line(what: str, done: int, total: int | None, unit: str, seconds: float) -> str:
+    """A line of a log: "naming: 120 of 1000 pictures, 12.3/s, 1:12 left"."""
+    rate = done / max(seconds, 1e-9)
+    if total is None:
+        return f"{what}: {done} {unit}, {rate:.1f}/s"
+    left = round((total - done) / max(rate, 1e-9))
+    return f"{what}: {done} of {total} {unit}, {rate:.1f}/s, {left // 60}:{left % 60:02d} left"
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self._unit}/s")

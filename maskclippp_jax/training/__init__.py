@@ -1,0 +1,1 @@
+"""How a model learns: loss, optimiser, one step, what is measured on the way."""

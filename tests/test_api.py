@@ -1,0 +1,303 @@
+"""The door from Python: masks of every kind, many pictures, results, and what is refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import maskclippp_jax as mc
+from maskclippp_jax.data import bundle_writer, scenes
+from maskclippp_jax.metrics import instance
+from maskclippp_jax.naming import namer as namer_module
+from maskclippp_jax.vocabulary import Vocabulary
+
+CLASSES = ["red one", "grey grass", "brown brick, brown one", "blue three"]
+
+
+# As small as it gets: what takes time is compiling.
+TINY = '''
+from maskclippp_jax.configs import quickstart
+from maskclippp_jax.models import eva_vit, maskclippp, similarity, text
+def get_config():
+    config = quickstart.get_config().unlock()
+    full = text.TextConfig.quickstart()
+    config.model = maskclippp.MaskCLIPppConfig(
+        eva_vit.EvaViTConfig(image_size=64, patch_size=8, width=16, depth=1, num_heads=2,
+                             mlp_width=24, embed_dim=8, mask_layers=1),
+        text.TextConfig(full.context_length, full.vocab_size, 16, 1, 2, 8, words=full.words),
+        similarity.LinearSimilarityConfig(1, 8))
+    config.weights = "random"
+    return config.lock()
+'''
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    file = tmp_path_factory.mktemp("own configuration") / "tiny.py"
+    file.write_text(TINY)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return mc.load("untuned", tiny, keep_embeddings=False)
+
+
+def draw(number, side=64):
+    """A picture and its label map; numbers are neither dense nor small, 0 is nothing."""
+    scene = scenes.draw_scene(np.random.default_rng(number), size=side)
+    _, slots = np.unique(scene.label, return_inverse=True)
+    return scene.image, np.array([0, 7, 300, 41, 5, 6, 8, 9, 10, 11])[slots].astype(np.int32)
+
+
+def as_stack(labels):
+    return np.stack([labels == n for n in np.unique(labels) if n])
+
+
+def test_masks_of_every_kind_get_the_same_names(model, tmp_path):
+    image, labels = draw(1)
+    masks = as_stack(labels)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "labels.png")
+    encoded = [instance.encode(mask) for mask in masks]
+    (tmp_path / "masks.json").write_text(json.dumps([dict(segmentation=e) for e in encoded]))
+    writer = bundle_writer.Writer(tmp_path / "bundle", masks="binary", classes=dict(kind="none"),
+                                  generator=dict(name="test"))
+    writer.add("a", masks, (image.shape[:2],))
+    writer.finish()
+    wanted = model.name(image, labels, CLASSES)
+    assert list(wanted.ids) == sorted(set(labels.ravel()) - {0})
+    for given in (tmp_path / "labels.png", masks, masks.astype(np.float64), masks.astype(np.uint8),
+                  encoded, [dict(segmentation=e, score=1) for e in encoded],
+                  tmp_path / "masks.json", mc.Bundle(tmp_path / "bundle")["a"],
+                  lambda picture: labels if picture.shape == image.shape else None):
+        found = model.name(tmp_path / "a.png", given, CLASSES)
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=2e-5)
+        np.testing.assert_array_equal(found.masks, wanted.masks)
+        np.testing.assert_array_equal(found.pixels, wanted.pixels)
+        np.testing.assert_array_equal(found.labels == -1, labels == 0)
+
+
+def test_pictures_of_every_kind_are_the_same(model, tmp_path):
+    image, labels = draw(2)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    wanted = model.name(image, labels, CLASSES).scores
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image)):
+        np.testing.assert_array_equal(model.name(given, labels, CLASSES).scores, wanted)
+    grey = np.ascontiguousarray(image[..., 0])
+    np.testing.assert_array_equal(
+        model.name(grey, labels, CLASSES).scores,
+        model.name(np.stack([grey] * 3, -1), labels, CLASSES).scores)
+
+
+def test_results_have_the_shapes_and_the_sums_they_promise(model):
+    image, labels = draw(3)
+    result = model.name(image, labels, CLASSES)
+    assert result.scores.shape == (len(result), 4) and result.scores.dtype == np.float32
+    np.testing.assert_allclose(result.scores.sum(-1), 1, atol=1e-5)
+    assert [best[0][0] for best in result.top(2)] == result.names
+    assert all(len(best) == 2 and best[0][1] >= best[1][1] for best in result.top(2))
+    assert result.labels.shape == labels.shape
+    for n, c in zip(result.ids, result.classes):
+        assert (result.labels[labels == n] == c).all()
+    ids, segments = result.panoptic
+    assert [s["id"] for s in segments] == list(range(1, len(result) + 1))  # all of them are things
+    for s in segments:
+        assert s["name"] == CLASSES[s["category_id"]].split(",")[0]
+        assert (result.labels[ids == s["id"]] == s["category_id"]).all()
+    assert len(result.instances.scores) == len(result)
+    assert (np.diff(result.instances.scores) <= 0).all()
+    rows = result.to_coco(image_id=7)
+    assert {r["image_id"] for r in rows} == {7}
+    for row, mask in zip(rows, result.masks):
+        np.testing.assert_array_equal(instance.decode(row["segmentation"]), mask)
+    json.dumps([rows, result.to_json()])
+    assert result.draw().size[1] >= 64 and result._repr_png_().startswith(b"\x89PNG")
+
+
+def test_stuff_joins_one_segment_and_is_no_instance(model):
+    image, labels = draw(4)
+    vocabulary = Vocabulary("two", (("red one",), ("grass",)), (False, False), (3, 8))
+    for masks in (labels, as_stack(labels)):
+        result = model.name(image, masks, vocabulary)
+        ids, segments = result.panoptic
+        assert len(segments) == len(set(result.classes)) and not len(result.instances.scores)
+        assert ((ids == 0) == (labels == 0)).all()
+        assert {r["category_id"] for r in result.to_coco()} <= {3, 8}
+
+
+def test_where_masks_overlap_the_larger_score_times_mask_decides(model):
+    image, _ = draw(5)
+    masks = np.zeros((2, 64, 64), np.float32)
+    masks[0, :40], masks[1, 20:] = 0.9, 0.6
+    result = model.name(image, masks, CLASSES)
+    scores = np.einsum("nc,nhw->chw", result.scores, masks)
+    np.testing.assert_array_equal(result.labels, scores.argmax(0))
+    np.testing.assert_allclose(result.soft_masks, masks, atol=1e-6)
+
+
+def test_many_pictures_are_named_as_one_after_the_other(model):
+    pictures = [draw(n, side) for n, side in enumerate((64, 96, 64, 64, 128, 96, 64))]
+    pictures[3] = (pictures[3][0], as_stack(pictures[3][1]))
+    alone = [model.name(*p, CLASSES).scores for p in pictures]
+    for batch_size in (1, 3):
+        found = list(model.name_many(iter(pictures), CLASSES, batch_size=batch_size))
+        assert len(found) == len(pictures)
+        for one, other, (image, _) in zip(alone, found, pictures):
+            np.testing.assert_allclose(other.scores, one, atol=2e-5)
+            assert other.image.shape == image.shape
+
+
+def test_a_picture_that_cannot_be_used_ends_all_or_is_left_out(model, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    pictures = [draw(0), (tmp_path / "broken.png", mc.superpixels), draw(1)]
+    with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
+        list(model.name_many(pictures, CLASSES))
+    problems = []
+    found = list(model.name_many(pictures, CLASSES, batch_size=2,
+                                 on_error=lambda place, error: problems.append((place, error))))
+    assert [r is None for r in found] == [False, True, False]
+    assert [place for place, _ in problems] == [1] and "broken.png" in str(problems[0][1])
+
+
+def test_another_vocabulary_and_a_like_picture_compile_nothing(model):
+    image, labels = draw(1, side=96)
+    model.name(image[:90], labels[:90], CLASSES)
+    model.name(image[:90], as_stack(labels[:90]), CLASSES)
+    programs = lambda: (model._namer._name_segments._cache_size(),
+                        model._namer._classifier("none", False)._cache_size())
+    before = programs()
+    for classes in (["red"], [f"red {n}" for n in ("one", "two", "three")]):
+        model.name(image[:82, :88], labels[:82, :88], classes)
+        model.name(image[:82, :88], as_stack(labels[:82, :88]), classes)
+    assert programs() == before
+
+
+def test_embeddings_of_masks_and_names_multiply_to_the_scores(model):
+    image, labels = draw(6)
+    words = model.vocabulary("red one;grey grass;brown brick;blue three")
+    assert model.vocabulary(words) is words
+    found = model.encode(image, labels)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(model.encode(image, as_stack(labels)), found, atol=2e-5)
+    cosines = found @ words.embeddings.T  # of the untuned model, with one template
+    scale = np.exp(float(np.asarray(model._namer._params["logit_scale"])))
+    logits = min(scale, 100.0) * cosines
+    scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(scores, model.name(image, labels, words).scores, atol=1e-4)
+
+
+def test_a_vocabulary_is_kept_in_memory(model, monkeypatch):
+    words = model.vocabulary(["red one", "red two"])
+    monkeypatch.setattr(namer_module.Namer, "embed", None)
+    assert model.vocabulary(["red one ", " red two"]) is words
+
+
+def test_a_picture_without_masks_gives_an_empty_result(model, tmp_path):
+    image, labels = draw(0)
+    for masks in (np.zeros_like(labels), np.zeros((0, 64, 64), bool), []):
+        result = model.name(image, masks, CLASSES)
+        assert len(result) == 0 and result.names == [] and result.top() == []
+        assert (result.labels == -1).all() and result.panoptic[1] == []
+        assert result.to_coco() == [] and len(result.instances.scores) == 0
+        result.save(tmp_path)
+        assert json.loads((tmp_path / "picture.json").read_text())["masks"] == []
+
+
+IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
+
+
+@pytest.mark.parametrize("image, masks, classes, says", [
+    (IMAGE.astype(float), LABELS, "a", "an array of float64, wanted uint8 .* multiply by 255"),
+    (np.zeros((8, 6, 4), np.uint8), LABELS, "a", r"shape \(8, 6, 4\), .* drop the fourth channel"),
+    (IMAGE[:0], LABELS, "a", r"shape \(0, 6, 3\)"),
+    (IMAGE.tolist(), LABELS, "a", "the picture is of type list"),
+    ("/", LABELS, "a", "/ is a folder, wanted a picture"),
+    (IMAGE, LABELS.T, "a", "the label map has 8x6 pixels, the picture 6x8"),
+    (IMAGE, np.ones((2, 4, 3), bool), "a", "the masks have 3x4 pixels, the picture 6x8"),
+    (IMAGE, -LABELS, "a", "holds numbers in -1 ... -1, wanted 0"),
+    (IMAGE, np.full((1, 8, 6), 3.5), "a", "numbers in 3.5 ... 3.5, .* the sigmoid of logits"),
+    (IMAGE, np.full((1, 8, 6), np.nan), "a", "numbers in nan ... nan"),
+    (IMAGE, np.full((1, 8, 6), 200, np.uint8), "a", "an array of uint8 with numbers above 1"),
+    (IMAGE, np.ones(8), "a", r"of shape \(8,\), wanted a label map"),
+    (IMAGE, LABELS.astype(float), "a", r"of float64 of shape \(8, 6\), wanted a label map"),
+    (IMAGE, None, "a", "got no masks; give"),
+    (IMAGE, [dict(counts="x")], "a", "mask 0 is no run lengths of COCO"),
+    (IMAGE, LABELS, [], "the class list is empty"),
+    (IMAGE, LABELS, "", "the class list is empty"),
+    (IMAGE, LABELS, ["cat", ""], "has an empty name"),
+    (IMAGE, LABELS, ["cat, "], "has an empty name"),
+    (IMAGE, LABELS, ["cat", "dog, cat"], "names 'cat' more than once"),
+    (IMAGE, LABELS, [3], "the class list holds 3, wanted names"),
+])
+@pytest.mark.filterwarnings("ignore:this model has never seen")
+def test_what_cannot_be_used_is_said(model, image, masks, classes, says):
+    with pytest.raises(ValueError, match=says):
+        model.name(image, masks, classes)
+
+
+def test_a_missing_file_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*a.jpg"):
+        model.name(tmp_path / "a.jpg", LABELS, "red")
+    with pytest.raises(FileNotFoundError, match="no file .*a.png"):
+        model.name(IMAGE, tmp_path / "a.png", "red")
+
+
+def test_words_the_model_does_not_know_are_said(model):
+    with pytest.warns(UserWarning, match="has never seen 'zebra'; it knows the words"):
+        model.vocabulary(["zebra"])
+
+
+@pytest.mark.parametrize("checkpoint, config, error, says", [
+    ("nowhere", None, FileNotFoundError, "no file or folder nowhere; give a run's folder"),
+    ("untuned", None, ValueError, "give --config as well"),
+    ("untuned", "quickstrat", FileNotFoundError, "no configuration quickstrat; did you mean quick"),
+    ("ViT-B-16", None, ValueError, "ViT-B-16 was trained in several ways; say which: ViT-B-16:"),
+    ("ViT-B-16:nobody", None, ValueError, "no published model ViT-B-16 of nobody"),
+])
+def test_what_cannot_be_loaded_is_said(checkpoint, config, error, says):
+    with pytest.raises(error, match=says):
+        mc.load(checkpoint, config)
+
+
+def test_values_of_the_configuration_may_be_changed(tiny):
+    model = mc.load("untuned", tiny, keep_embeddings=False, eval__short_side=96)
+    assert model.config.eval.short_side == 96
+    with pytest.raises(ValueError, match="has no key eval.shortside"):
+        mc.load("untuned", tiny, eval__shortside=96)
+
+
+def test_without_a_generator_segment_says_what_to_do(model):
+    with pytest.raises(NotImplementedError, match="no mask generator here yet; give the masks"):
+        model.segment(IMAGE, "red")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = ("import sys, maskclippp_jax; "
+               "print([m for m in ('jax', 'numpy', 'absl', 'PIL') if m in sys.modules]); "
+               "print(sorted(set(maskclippp_jax.__all__) - set(dir(maskclippp_jax))))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n[]\n", done
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        mc.nothing
+
+
+def test_a_program_of_ones_own_sees_no_log_and_may_have_flags_of_its_own(tiny, tmp_path):
+    program = f'''
+from absl import flags
+flags.DEFINE_bool("debug", False, "of this program")
+flags.DEFINE_string("config", "", "of this program")
+import numpy as np
+import maskclippp_jax as mc
+model = mc.load("untuned", {tiny!r}, keep_embeddings=False)
+image = np.zeros((64, 64, 3), np.uint8)
+for result in model.name_many([(image, mc.grid)] * 2, ["red one", "grass"]):
+    assert len(result) == 16
+'''
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
