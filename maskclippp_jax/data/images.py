@@ -193,7 +193,8 @@ def _as_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _as_labels(picture: Image.Image) -> np.ndarray:
-    return np.array(picture).astype(np.int32) // _label_spread(picture)
+    spread = _label_spread(picture)  # which is not told any more once the pixels are read
+    return np.array(picture).astype(np.int32) // spread
 
 
 def _label_spread(picture: Image.Image) -> int:

@@ -33,19 +33,20 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
     """
     if not arguments:
         raise ValueError("got no picture; write: maskclippp predict photo.jpg, or a folder")
-    found: dict[str, None] = {}  # in order
+    found: dict[str, str] = {}  # as first typed, by where it really is
     roots = []
     for argument in arguments:
         files = _files_of(argument, leave_out)
         roots += [argument] if os.path.isdir(argument) else [os.path.dirname(f) for f in files]
-        found.update(dict.fromkeys(files))
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)
     root = os.path.commonpath([os.path.abspath(r or ".") for r in roots])
     if masks and "{stem}" in masks:  # they may lie in the same folder
         maps = {os.path.abspath(masks.replace("{stem}", _name_of(f, root))) for f in found}
-        found = {f: None for f in found if os.path.abspath(f) not in maps}
-    names = [_name_of(f, root) for f in found]
+        found = {place: file for place, file in found.items() if place not in maps}
+    files, names = list(found.values()), [_name_of(place, root) for place in found]
     first: dict[str, str] = {}
-    for file, name in zip(found, names):
+    for file, name in zip(files, names):
         if name in first:
             raise ValueError(f"the results of {first[name]} and {file} would overwrite each other; "
                              "name one of them at a time")
@@ -53,7 +54,7 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
     if masks and "{stem}" not in masks and len(found) > 1:
         raise ValueError(f"--masks={masks} is one file for {len(found)} pictures; write {{stem}} "
                          "where the picture's name stands")
-    return [PictureFile(f, n, masks and masks.replace("{stem}", n)) for f, n in zip(found, names)]
+    return [PictureFile(f, n, masks and masks.replace("{stem}", n)) for f, n in zip(files, names)]
 
 
 def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
@@ -101,5 +102,5 @@ def _files_of(argument: str, leave_out: str | None) -> list[str]:
     return files
 
 
-def _name_of(file: str, root: str) -> str:
-    return str(pathlib.Path(os.path.relpath(os.path.abspath(file), root)).with_suffix(""))
+def _name_of(place: str, root: str) -> str:
+    return str(pathlib.Path(os.path.relpath(place, root)).with_suffix(""))

@@ -102,8 +102,8 @@ def test_names_of_results_are_paths_below_the_folder_of_all_pictures(place, monk
     assert names("in/sub") == names("in/sub/*") == ["a", "b"]
     assert names("in/a.png") == ["a"] and names("in/a.png", "in/a.png") == ["a"]
     assert names("in/sub/b.jpg", "masks/a.png") == ["in/sub/b", "masks/a"]
-    assert names(str(place / "in"), "in/a.png") == ["a", "sub/a", "sub/b", "a"][:3]
-    with pytest.raises(ValueError, match="the results of .*a.png and .*a.JPG would overwrite"):
+    assert names(str(place / "in"), "in/a.png") == ["a", "sub/a", "sub/b"]
+    with pytest.raises(ValueError, match="the results of in/a.JPG and in/a.png would overwrite"):
         (place / "in/a.JPG").write_bytes(b"")
         names("in")
     (place / "in/a.JPG").unlink()

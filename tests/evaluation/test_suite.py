@@ -118,6 +118,7 @@ def test_the_command_gives_a_suite_the_results_of_its_models(place, tmp_path, mo
     calls = []
 
     def compare(config, names, bundle, workdir, options):
+        workdir.mkdir(parents=True)
         calls.append((config.eval.dataset, names, bundle, options.samples))
         return [dict(name="x", semantic=dict(mIoU=40.0), panoptic=dict(all=dict(PQ=21.0)))]
 

@@ -156,7 +156,7 @@ def test_what_an_older_start_saves_after_the_look_of_a_later_one_is_replaced(tmp
 
 POISON = """
 import jax.numpy as jnp
-from maskclippp_jax import train_step
+from maskclippp_jax.training import train_step
 real = train_step.make_step
 def make_step(*arguments):
     step = real(*arguments)

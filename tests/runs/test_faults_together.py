@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests import whole_runs
-from tests.test_faults import has_logged, wait_until
+from tests.runs.test_faults import has_logged, wait_until
 from tests.whole_runs import metrics
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.runs import run_log
 from maskclippp_jax.runtime import devices
 
@@ -91,8 +92,8 @@ def test_weights_and_biases_gets_the_same_numbers_and_the_same_run(tmp_path, mon
     log.close()
     log = open_log(tmp_path / "pictures", wandb=wandb)
     log.add(2, row())
-    log.add_pictures(2, [(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), int),
-                          [("dog", "cat")])])
+    log.add_pictures(2, [View(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), int),
+                              [("dog", "cat")])])
     log.add(3, row())
     log.close()
     width, height = logged[3][1]["eval/pictures"]
