@@ -1,21 +1,15 @@
 """Progress of long work: a bar with rate and time left, or lines in a log."""
 
+import sys
 import time
 import typing
 
+import tqdm
 from absl import logging
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 _EVERY = 10.0  # seconds between two lines of a log
+_DELAY = 0.5   # seconds after which a bar appears; what is done sooner needs none
 
 T = typing.TypeVar("T")
 
@@ -44,13 +38,11 @@ def track(items: typing.Iterable[T], what: str, *, total: int | None = None,
     count = step if callable(step) else lambda item: step
     console = Console(stderr=True)
     if console.is_terminal or console.is_jupyter:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                   _Rate(unit), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
+        with tqdm.tqdm(desc=what, total=total, unit=f" {unit}", file=sys.stderr, leave=False,
+                       delay=_DELAY, dynamic_ncols=True) as bar:
             for item in items:
                 yield item
-                bar.advance(task, count(item))
+                bar.update(count(item))
         return
     start = last = time.monotonic()
     done = 0
@@ -69,12 +61,3 @@ def line(what: str, done: int, total: int | None, unit: str, seconds: float) -> 
         return f"{what}: {done} {unit}, {rate:.1f}/s"
     left = round((total - done) / max(rate, 1e-9))
     return f"{what}: {done} of {total} {unit}, {rate:.1f}/s, {left // 60}:{left % 60:02d} left"
-
-
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str):
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} {self._unit}/s")

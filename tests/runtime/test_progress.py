@@ -24,3 +24,12 @@ def test_lines_come_every_ten_seconds_and_items_as_they_are(monkeypatch):
 
 def test_what_is_not_shown_is_only_passed_on():
     assert list(progress.track(iter([1, 2]), "x", shown=False)) == [1, 2]
+
+
+def test_in_a_terminal_a_bar_shows_how_many_and_how_fast(monkeypatch, capsys):
+    monkeypatch.setattr(progress.Console, "is_terminal", True)
+    monkeypatch.setattr(progress, "_DELAY", 0)
+    assert list(progress.track("abcd", "reading", unit="letters")) == list("abcd")
+    said = capsys.readouterr()
+    assert "reading" in said.err and "0/4" in said.err and "letters/s" in said.err
+    assert said.out == ""
