@@ -44,19 +44,20 @@ def track(items: typing.Iterable[T], what: str, *, total: int | None = None,
                 yield item
                 bar.update(count(item))
         return
-    start = last = time.monotonic()
-    done = 0
+    done, start, first = 0, None, 0  # the first one may wait for a compiler, and tells no rate
     for item in items:
         yield item
         now, done = time.monotonic(), done + count(item)
-        if now - last >= _EVERY:
+        if start is None:
+            start = last = now
+            first = done
+        elif now - last >= _EVERY:
             last = now
-            logging.info("%s", line(what, done, total, unit, now - start))
+            logging.info("%s", line(what, done, total, unit, (done - first) / (now - start)))
 
 
-def line(what: str, done: int, total: int | None, unit: str, seconds: float) -> str:
+def line(what: str, done: int, total: int | None, unit: str, rate: float) -> str:
     """A line of a log: "naming: 120 of 1000 pictures, 12.3/s, 1:12 left"."""
-    rate = done / max(seconds, 1e-9)
     if total is None:
         return f"{what}: {done} {unit}, {rate:.1f}/s"
     left = round((total - done) / max(rate, 1e-9))
