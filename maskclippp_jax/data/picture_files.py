@@ -6,6 +6,7 @@ import pathlib
 import typing
 
 from maskclippp_jax.data import images
+from maskclippp_jax.runtime import progress
 
 # Of what is in a folder, these are pictures; a file that is named itself may end as it likes.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm",
@@ -68,7 +69,7 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
       ValueError, FileNotFoundError: one cannot be read, and it may not be skipped.
     """
     good, problems = [], []
-    for picture in pictures:
+    for picture in progress.track(pictures, "looking at headers"):
         try:
             size = images.header_size(picture.path)
             if picture.masks is not None:

@@ -9,7 +9,7 @@ from absl import logging
 from rich.console import Console
 
 _EVERY = 10.0  # seconds between two lines of a log
-_DELAY = 0.5   # seconds after which a bar appears; what is done sooner needs none
+_DELAY = 0.5   # seconds after which a notebook shows a bar, of which an empty line stays
 
 T = typing.TypeVar("T")
 
@@ -39,7 +39,7 @@ def track(items: typing.Iterable[T], what: str, *, total: int | None = None,
     console = Console(stderr=True)
     if console.is_terminal or console.is_jupyter:
         with tqdm.tqdm(desc=what, total=total, unit=f" {unit}", file=sys.stderr, leave=False,
-                       delay=_DELAY, dynamic_ncols=True) as bar:
+                       delay=0 if console.is_terminal else _DELAY, dynamic_ncols=True) as bar:
             for item in items:
                 yield item
                 bar.update(count(item))

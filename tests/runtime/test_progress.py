@@ -29,7 +29,6 @@ def test_what_is_not_shown_is_only_passed_on():
 
 def test_in_a_terminal_a_bar_shows_how_many_and_how_fast(monkeypatch, capsys):
     monkeypatch.setattr(progress.Console, "is_terminal", True)
-    monkeypatch.setattr(progress, "_DELAY", 0)
     assert list(progress.track("abcd", "reading", unit="letters")) == list("abcd")
     said = capsys.readouterr()
     assert "reading" in said.err and "0/4" in said.err and "letters/s" in said.err
