@@ -116,9 +116,7 @@ def help_of(command: types.ModuleType, name: str) -> str:
              "", command.__doc__.strip(), "", "flags:"]
     for flag in sorted(own, key=lambda f: f.name) + [f for f in shared if f.name not in known]:
         default = "" if flag.value in (None, "", [], False) else f" (default: {_shown(flag.value)})"
-        choices = f" [{'|'.join(flag.parser.enum_values)}]" if hasattr(
-            flag.parser, "enum_values") else ""
-        lines.append(f"  --{flag.name}{'' if flag.boolean else '=...'}{choices}")
+        lines.append(f"  --{flag.name}{'' if flag.boolean else '=...'}")
         text = " ".join(flag.help.split()) + default
         lines += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
@@ -166,8 +164,8 @@ def _parse(name: str, arguments: typing.Sequence[str]) -> list[str]:
         return flags.FLAGS([name, *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-        _refuse(f"there is no flag --{error.flagname}; " + (
-            f"did you mean --{near[0]}? " if near else "") + f"See maskclippp {name} --help")
+        hint = f"did you mean --{near[0]}? See" if near else "see"
+        _refuse(f"there is no flag --{error.flagname}; {hint} maskclippp {name} --help")
     except (KeyError, AttributeError) as error:  # of ml_collections, for unknown keys
         key = re.search(r"\w+", str(error))[0]
         hint = re.search(r"Did you mean.*?\?", str(error))
