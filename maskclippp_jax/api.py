@@ -125,8 +125,9 @@ class Model:
             blue ([H, W] of grey).
           masks: a label map [H, W] of integers (0 = nothing, every other number is a mask), or its
             path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1; run lengths or polygons
-            as COCO has them, or a .json file of them; `Bundle(folder)[image_id]`; or a function
-            that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
+            as COCO has them, or a .json file of them; a .npy file of any of these arrays;
+            `Bundle(folder)[image_id]`; or a function that makes any of these of the picture, such
+            as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
 
         Raises:
@@ -150,6 +151,8 @@ class Model:
             place in what is returned. Without it the first such picture ends all with its error.
           show_progress: whether people see how far it is.
         """
+        if batch_size < 1:
+            raise ValueError(f"got batch_size={batch_size}, wanted at least 1")
         words = self.vocabulary(classes)
         if total is None and hasattr(pictures, "__len__"):
             total = len(pictures)
@@ -221,6 +224,8 @@ def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]], count: i
     """The pictures, or why they cannot be used; two threads read up to `count` ahead."""
     def read(pair):
         try:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(f"got {pair!r:.80}, wanted a pair: the picture and its masks")
             return given.read(*pair)
         except (ValueError, OSError) as error:
             return error
@@ -261,5 +266,8 @@ def _changed(config: ml_collections.ConfigDict, changes: dict) -> ml_collections
         if not isinstance(node, ml_collections.ConfigDict) or last not in node:
             raise ValueError(f"the configuration has no key {key.replace('__', '.')}; "
                              "configs/common.py has all")
-        node[last] = value
+        try:
+            node[last] = value
+        except TypeError as error:  # of ml_collections
+            raise ValueError(f"{key.replace('__', '.')} cannot be {value!r} ({error})") from None
     return config.lock()

@@ -70,7 +70,10 @@ def test_masks_of_every_kind_get_the_same_names(model, tmp_path):
     writer.finish()
     wanted = model.name(image, labels, CLASSES)
     assert list(wanted.ids) == sorted(set(labels.ravel()) - {0})
-    for given in (tmp_path / "labels.png", masks, masks.astype(np.float64), masks.astype(np.uint8),
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "masks.npy", masks)
+    for given in (tmp_path / "labels.png", tmp_path / "labels.npy", tmp_path / "masks.npy",
+                  masks, masks.astype(np.float64), masks.astype(np.uint8),
                   encoded, [dict(segmentation=e, score=1) for e in encoded],
                   tmp_path / "masks.json", mc.Bundle(tmp_path / "bundle")["a"],
                   lambda picture: labels if picture.shape == image.shape else None):
@@ -156,6 +159,10 @@ def test_a_picture_that_cannot_be_used_ends_all_or_is_left_out(model, tmp_path):
     pictures = [draw(0), (tmp_path / "broken.png", mc.superpixels), draw(1)]
     with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
         list(model.name_many(pictures, CLASSES))
+    with pytest.raises(ValueError, match="got 'a.jpg', wanted a pair"):
+        list(model.name_many(["a.jpg"], CLASSES))
+    with pytest.raises(ValueError, match="got batch_size=0"):
+        model.name_many(pictures, CLASSES, batch_size=0)
     problems = []
     found = list(model.name_many(pictures, CLASSES, batch_size=2,
                                  on_error=lambda place, error: problems.append((place, error))))
@@ -221,7 +228,8 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
     (IMAGE, -LABELS, "a", "holds numbers in -1 ... -1, wanted 0"),
     (IMAGE, np.full((1, 8, 6), 3.5), "a", "numbers in 3.5 ... 3.5, .* the sigmoid of logits"),
     (IMAGE, np.full((1, 8, 6), np.nan), "a", "numbers in nan ... nan"),
-    (IMAGE, np.full((1, 8, 6), 200, np.uint8), "a", "an array of uint8 with numbers above 1"),
+    (IMAGE, np.full((1, 8, 6), 200, np.uint8), "a", "array of uint8 with numbers in 200 ... 200"),
+    (IMAGE, -np.ones((1, 8, 6), int), "a", "array of int64 with numbers in -1 ... -1, wanted bool"),
     (IMAGE, np.ones(8), "a", r"of shape \(8,\), wanted a label map"),
     (IMAGE, LABELS.astype(float), "a", r"of float64 of shape \(8, 6\), wanted a label map"),
     (IMAGE, None, "a", "got no masks; give"),
@@ -242,8 +250,9 @@ def test_what_cannot_be_used_is_said(model, image, masks, classes, says):
 def test_a_missing_file_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*a.jpg"):
         model.name(tmp_path / "a.jpg", LABELS, "red")
-    with pytest.raises(FileNotFoundError, match="no file .*a.png"):
-        model.name(IMAGE, tmp_path / "a.png", "red")
+    for name in ("a.png", "a.npy", "a.json"):
+        with pytest.raises(FileNotFoundError, match=f"no file .*{name}"):
+            model.name(IMAGE, tmp_path / name, "red")
 
 
 def test_words_the_model_does_not_know_are_said(model):

@@ -82,11 +82,26 @@ def _read_run_lengths(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     return np.stack(masks) if masks else np.zeros((0, *size), bool)
 
 
-def _read_array(file: pathlib.Path) -> np.ndarray:
+def read_array(file: pathlib.Path) -> np.ndarray:
+    """The content of a .npy file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another content.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
     try:
-        labels = np.load(file)
+        array = np.load(file)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file} is no array ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{file} holds several arrays, wanted a .npy file of one")
+    return array
+
+
+def _read_array(file: pathlib.Path) -> np.ndarray:
+    labels = read_array(file)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ValueError(f"{file} holds {labels.dtype} of shape {labels.shape}, wanted a map of "
                          "integers [H, W]")

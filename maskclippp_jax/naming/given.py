@@ -78,10 +78,12 @@ def _read_masks(masks: MasksLike, image: np.ndarray) -> Given:
         masks = masks(image)
     if isinstance(masks, str | os.PathLike):
         path = os.fspath(masks)
-        if pathlib.Path(path).suffix in (".json", ".npy"):
-            masks = mask_files.read_masks(path, size)
-            return _of_stack(masks, image, f"the masks of {path}")
-        return _of_segments(images.read_label_map(path, size), image)
+        ending = pathlib.Path(path).suffix.lower()
+        if ending == ".json":
+            return _of_stack(mask_files.read_masks(path, size), image, f"the masks of {path}")
+        if ending != ".npy":
+            return _of_segments(images.read_label_map(path, size), image)
+        masks = mask_files.read_array(pathlib.Path(path))
     if isinstance(masks, Entry):
         found, wanted = masks.read(), masks.size
         if tuple(wanted) != size:
@@ -133,10 +135,10 @@ def _of_segments(segments: np.ndarray, image: np.ndarray) -> Given:
 
 def _of_stack(masks: np.ndarray, image: np.ndarray, what: str) -> Given:
     _check_size(masks.shape[1:], image.shape[:2], f"{what} have")
-    if masks.dtype.kind in "iu" and masks.max(initial=0) <= 1:
+    low, high = _range(masks) if masks.dtype.kind in "iuf" else (0, 1)
+    if masks.dtype.kind in "iu" and low >= 0 and high <= 1:
         masks = masks.astype(bool)
     if masks.dtype.kind == "f":
-        low, high = _range(masks)
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise ValueError(f"{what} hold numbers in {low:g} ... {high:g}, wanted shares in "
                              "0 ... 1; take the sigmoid of logits first")
@@ -144,8 +146,8 @@ def _of_stack(masks: np.ndarray, image: np.ndarray, what: str) -> Given:
             shares = masks.astype(np.float32)
             masks = np.log(shares) - np.log1p(-shares)
     elif masks.dtype != bool:
-        raise ValueError(f"{what} are an array of {masks.dtype} with numbers above 1, wanted bool, "
-                         "or shares in 0 ... 1")
+        raise ValueError(f"{what} are an array of {masks.dtype} with numbers in {low} ... {high}, "
+                         "wanted bool, or shares in 0 ... 1")
     ids = np.arange(1, len(masks) + 1)
     return Given(image, ids, None, PictureMasks(masks, None, None, None))
 

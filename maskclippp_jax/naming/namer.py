@@ -131,7 +131,7 @@ class Namer:
                                          self.config.eval.object_threshold)
         size = picture.image.shape[:2]
         results = self._heads(segmenter.proposals_of(batch, scores), classes,
-                                      canvas=_up_sides(size, _CANVAS))
+                              canvas=_up_sides(size, _CANVAS))
         row = jax.tree.map(lambda x: x[0], jax.device_get(results))
         return segmenter.found_in(row, size, _WANTED, vocabulary,
                                   self.config.eval.overlap_threshold)
