@@ -51,10 +51,8 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
         sizes[i] = [transforms.version_size(loaded, s.version) for s in sources]
         largest, stored = (tuple(np.max(x, 0).tolist()) for x in (
             sizes[i], [s.sizes[i] for s in sources]))
-        # Masks at a fraction of the input are smaller, so are their canvases.
-        cells = multiple // 4 if max(stored) * 2 < max(largest) else multiple
         canvases[i] = (pipeline.up(largest, multiple), pipeline.up(size, multiple),
-                       pipeline.up(stored, cells))
+                       mask_canvas(stored, largest))
 
     def rows_of(i, valid, canvas):
         image, _, name = pipeline.decode(records[i])
@@ -76,6 +74,15 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
         return versions
 
     return pipeline.load_jobs(pipeline.share_out(canvases, batch_size, host, hosts), load)
+
+
+def mask_canvas(stored: tuple[int, int], loaded: tuple[int, int]) -> tuple[int, ...]:
+    """The canvas of masks stored at a size, of a picture loaded at another one.
+
+    Masks at a fraction of the input are smaller, so are their canvases.
+    """
+    cells = pipeline.CANVAS // 4 if max(stored) * 2 < max(loaded) else pipeline.CANVAS
+    return pipeline.up(stored, cells)
 
 
 def row_of(image: np.ndarray, found: PictureMasks, canvas: tuple, num_masks: int) -> dict:

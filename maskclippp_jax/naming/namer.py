@@ -21,8 +21,7 @@ from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
 from maskclippp_jax.vocabulary import Vocabulary
 
-_CANVAS = 64      # pixels; canvases of pictures are multiples of it,
-_MASK_SLOTS = 32  # and numbers of masks of this
+_MASK_SLOTS = 32  # numbers of masks are multiples of it
 _WANTED = postprocess.Heads(semantic=True, panoptic=True)
 
 
@@ -84,16 +83,14 @@ class Namer:
         """Pictures of one group may be named together, with one program."""
         size = self._loaded_size(picture)
         network = inference.canvas_of(self._network_size(size), self.model.image.patch_size)
+        canvas = pipeline.up(size, pipeline.CANVAS)
+        slots = -(-max(len(picture.ids), 1) // _MASK_SLOTS) * _MASK_SLOTS
         if picture.segments is not None:
-            slots = _up(max(len(picture.ids), 1), _MASK_SLOTS)
-            stored = _up_sides(picture.segments.shape, _CANVAS)
-            return "segments", _up_sides(size, _CANVAS), stored, slots, network
-        stored = picture.masks.masks.shape[1:]
-        # Masks at a fraction of the input are smaller, so are their canvases.
-        cells = _CANVAS // 4 if max(stored) * 2 < max(size) else _CANVAS
-        slots = _up(max(len(picture.ids), 1), _MASK_SLOTS)
+            stored = pipeline.up(picture.segments.shape, pipeline.CANVAS)
+            return "segments", canvas, stored, slots, network
+        stored = mask_batches.mask_canvas(picture.masks.masks.shape[1:], size)
         kind = picture.masks.masks.dtype.str, picture.bundle and str(picture.bundle.folder)
-        return kind, _up_sides(size, _CANVAS), _up_sides(stored, cells), slots, network
+        return kind, canvas, stored, slots, network
 
     def score(self, pictures: typing.Sequence[Given], words: Words) -> list[MaskScores]:
         """Scores of the masks of pictures of one group: classes [N, C] and void [N], float32."""
@@ -131,7 +128,7 @@ class Namer:
                                          self.config.eval.object_threshold)
         size = picture.image.shape[:2]
         results = self._heads(segmenter.proposals_of(batch, scores), classes,
-                              canvas=_up_sides(size, _CANVAS))
+                              canvas=pipeline.up(size, pipeline.CANVAS))
         row = jax.tree.map(lambda x: x[0], jax.device_get(results))
         return segmenter.found_in(row, size, _WANTED, vocabulary,
                                   self.config.eval.overlap_threshold)
@@ -214,11 +211,3 @@ class Namer:
             self._classifiers[kind, ensemble] = segmenter.make_classifier(
                 self.model, kind, ensemble=ensemble)
         return self._classifiers[kind, ensemble]
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _up_sides(size: typing.Sequence[int], multiple: int) -> tuple[int, int]:
-    return tuple(_up(int(side), multiple) for side in size)
