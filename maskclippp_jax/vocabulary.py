@@ -84,6 +84,7 @@ class Vocabulary:
                 continue
             names, *columns = line.rstrip("\r").split("\t")
             defaults = ["thing", str(next(free)), ""]
+            columns = [c or default for c, default in zip(columns, defaults)] + columns[3:]
             kind, dataset_id, color = [*columns, *defaults[len(columns):]][:3]
             if (len(columns) > 3 or kind not in ("thing", "stuff") or not dataset_id.isdigit()
                     or not re.fullmatch("(#[0-9a-fA-F]{6})?", color)):

@@ -31,7 +31,8 @@ _SHARD = 256       # records, about, at most
 _SPREAD = 8        # shards at least, so that cores can share a small data set, if there are ...
 _SMALLEST = 32     # ... this many records for each; fewer are written by this process alone
 _WORKERS = 16      # processes at most: each may hold a compressed archive in memory
-_EXAMPLES = 3      # empty masks that are named
+_EXAMPLES = 3      # masks too small to be learnt that are named
+_LEARNABLE = 4     # pixels of a mask that must show
 _FORM = 2          # of what is kept of finished shards
 _MAX_PROBLEMS = 20  # a build stops after so many pictures that cannot be used
 
@@ -55,9 +56,10 @@ class Summary(typing.NamedTuple):
     segments: int
     bytes: int
     classes: list[int]      # ids that occur
-    usable: dict[int, int]  # of each class: masks with pixels that are no crowds
+    usable: dict[int, int]  # of each class: masks that can be learnt
+    bare: int               # pictures without any of them
     crowds: int             # masks marked as crowds
-    empty: int              # masks without a pixel that can be seen ...
+    tiny: int               # masks of which fewer than `_LEARNABLE` pixels show ...
     examples: list[str]     # ... and where the first ones are
     smallest: tuple[int, int]  # height, width of the smallest and the largest picture
     largest: tuple[int, int]
@@ -154,7 +156,9 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
         check_data=False, description=description,
         metadata=tfds.core.MetadataDict(
             vocabulary=vocabulary.name, kind=kind,
-            content={split: [r["content"] for r in rows[split]] for split in rows}))
+            content={split: [r["content"] for r in rows[split]] for split in rows},
+            usable={split: dict(bare=s.bare, classes=sorted(s.usable.items()))
+                    for split, s in summary.items()}))
     for leftover in growing.glob(".*"):
         leftover.unlink()
     replaced = folder.with_name(f".replaced-{folder.name}")
@@ -216,7 +220,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
     # One record a group: readers jump to single records.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     size, dropped, segments, classes, shapes, ids, problems = 0, 0, 0, set(), [], [], []
-    usable, crowds, empty, examples = collections.Counter(), 0, 0, []
+    usable, bare, crowds, tiny, examples = collections.Counter(), 0, 0, 0, []
     content = hashlib.sha1()
     for item in items:
         try:
@@ -233,11 +237,14 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
             table, visible = record["table"], record.pop("visible")
             classes.update(table["class_id"].tolist())
             segments += len(table["id"])
-            usable.update(table["class_id"][~table["is_crowd"] & (visible > 0)].tolist())
+            seen = visible >= _LEARNABLE
+            learnable = seen & ~table["is_crowd"]
+            usable.update(table["class_id"][learnable].tolist())
+            bare += not learnable.any()
             crowds += int(table["is_crowd"].sum())
-            empty += int((visible == 0).sum())
+            tiny += int((~seen).sum())
             examples += [f"{record['image_id']}, annotation {number}" for number in
-                         table["source_id"][visible == 0][:_EXAMPLES - len(examples)].tolist()]
+                         table["source_id"][~seen][:_EXAMPLES - len(examples)].tolist()]
             shapes.append(images.size_of(record["segments"]))
             ids.append(record["image_id"])
             data = records.FEATURES.serialize_example(record | {
@@ -253,7 +260,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
     facts = dict(
         images=len(ids), dropped=dropped, segments=segments, bytes=size, classes=sorted(classes),
         smallest=shapes[0] if shapes else None, largest=shapes[-1] if shapes else None, ids=ids,
-        usable=list(usable.items()), crowds=crowds, empty=empty, examples=examples,
+        usable=list(usable.items()), bare=bare, crowds=crowds, tiny=tiny, examples=examples,
         content=content.hexdigest(), problems=[])
     temporary.replace(file)
     storage.write(facts_file, json.dumps(facts))
@@ -289,6 +296,6 @@ def _summary(rows: list[dict]) -> Summary:
     return Summary(
         images=total("images"), dropped=total("dropped"), segments=total("segments"),
         bytes=total("bytes"), classes=sorted({c for r in rows for c in r["classes"]}),
-        usable=dict(usable), crowds=total("crowds"), empty=total("empty"),
+        usable=dict(usable), bare=total("bare"), crowds=total("crowds"), tiny=total("tiny"),
         examples=[e for r in rows for e in r["examples"]][:_EXAMPLES],
         smallest=min(shapes, key=area), largest=max(shapes, key=area))

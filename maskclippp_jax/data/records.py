@@ -18,6 +18,7 @@ The functions that make records add `visible`, int64 [n]: the pixels of each mas
 not stored.
 """
 
+import hashlib
 import pathlib
 import typing
 
@@ -33,6 +34,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 
 VERSION = "1.1.0"
 KINDS = ("semantic", "panoptic", "instance")
+_END = 1 << 16  # bytes of both ends of a record file that `fingerprint` reads
 NAMES_FILE = "names.txt"  # of a data set with a vocabulary of its own
 
 
@@ -231,12 +233,20 @@ def sizes_of(rows: typing.Sequence[typing.Mapping]) -> dict[str, tuple[int, int]
     return {id_of(r): size_of(r["segments"]) for r in map(rows.__getitem__, range(len(rows)))}
 
 
+class Learnable(typing.NamedTuple):
+    """What can be learnt from a split: masks that show, and are no crowds."""
+
+    bare: int                # pictures without such a mask
+    masks: dict[int, int]    # how many each class has
+
+
 class Source(typing.NamedTuple):
     """A split ready for reading: random access to raw records, and the names of its ids."""
 
     records: typing.Sequence[dict]  # image and segments as bytes, not decoded
     vocabulary: Vocabulary
     kind: str  # one of KINDS
+    learnable: Learnable | None = None  # None: it was prepared before this was counted
 
 
 def splits_of(data_dir: str, name: str) -> list[str]:
@@ -260,7 +270,32 @@ def open_source(data_dir: str, name: str, split: str) -> Source:
     metadata = builder.info.metadata
     vocabulary = (Vocabulary.from_text(own_names.read_text("utf-8"), metadata["vocabulary"])
                   if own_names.exists() else Vocabulary.shipped(metadata["vocabulary"]))
-    return Source(builder.as_data_source(split, decoders=raw), vocabulary, metadata["kind"])
+    learnable = metadata.get("usable", {}).get(split)
+    if learnable is not None:
+        learnable = Learnable(learnable["bare"], dict(learnable["classes"]))
+    return Source(builder.as_data_source(split, decoders=raw), vocabulary, metadata["kind"],
+                  learnable)
+
+
+def fingerprint(data_dir: str, name: str, split: str) -> str:
+    """A hash of the records and the class names of a split.
+
+    Of the record files, which may be large, it takes names, sizes and both ends (where they say
+    where each record lies), and the hash of all records that `data/build.py` left.
+    """
+    folder = _folder(data_dir, name)
+    info = tfds.builder_from_directory(folder).info
+    digest = hashlib.sha1(repr(info.metadata.get("content", {}).get(split)).encode())
+    names = folder / NAMES_FILE
+    digest.update(names.read_bytes() if names.exists() else info.metadata["vocabulary"].encode())
+    for file in sorted(map(pathlib.Path, info.splits[split].filepaths)):
+        size = file.stat().st_size
+        digest.update(repr((file.name, size)).encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_END))
+            content.seek(max(size - _END, 0))
+            digest.update(content.read(_END))
+    return digest.hexdigest()
 
 
 def _folder(data_dir: str, name: str) -> pathlib.Path:

@@ -28,11 +28,17 @@ _NO_THING = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}  # ids COCO never segme
 def read_stuff(raw_dir: str | None) -> Reading:
     """Semantic maps: dataset id = pixel + 1."""
     files = Files(raw_dir, (*_PICTURES, "stuffthingmaps_trainval2017.zip"))
+    official = r"stuffthingmaps(?!_detectron2)[^/]*"
+    if not files.find(rf"({official}/(?:train|val)2017/\d{{12}})\.png") and files.find(
+            r"(stuffthingmaps_detectron2/(?:train|val)2017/\d{12})\.png"):
+        raise ValueError(f"{raw_dir} holds stuffthingmaps_detectron2, maps that a script of "
+                         "detectron2 has numbered anew (0 ... 170), and not the official ones; "
+                         "give stuffthingmaps_trainval2017.zip")
     splits, missing = {}, []
     for split, folder in _SPLITS.items():
         pairs, alone = labels.pair(
             files.find(rf"{folder}/(\d{{12}})\.jpg"),
-            files.find(rf"{folder}/(\d{{12}})\.png", below="stuffthingmaps[^/]*"), what=split)
+            files.find(rf"{folder}/(\d{{12}})\.png", below=official), what=split)
         splits[split] = [(split, *pair) for pair in pairs]
         missing += alone
     return Reading(splits, _stuff, missing, files.fingerprint)

@@ -137,15 +137,16 @@ def _check_masks(summary: dict[str, build.Summary]) -> None:
     """Own data from which nothing can be learnt, and with which nothing can be measured."""
     if any(s.usable for s in summary.values()):
         return
-    crowds, empty = (sum(getattr(s, k) for s in summary.values()) for k in ("crowds", "empty"))
+    crowds, tiny = (sum(getattr(s, k) for s in summary.values()) for k in ("crowds", "tiny"))
     if crowds:
         raise ValueError(f"all {crowds} masks are marked as crowds (iscrowd), which teach nothing; "
                          "if they are masks of single things, as CVAT's brush makes them, give "
                          "--crowd=keep")
-    if empty:
+    if tiny:
         examples = next(s.examples for s in summary.values() if s.examples)
-        raise ValueError(f"none of the {empty} annotations has a mask ({', '.join(examples)}, "
-                         "...); are they boxes only? draw or export polygons or masks")
+        raise ValueError(f"none of the {tiny} annotations has a mask that can be seen "
+                         f"({', '.join(examples)}, ...); are they boxes only? draw or export "
+                         "polygons or masks")
     raise ValueError("there is no annotation at all; give labels that belong to the pictures")
 
 
@@ -169,11 +170,10 @@ def _tell_what_can_be_learnt(name: str, vocabulary: Vocabulary, summary: dict[st
         if s.crowds:
             _complain(f"{name} {split}: {s.crowds} masks are marked as crowds (iscrowd) and teach "
                       "nothing; --crowd=keep makes them masks like the others", options)
-        if s.empty:
-            _complain(f"{name} {split}: {s.empty} masks have no pixel that shows (they "
-                      "are empty, or others cover them): "
-                      f"{', '.join(s.examples)}{', ...' if s.empty > len(s.examples) else ''}",
-                      options)
+        if s.tiny:
+            _complain(f"{name} {split}: of {s.tiny} masks less than 4 pixels show (they are empty, "
+                      f"tiny, or covered): {', '.join(s.examples)}"
+                      f"{', ...' if s.tiny > len(s.examples) else ''}", options)
 
 
 def _complain(message: str, options: Options) -> None:
