@@ -24,7 +24,8 @@ class Given(typing.NamedTuple):
     ids: np.ndarray               # [N] what the masks are called: their numbers, else 1 ... N
     segments: np.ndarray | None   # [H, W] integers, of which `ids` are masks; None: see `masks`
     masks: PictureMasks | None
-    bundle: Bundle | None = None  # whose classes count as well
+    # Whose classes count as well; or a `generator.Generator`, which has the same to say of them.
+    bundle: Bundle | typing.Callable | None = None
     path: str | None = None       # of the picture
 
     @property
@@ -76,6 +77,8 @@ def _read_masks(masks: MasksLike, image: np.ndarray) -> Given:
     size = image.shape[:2]
     if callable(masks):
         masks = masks(image)
+    if isinstance(masks, Given):  # of a generator
+        return masks
     if isinstance(masks, str | os.PathLike):
         path = os.fspath(masks)
         ending = pathlib.Path(path).suffix.lower()
