@@ -34,8 +34,7 @@ def main(argv):
     del argv
     size = tuple(map(int, SIZE.value.split("x")))
     table = Table(title=f"{size[0]} x {size[1]}, {DTYPE.value}, on {jax.devices()[0].device_kind}")
-    columns = ("M parameters", "GFLOP", "compile s", "s", "cores s", "weights MB", "program MB",
-               "peak MB")
+    columns = ("M parameters", "compile s", "s", "cores s", "weights MB", "program MB", "peak MB")
     table.add_column("model")
     for column in columns:
         table.add_column(column, justify="right")
@@ -70,9 +69,8 @@ def measure(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict[
     assert all(np.isfinite(x).all() for x in found)
     memory, count = run.memory_analysis(), parameters.count(params)
     return {
-        "M parameters": count / 1e6, "GFLOP": run.cost_analysis()["flops"] / 1e9,
-        "compile s": compiling, "s": min(seconds), "cores s": min(of_cores),
-        "weights MB": 4 * count / 1e6,
+        "M parameters": count / 1e6, "compile s": compiling, "s": min(seconds),
+        "cores s": min(of_cores), "weights MB": 4 * count / 1e6,
         "program MB": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6,
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
