@@ -155,27 +155,30 @@ class Model:
         self._words.move_to_end(classes)
         return self._words[classes]
 
-    def name(self, image: ImageLike, masks: MasksLike, classes: ClassesLike) -> Result:
+    def name(self, image: ImageLike, masks: MasksLike, classes: ClassesLike, *,
+             nothing: typing.Sequence[int] | None = None) -> Result:
         """Names the masks of a picture.
 
         Args:
           image: a path, an image of PIL, or an array [H, W, 3] of uint8 in the order red, green,
             blue ([H, W] of grey).
-          masks: a label map [H, W] of integers (0 = nothing, every other number is a mask), or its
-            path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1; run lengths or polygons
-            as COCO has them, or a .json file of them; a .npy file of any of these arrays;
-            `Bundle(folder)[image_id]`; a generator (`load_generator`); or a function that makes any
-            of these of the picture, such as `maskclippp_jax.superpixels`.
+          masks: a label map [H, W] of integers (every number is a mask, 0 as well, but those that
+            mean nothing), or its path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1;
+            run lengths or polygons as COCO has them, or a .json file of them; a .npy file of any
+            of these arrays; `Bundle(folder)[image_id]`; a generator (`load_generator`); or a
+            function that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
+          nothing: numbers that mean nothing in label maps, such as [0]; None: 255 and 65535.
 
         Raises:
           FileNotFoundError, ValueError: picture, masks or classes cannot be used.
         """
         words = self.vocabulary(classes)
-        return self._name([given.read(image, masks)], words)[0]
+        return self._name([given.read(image, masks, nothing)], words)[0]
 
     def name_many(self, pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
-                  classes: ClassesLike, *, batch_size: int = 1, total: int | None = None,
+                  classes: ClassesLike, *, nothing: typing.Sequence[int] | None = None,
+                  batch_size: int = 1, total: int | None = None,
                   on_error: typing.Callable[[int, Exception], None] | None = None,
                   show_progress: bool = True) -> typing.Iterator[Result | None]:
         """Names the masks of many pictures, in their order; some are read ahead.
@@ -183,6 +186,7 @@ class Model:
         Args:
           pictures: of each, the picture and its masks, as `name` takes them.
           classes: see `vocabulary`.
+          nothing: see `name`.
           batch_size: pictures the device works on at once; those of like size go together.
           total: how many there are, for the time left, if `len` does not tell.
           on_error: is told the place of a picture that cannot be used, and why; None takes its
@@ -194,21 +198,22 @@ class Model:
         words = self.vocabulary(classes)
         if total is None and hasattr(pictures, "__len__"):
             total = len(pictures)
-        results = self._in_batches(_read_ahead(pictures, _AHEAD * batch_size), words, batch_size,
-                                   on_error)
+        read = _read_ahead(pictures, nothing, _AHEAD * batch_size)
+        results = self._in_batches(read, words, batch_size, on_error)
         return progress.track(results, "naming", total=total, shown=show_progress)
 
-    def encode(self, image: ImageLike, masks: MasksLike) -> np.ndarray:
+    def encode(self, image: ImageLike, masks: MasksLike, *,
+               nothing: typing.Sequence[int] | None = None) -> np.ndarray:
         """Embeddings of masks, to be searched, clustered, or compared with those of names.
 
         Args:
-          image, masks: see `name`.
+          image, masks, nothing: see `name`.
 
         Returns:
           [N, E] float32 unit vectors; `vocabulary(...).embeddings` are those of names, and their
           products cosines.
         """
-        return self._namer.encode([given.read(image, masks)])[0]
+        return self._namer.encode([given.read(image, masks, nothing)])[0]
 
     def segment(self, image: ImageLike, classes: ClassesLike) -> Result:
         """Finds and names the segments of a picture: `name` with the masks of `generator`.
@@ -264,14 +269,15 @@ class Model:
             yield results[place]
 
 
-def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]], count: int
+def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
+                nothing: typing.Sequence[int] | None, count: int
                 ) -> typing.Iterator[Given | Exception]:
     """The pictures, or why they cannot be used; two threads read up to `count` ahead."""
     def read(pair):
         try:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(f"got {pair!r:.80}, wanted a pair: the picture and its masks")
-            return given.read(*pair)
+            return given.read(*pair, nothing)
         except (ValueError, OSError) as error:
             return error
 

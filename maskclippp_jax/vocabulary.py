@@ -8,8 +8,10 @@ misspellings and blanks included: they are part of the prompts that published nu
 
 import dataclasses
 import importlib.resources
+import itertools
 import re
 import typing
+import unicodedata
 
 import numpy as np
 
@@ -63,21 +65,29 @@ class Vocabulary:
     colors: tuple[tuple[int, int, int] | None, ...] = ()  # red, green, blue; () if none is known
 
     @classmethod
-    def from_text(cls, text: str, name: str) -> "Vocabulary":
+    def from_text(cls, text: str, name: str, skip: typing.Collection[int] = ()) -> "Vocabulary":
         """Reads the content of a names file.
+
+        Args:
+          text: of the file.
+          name: of the vocabulary.
+          skip: numbers that no class gets because of its place; without a number of their own the
+            first class has the smallest number that is left, and so on.
 
         Raises:
           ValueError: no class, a line with other columns, or an id that two classes have.
         """
         classes, is_thing, ids, colors = [], [], [], []
+        free = (n for n in itertools.count() if n not in skip)
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.startswith("# "):
                 continue
-            names, *columns = line.split("\t")
-            defaults = ["thing", str(len(classes)), ""]
+            names, *columns = line.rstrip("\r").split("\t")
+            defaults = ["thing", str(next(free)), ""]
+            columns = [c or default for c, default in zip(columns, defaults)] + columns[3:]
             kind, dataset_id, color = [*columns, *defaults[len(columns):]][:3]
             if (len(columns) > 3 or kind not in ("thing", "stuff") or not dataset_id.isdigit()
-                    or not re.fullmatch("(#[0-9a-f]{6})?", color)):
+                    or not re.fullmatch("(#[0-9a-fA-F]{6})?", color)):
                 raise ValueError(f"{name}, line {number}: got {line!r}, wanted names separated by "
                                  "commas, then optionally, after tabs, thing or stuff, a number, "
                                  "and a colour like #00ff7f")
@@ -96,13 +106,27 @@ class Vocabulary:
                    tuple(colors) if any(colors) else ())
 
     @classmethod
-    def from_file(cls, path: str) -> "Vocabulary":
-        """Reads a user's names file."""
+    def from_file(cls, path: str, skip: typing.Collection[int] = ()) -> "Vocabulary":
+        """Reads a user's names file, UTF-8; see `from_text`.
+
+        A copy of a shipped one is read to the letter; of others blanks around names do not count.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: see `from_text`; another encoding, an empty name, one that is given twice (a
+            CLIP reads capitals like small letters), or columns that are no columns.
+        """
         file = storage.path(path)
         if not file.is_file():
             raise FileNotFoundError(f"no names file {path}; write one class a line, synonyms "
                                     "separated by commas")
-        return cls.from_text(file.read_text("utf-8"), file.name)
+        text = storage.read_text(path)
+        vocabulary = cls.from_text(text, file.name, skip)
+        if any(vocabulary.classes == cls.shipped(name).classes for name in shipped_names()):
+            return vocabulary
+        _check_names(text, path)
+        return dataclasses.replace(vocabulary, classes=tuple(
+            tuple(name.strip() for name in names) for names in vocabulary.classes))
 
     @classmethod
     def shipped(cls, name: str) -> "Vocabulary":
@@ -196,6 +220,22 @@ class Vocabulary:
         return np.array([*(min(first.get(n, none) for n in names) for names in training.classes),
                          none], np.int32)
 
+    def find(self, name: str) -> int | None:
+        """The class with this name: to the letter, else however it is written (see `plain`).
+
+        Raises:
+          ValueError: two classes have it, written otherwise.
+        """
+        for number, names in enumerate(self.classes):
+            if name in names:
+                return number
+        found = [number for number, names in enumerate(self.classes)
+                 if plain(name) in map(plain, names)]
+        if len(found) > 1:
+            raise ValueError(f"{name!r} could be {self.classes[found[0]][0]!r} or "
+                             f"{self.classes[found[1]][0]!r} of {self.name}; write it as there")
+        return found[0] if found else None
+
     def to_text(self) -> str:
         """The content of a names file; `from_text` reads it back."""
         rows = []
@@ -217,6 +257,39 @@ def shipped_names() -> list[str]:
 def split_names(names: str) -> tuple[str, ...]:
     """Splits a published string of synonyms: ", " counts as ","; nothing else is stripped."""
     return tuple(names.replace(", ", ",").split(","))
+
+
+def plain(name: str) -> str:
+    """A name without what people write in many ways: capitals, _ or - for a blank."""
+    return " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).casefold())).strip()
+
+
+def _check_names(text: str, path: str) -> None:
+    """Refuses what is no list of names, though it can be read as one; see `from_file`."""
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1)
+             if line.strip() and not line.startswith("# ")]
+    only = lambda pattern: all(re.match(pattern, line) for _, line in lines)
+    numbers = [re.match(r"(\d+)[:.)\s]\s*\S", line) for _, line in lines]
+    steps = [int(b[1]) - int(a[1]) for a, b in zip(numbers, numbers[1:]) if a and b]
+    numbered = len(lines) > 1 and all(numbers) and set(steps) == {1}
+    spaces = only(r"[^\t]+ (thing|stuff)( +\d+)?( +#\w+)?\s*$")
+    a_table = re.search(r"^\d+\s*,|,\s*#[0-9a-fA-F]{6}\s*$", lines[-1][1])
+    if numbered or spaces or a_table or only(r"\s*- "):
+        raise ValueError(f"{path}, line {lines[0][0]}: got {lines[0][1]!r}, wanted the names of a "
+                         "class, separated by commas; then, each after a tab, if they are needed, "
+                         "thing or stuff, a number, a colour like #00ff7f")
+    seen: dict[str, tuple[int, str]] = {}
+    for number, line in lines:
+        for name in line.split("\t")[0].split(","):
+            if not name.strip():
+                raise ValueError(f"{path}, line {number}: {line!r} has an empty name; remove the "
+                                 "comma too many")
+            key = " ".join(name.casefold().split())
+            if key in seen:
+                place, before = seen[key]
+                raise ValueError(f"{path}, line {number}: {name.strip()!r} is {before!r} of line "
+                                 f"{place} to the model; keep one of them")
+            seen[key] = number, name.strip()
 
 
 def draw_synonyms(vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The door from Python: masks of every kind, many pictures, results, and what is refused."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from PIL import Image
 
 import maskclippp_jax as mc
 from maskclippp_jax.data import bundle_writer, scenes
-from maskclippp_jax.metrics import instance
+from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming import generator, namer as namer_module
 from maskclippp_jax.vocabulary import Vocabulary
 from tests import tiny_eomt
@@ -35,6 +36,9 @@ def get_config():
 '''
 
 
+NOTHING = 65535  # in label maps of these tests
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     file = tmp_path_factory.mktemp("own configuration") / "tiny.py"
@@ -48,14 +52,14 @@ def model(tiny):
 
 
 def draw(number, side=64):
-    """A picture and its label map; numbers are neither dense nor small, 0 is nothing."""
+    """A picture and its label map; numbers are neither dense nor small."""
     scene = scenes.draw_scene(np.random.default_rng(number), size=side)
     _, slots = np.unique(scene.label, return_inverse=True)
-    return scene.image, np.array([0, 7, 300, 41, 5, 6, 8, 9, 10, 11])[slots].astype(np.int32)
+    return scene.image, np.array([NOTHING, 7, 300, 41, 5, 6, 8, 9, 0, 11])[slots].astype(np.int32)
 
 
 def as_stack(labels):
-    return np.stack([labels == n for n in np.unique(labels) if n])
+    return np.stack([labels == n for n in np.unique(labels) if n != NOTHING])
 
 
 def test_masks_of_every_kind_get_the_same_names(model, tmp_path):
@@ -63,14 +67,14 @@ def test_masks_of_every_kind_get_the_same_names(model, tmp_path):
     masks = as_stack(labels)
     Image.fromarray(image).save(tmp_path / "a.png")
     Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "labels.png")
-    encoded = [instance.encode(mask) for mask in masks]
+    encoded = [run_lengths.encode(mask) for mask in masks]
     (tmp_path / "masks.json").write_text(json.dumps([dict(segmentation=e) for e in encoded]))
     writer = bundle_writer.Writer(tmp_path / "bundle", masks="binary", classes=dict(kind="none"),
                                   generator=dict(name="test"))
     writer.add("a", masks, (image.shape[:2],))
     writer.finish()
     wanted = model.name(image, labels, CLASSES)
-    assert list(wanted.ids) == sorted(set(labels.ravel()) - {0})
+    assert list(wanted.ids) == sorted(set(labels.ravel()) - {NOTHING})
     np.save(tmp_path / "labels.npy", labels)
     np.save(tmp_path / "masks.npy", masks)
     for given in (tmp_path / "labels.png", tmp_path / "labels.npy", tmp_path / "masks.npy",
@@ -82,7 +86,7 @@ def test_masks_of_every_kind_get_the_same_names(model, tmp_path):
         np.testing.assert_allclose(found.scores, wanted.scores, atol=2e-5)
         np.testing.assert_array_equal(found.masks, wanted.masks)
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
-        np.testing.assert_array_equal(found.labels == -1, labels == 0)
+        np.testing.assert_array_equal(found.labels == -1, labels == NOTHING)
 
 
 def test_pictures_of_every_kind_are_the_same(model, tmp_path):
@@ -117,7 +121,7 @@ def test_results_have_the_shapes_and_the_sums_they_promise(model):
     rows = result.to_coco(image_id=7)
     assert {r["image_id"] for r in rows} == {7}
     for row, mask in zip(rows, result.masks):
-        np.testing.assert_array_equal(instance.decode(row["segmentation"]), mask)
+        np.testing.assert_array_equal(run_lengths.decode(row["segmentation"]), mask)
     json.dumps([rows, result.to_json()])
     assert result.draw().size[1] >= 64 and result._repr_png_().startswith(b"\x89PNG")
 
@@ -129,7 +133,7 @@ def test_stuff_joins_one_segment_and_is_no_instance(model):
         result = model.name(image, masks, vocabulary)
         ids, segments = result.panoptic
         assert len(segments) == len(set(result.classes)) and not len(result.instances.scores)
-        assert ((ids == 0) == (labels == 0)).all()
+        assert ((ids == 0) == (labels == NOTHING)).all()
         assert {r["category_id"] for r in result.to_coco()} <= {3, 8}
 
 
@@ -206,7 +210,7 @@ def test_a_vocabulary_is_kept_in_memory(model, monkeypatch):
 
 def test_a_picture_without_masks_gives_an_empty_result(model, tmp_path):
     image, labels = draw(0)
-    for masks in (np.zeros_like(labels), np.zeros((0, 64, 64), bool), []):
+    for masks in (np.full_like(labels, 255), np.zeros((0, 64, 64), bool), []):
         result = model.name(image, masks, CLASSES)
         assert len(result) == 0 and result.names == [] and result.top() == []
         assert (result.labels == -1).all() and result.panoptic[1] == []
@@ -234,7 +238,7 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
     (IMAGE, np.ones(8), "a", r"of shape \(8,\), wanted a label map"),
     (IMAGE, LABELS.astype(float), "a", r"of float64 of shape \(8, 6\), wanted a label map"),
     (IMAGE, None, "a", "got no masks; give"),
-    (IMAGE, [dict(counts="x")], "a", "mask 0 is no run lengths of COCO"),
+    (IMAGE, [dict(counts="x")], "a", "mask 0 has counts, wanted run lengths with size and counts"),
     (IMAGE, LABELS, [], "the class list is empty"),
     (IMAGE, LABELS, "", "the class list is empty"),
     (IMAGE, LABELS, ["cat", ""], "has an empty name"),
@@ -246,6 +250,29 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
 def test_what_cannot_be_used_is_said(model, image, masks, classes, says):
     with pytest.raises(ValueError, match=says):
         model.name(image, masks, classes)
+
+
+def test_a_number_means_a_mask_unless_it_means_nothing(model, tmp_path):
+    """0 and 1 are masks and 255 is none, as in the label maps that `prepare` reads."""
+    image, _ = draw(0)
+    labels = np.full((64, 64), 255, np.uint8)
+    labels[:20], labels[40:] = 0, 1
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    Image.fromarray(np.stack([labels] * 3, -1)).save(tmp_path / "grey in colour.png")
+    np.save(tmp_path / "a.npy", labels)
+    for given in (labels, labels.astype(np.int32), tmp_path / "a.png", tmp_path / "a.npy",
+                  tmp_path / "grey in colour.png"):
+        result = model.name(image, given, CLASSES)
+        assert result.ids.tolist() == [0, 1] and result.nothing == (255,)
+        np.testing.assert_array_equal(result.masks, [labels == 0, labels == 1])
+        np.testing.assert_array_equal(result.labels == -1, labels == 255)
+    assert model.name(image, labels, CLASSES, nothing=[0]).ids.tolist() == [1, 255]
+    assert model.name(image, labels, CLASSES, nothing=[]).ids.tolist() == [0, 1, 255]
+    assert len(model.encode(image, labels, nothing=[0, 255])) == 1
+    many = np.arange(64 * 64).reshape(64, 64) // 8  # 0 ... 511: here 255 is a number like others
+    assert 255 in model.name(image, many, CLASSES).ids
+    for cut in (mc.superpixels, functools.partial(mc.grid, cells=16)):
+        assert not set(np.unique(cut(image))) & {0, 255, 65535}
 
 
 def test_a_missing_file_is_named(model, tmp_path):

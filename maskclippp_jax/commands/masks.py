@@ -6,12 +6,15 @@
     maskclippp masks pictures --output=DIR --dataset=...
 
 `inspect` reads a whole bundle and, if a data set is given, compares the two. Files (.json run
-lengths, .png or .npy label maps) are described in data/mask_files.py. `pictures` writes the
+lengths, .png or .npy label maps) are described in data/mask_files.py; in a label map every number
+but those of `--nothing` is a mask. `pictures` writes the
 pictures of a prepared data set as files named by their ids: what the scripts in launch/export, or
 any other program, should make masks of.
 """
 
 from absl import flags, logging
+
+from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "inspect|from_files|to_files|pictures", ()
 
@@ -24,6 +27,7 @@ SPLIT = flags.DEFINE_string("split", "validation", "of the data set")
 ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures of the data set may be without "
                                   "masks")
 OUTPUT = flags.DEFINE_string("output", None, "folder for pictures")
+NOTHING = cli.define_nothing()
 
 
 def main(names):
@@ -57,7 +61,7 @@ def from_files() -> None:
 
     _need("bundle", "masks", "dataset")
     count = bundle_tools.from_files(BUNDLE.value, MASKS.value, _source(), _dataset(),
-                                    allow_missing=ALLOW_MISSING.value)
+                                    nothing=NOTHING.value, allow_missing=ALLOW_MISSING.value)
     logging.info("wrote %s, %d pictures", BUNDLE.value, count)
 
 

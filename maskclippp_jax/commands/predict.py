@@ -6,11 +6,12 @@ r"""Names the segments of pictures.
 
 A folder stands for all pictures in it and below. `--generator` finds the masks: a published one by
 its name (`maskclippp convert --list` shows all), a file, a folder, or hf://owner/name. Or `--masks`
-is the pattern of PNG label maps (each number but 0 is a mask). Or the picture is cut into regions
-of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`), which only shows that it
-works.
+is the pattern of PNG label maps (each number but those of `--nothing` is a mask). Or the picture is
+cut into regions of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`), which
+only shows that it works.
 
-For every picture it writes an overlay, a label map and a JSON file with the scores into --output,
+For every picture it writes an overlay, a label map (a number is the class' place in the list from
+0, 255 is nothing) and a JSON file with the scores into --output,
 in the folders below the one that holds all pictures. {stem} is the picture's path there, without
 its ending.
 """
@@ -32,6 +33,7 @@ REGIONS = flags.DEFINE_enum("regions", None, ["superpixels", "grid"],
 CLASSES = flags.DEFINE_string("classes", None, "names: classes apart by ;, synonyms by ,")
 NAMES_FILE = flags.DEFINE_string("names_file", None, "the same as a file, one class a line")
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
+NOTHING = cli.define_nothing()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on at once",
                                   lower_bound=1)
@@ -73,19 +75,28 @@ def main(arguments):
 
     results = model.name_many(
         ((p.path, p.masks or masks_of) for p in pictures), vocabulary, batch_size=BATCH_SIZE.value,
+        nothing=NOTHING.value,
         total=len(pictures), on_error=leave_out)
-    masks, written, without = 0, 0, []
+    masks, written, without, zeros, left_numbers = 0, 0, [], 0, set()
     for picture, result in zip(pictures, results):
         if result is not None:
             result.save(OUTPUT.value, picture.name, masks_from=picture.masks or masks_from)
             masks, written = masks + len(result), written + 1
             without += [] if len(result) else [picture.path]
+            zeros += result.from_label_map and 0 in result.ids
+            left_numbers |= set(result.nothing)
     for problem in skipped:
         logging.warning("left out: %s", problem)
     if not written:
         raise ValueError(f"none of the {len(skipped)} pictures can be used; {skipped[0]}")
     if without:
         logging.warning("no mask in %d pictures, such as %s", len(without), without[0])
+    if left_numbers:
+        logging.info("in the label maps %s meant nothing",
+                     ", ".join(map(str, sorted(left_numbers))))
+    if zeros:
+        logging.info("in %d label maps 0 was a mask like the others; --nothing=0 leaves it out",
+                     zeros)
     left = f"; left out {len(skipped)} that cannot be read" if skipped else ""
     logging.info("named %d masks of %d pictures%s; wrote %s/*.overlay.png, *.labels.png, *.json",
                  masks, written, left, OUTPUT.value)

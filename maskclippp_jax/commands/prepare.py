@@ -14,6 +14,8 @@ them, with their masks and names.
 
 from absl import flags
 
+from maskclippp_jax.runtime import cli
+
 POSITIONAL, BUCKETS = "NAME...|folder", ()
 
 RAW_DIR = flags.DEFINE_string("raw_dir", None, "folder with the official archives")
@@ -29,14 +31,20 @@ NAMES = flags.DEFINE_string("names", None, "own data: names file, one class a li
 NAME = flags.DEFINE_string("name", "folder", "own data: name of the data set")
 VALIDATION = flags.DEFINE_string("validation", "0", "own data: share of the pictures that are for "
                                  "validation, or a file with their names")
-VOID = flags.DEFINE_list("void", ["255"], "own data: numbers in label maps that mean nothing")
+NOTHING = cli.define_nothing()
+LEAVE_OUT = flags.DEFINE_list("leave_out", [], "own data: names of classes whose masks mean "
+                              "nothing, such as background")
+CROWD = flags.DEFINE_enum("crowd", "ignore", ["ignore", "keep"], "own data: whether masks marked "
+                          "as crowds (iscrowd, as CVAT marks those of its brush) are left aside "
+                          "in training, as COCO means it, or kept as masks like the others")
 
-_OWN = ("images", "labels", "names", "name", "validation", "void")
+_OWN = ("images", "labels", "names", "name", "validation", "nothing", "leave_out", "crowd")
 
 
 def main(names):
     from maskclippp_jax.data import catalogue
     from maskclippp_jax.data.prepare import making
+    from maskclippp_jax.data.prepare.folder import Choices
 
     if LIST.value:
         making.list_datasets()
@@ -49,8 +57,9 @@ def main(names):
     for name in names:
         if name == "folder":
             making.prepare_folder(making.OwnData(
-                IMAGES.value, LABELS.value, NAMES.value, NAME.value, VOID.value,
-                VALIDATION.value), options)
+                IMAGES.value, LABELS.value, NAMES.value, NAME.value, Choices(
+                    NOTHING.value, LEAVE_OUT.value, CROWD.value == "keep", VALIDATION.value)),
+                options)
             continue
         for flag in _OWN:
             if flags.FLAGS[flag].present:

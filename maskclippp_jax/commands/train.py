@@ -18,6 +18,8 @@ DISTRIBUTED = cli.define_distributed()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made, or resumed")
 PROFILE = flags.DEFINE_string("profile", "", "steps to record in WORKDIR/profile, such as 20-25; "
                               "xprof and TensorBoard show them")
+ALLOW_OTHER_DATA = flags.DEFINE_bool("allow_other_data", False, "go on with a run although its "
+                                     "data sets or class names have changed")
 WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to as well")
 
 
@@ -27,4 +29,5 @@ def main(arguments):
 
     del arguments
     return hosts.together(DISTRIBUTED.value, lambda: loop.tune(
-        CONFIG.value, WORKDIR.value, profile=PROFILE.value, wandb=WANDB.value))
+        CONFIG.value, WORKDIR.value, profile=PROFILE.value, wandb=WANDB.value,
+        allow_other_data=ALLOW_OTHER_DATA.value))

@@ -6,10 +6,12 @@ shards appear there whole and finished ones are kept; the last step moves the fo
 so a data set is whole or absent.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import multiprocessing
@@ -29,6 +31,9 @@ _SHARD = 256       # records, about, at most
 _SPREAD = 8        # shards at least, so that cores can share a small data set, if there are ...
 _SMALLEST = 32     # ... this many records for each; fewer are written by this process alone
 _WORKERS = 16      # processes at most: each may hold a compressed archive in memory
+_EXAMPLES = 3      # masks too small to be learnt that are named
+_LEARNABLE = 4     # pixels of a mask that must show
+_FORM = 2          # of what is kept of finished shards
 _MAX_PROBLEMS = 20  # a build stops after so many pictures that cannot be used
 
 
@@ -40,6 +45,7 @@ class Reading(typing.NamedTuple):
     missing: typing.Sequence[str] = ()  # sentences about files that should be there
     fingerprint: str = ""  # of the raw files; a stopped build goes on if it is the same
     records_each: int = 1  # about how many records an item gives
+    notes: typing.Sequence[str] = ()  # sentences about how the files were understood
 
 
 class Summary(typing.NamedTuple):
@@ -50,6 +56,11 @@ class Summary(typing.NamedTuple):
     segments: int
     bytes: int
     classes: list[int]      # ids that occur
+    usable: dict[int, int]  # of each class: masks that can be learnt
+    bare: int               # pictures without any of them
+    crowds: int             # masks marked as crowds
+    tiny: int               # masks of which fewer than `_LEARNABLE` pixels show ...
+    examples: list[str]     # ... and where the first ones are
     smallest: tuple[int, int]  # height, width of the smallest and the largest picture
     largest: tuple[int, int]
 
@@ -104,8 +115,8 @@ def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: 
 
 def _build(folder, name, vocabulary, kind, reading, description, own_names, check):
     growing = folder.with_name(f".incomplete-{folder.name}")
-    plan = json.dumps(dict(raw=reading.fingerprint, vocabulary=vocabulary.to_text(), kind=kind,
-                           splits={k: len(v) for k, v in reading.splits.items()}))
+    plan = json.dumps(dict(form=_FORM, raw=reading.fingerprint, vocabulary=vocabulary.to_text(),
+                           kind=kind, splits={k: len(v) for k, v in reading.splits.items()}))
     plan_file = growing / ".plan.json"
     if growing.exists() and (not plan_file.exists() or plan_file.read_text() != plan):
         shutil.rmtree(growing)  # begun from other files
@@ -143,7 +154,11 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
     tfds.folder_dataset.write_metadata(
         data_dir=growing, features=records.FEATURES, split_infos=infos, version=records.VERSION,
         check_data=False, description=description,
-        metadata=tfds.core.MetadataDict(vocabulary=vocabulary.name, kind=kind))
+        metadata=tfds.core.MetadataDict(
+            vocabulary=vocabulary.name, kind=kind,
+            content={split: [r["content"] for r in rows[split]] for split in rows},
+            usable={split: dict(bare=s.bare, classes=sorted(s.usable.items()))
+                    for split, s in summary.items()}))
     for leftover in growing.glob(".*"):
         leftover.unlink()
     replaced = folder.with_name(f".replaced-{folder.name}")
@@ -205,6 +220,8 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
     # One record a group: readers jump to single records.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     size, dropped, segments, classes, shapes, ids, problems = 0, 0, 0, set(), [], [], []
+    usable, bare, crowds, tiny, examples = collections.Counter(), 0, 0, 0, []
+    content = hashlib.sha1()
     for item in items:
         try:
             made = make_records(item)
@@ -217,14 +234,24 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
             continue
         dropped += not made
         for record in made:
-            classes.update(record["table"]["class_id"].tolist())
-            segments += len(record["table"]["id"])
+            table, visible = record["table"], record.pop("visible")
+            classes.update(table["class_id"].tolist())
+            segments += len(table["id"])
+            seen = visible >= _LEARNABLE
+            learnable = seen & ~table["is_crowd"]
+            usable.update(table["class_id"][learnable].tolist())
+            bare += not learnable.any()
+            crowds += int(table["is_crowd"].sum())
+            tiny += int((~seen).sum())
+            examples += [f"{record['image_id']}, annotation {number}" for number in
+                         table["source_id"][~seen][:_EXAMPLES - len(examples)].tolist()]
             shapes.append(images.size_of(record["segments"]))
             ids.append(record["image_id"])
             data = records.FEATURES.serialize_example(record | {
                 key: io.BytesIO(record[key]) for key in ("image", "segments")})
             writer.write(data)
             size += len(data)
+            content.update(data)
     writer.close()
     if problems:
         temporary.unlink()
@@ -233,7 +260,8 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
     facts = dict(
         images=len(ids), dropped=dropped, segments=segments, bytes=size, classes=sorted(classes),
         smallest=shapes[0] if shapes else None, largest=shapes[-1] if shapes else None, ids=ids,
-        problems=[])
+        usable=list(usable.items()), bare=bare, crowds=crowds, tiny=tiny, examples=examples,
+        content=content.hexdigest(), problems=[])
     temporary.replace(file)
     storage.write(facts_file, json.dumps(facts))
     return facts
@@ -242,8 +270,10 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
 def _check_size(record: dict) -> None:
     (height, width), labelled = (images.size_of(record[k]) for k in ("image", "segments"))
     if (height, width) != labelled:
+        turned = ("; is it of the picture before its EXIF orientation?"
+                  if labelled == (width, height) else "")
         raise ValueError(f"{record['image_id']}: the picture has {width}x{height} pixels, its "
-                         f"annotation {labelled[1]}x{labelled[0]}")
+                         f"annotation {labelled[1]}x{labelled[0]}{turned}")
 
 
 def _check_ids(rows: dict[str, list[dict]]) -> None:
@@ -259,8 +289,13 @@ def _check_ids(rows: dict[str, list[dict]]) -> None:
 def _summary(rows: list[dict]) -> Summary:
     area = lambda shape: shape[0] * shape[1]
     total = lambda key: sum(r[key] for r in rows)
+    usable: collections.Counter[int] = collections.Counter()
+    for r in rows:
+        usable.update(dict(r["usable"]))
     shapes = [tuple(r[key]) for r in rows for key in ("smallest", "largest") if r[key]] or [(0, 0)]
     return Summary(
         images=total("images"), dropped=total("dropped"), segments=total("segments"),
         bytes=total("bytes"), classes=sorted({c for r in rows for c in r["classes"]}),
+        usable=dict(usable), bare=total("bare"), crowds=total("crowds"), tiny=total("tiny"),
+        examples=[e for r in rows for e in r["examples"]][:_EXAMPLES],
         smallest=min(shapes, key=area), largest=max(shapes, key=area))

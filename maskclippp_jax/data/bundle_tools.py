@@ -73,7 +73,7 @@ def describe(bundle: bundles.Bundle, source: records.Source | None, what: str
 
 
 def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
-               allow_missing: bool) -> int:
+               nothing: typing.Sequence[int] | None, allow_missing: bool) -> int:
     """Writes a bundle of binary masks without classes.
 
     Args:
@@ -81,6 +81,7 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
       pattern: of the files, see `file_of`.
       source: the data set whose pictures the masks belong to.
       what: its name, for messages.
+      nothing: numbers of label maps that mean nothing; None: see `label_maps`.
       allow_missing: whether pictures may be without a file; they are left out.
 
     Returns:
@@ -101,7 +102,7 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
                                   generator=dict(name="files", pattern=pattern))
     for name in progress.track(sorted(set(files) - set(missing)), "converting"):
         if not writer.has(name):
-            masks = mask_files.read_masks(str(files[name]), sizes[name])
+            masks = mask_files.read_masks(str(files[name]), sizes[name], nothing)
             writer.add(name, masks, (sizes[name],))
     writer.finish()
     return len(files) - len(missing)

@@ -4,7 +4,6 @@ Pictures go by the name of their file without its ending (`picture_name`), which
 data set have in common; ids of pictures are numbers in some files and names in others.
 """
 
-import json
 import pathlib
 import typing
 import urllib.parse
@@ -12,9 +11,77 @@ import urllib.parse
 import cv2
 import numpy as np
 from etils import epath
-from pycocotools import mask as rle
 
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.runtime import storage, typed
+
+Flag = typing.Literal[0, 1] | bool
+
+
+class Image(typing.TypedDict):
+    id: typed.Id | str
+    file_name: typing.NotRequired[str | None]
+    coco_url: typing.NotRequired[str | None]  # of LVIS, which gives the address alone
+    height: typing.NotRequired[typed.Side | None]
+    width: typing.NotRequired[typed.Side | None]
+    neg_category_ids: typing.NotRequired[list[typed.Id]]
+    not_exhaustive_category_ids: typing.NotRequired[list[typed.Id]]
+
+
+class Category(typing.TypedDict):
+    id: typed.Id
+    name: typing.NotRequired[str]
+    isthing: typing.NotRequired[Flag]
+    supercategory: typing.NotRequired[str | None]
+    frequency: typing.NotRequired[typing.Literal["r", "c", "f"]]
+
+
+class Annotation(typing.TypedDict):
+    image_id: typed.Id | str
+    category_id: typed.Id
+    id: typing.NotRequired[typed.Id | str | None]
+    # Polygons or run lengths, which `run_lengths.read` checks.
+    segmentation: typing.NotRequired[list | dict | None]
+    iscrowd: typing.NotRequired[Flag | None]
+    area: typing.NotRequired[float | None]
+    bbox: typing.NotRequired[list[float] | None]
+
+
+class Instances(typing.TypedDict):
+    """A JSON of instances, of COCO or LVIS."""
+
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category]
+
+
+class Segment(typing.TypedDict):
+    id: typed.Id
+    category_id: typed.Id
+    iscrowd: typing.NotRequired[Flag | None]
+    area: typing.NotRequired[float | None]
+    bbox: typing.NotRequired[list[float] | None]
+
+
+class Segments(typing.TypedDict):
+    image_id: typed.Id | str
+    file_name: str
+    segments_info: list[Segment]
+
+
+class Panoptic(typing.TypedDict):
+    """A panoptic JSON of COCO."""
+
+    images: typing.NotRequired[list[Image]]
+    annotations: list[Segments]
+    categories: list[Category]
+
+
+class InstanceResult(typing.TypedDict):
+    image_id: typed.Id | str
+    category_id: typed.Id
+    score: float
+    segmentation: dict
 
 
 class PanopticPicture(typing.NamedTuple):
@@ -54,18 +121,21 @@ def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[Panopti
       FileNotFoundError: the JSON, or one of its PNG files, is not there.
       ValueError: it is no panoptic JSON.
     """
-    content = _read_json(file, "annotations", "categories")
+    content = typed.read(file, Panoptic)
+    is_thing = {}
+    for category in content["categories"]:
+        if "isthing" not in category:
+            raise ValueError(f"{file} does not say of the category {category['id']} whether it "
+                             "isthing, wanted a panoptic JSON of COCO")
+        is_thing[category["id"]] = bool(category["isthing"])
     pictures = []
     for row in content["annotations"]:
-        if "segments_info" not in row or "file_name" not in row:
-            raise ValueError(f"{file} has an annotation without segments_info or file_name, wanted "
-                             "a panoptic JSON of COCO")
         png = storage.path(folder) / row["file_name"]
         if not png.is_file():
             raise FileNotFoundError(f"no file {png}, which {file} names; is {folder} its folder?")
-        segments = [dict(s, iscrowd=s.get("iscrowd", 0)) for s in row["segments_info"]]
+        segments = [dict(s, iscrowd=int(s.get("iscrowd") or 0)) for s in row["segments_info"]]
         pictures.append(PanopticPicture(picture_name(row["file_name"]), png, segments))
-    return {c["id"]: bool(c["isthing"]) for c in content["categories"]}, pictures
+    return is_thing, pictures
 
 
 def read_instances(file: str) -> tuple[list[int], dict[int, str] | None,
@@ -80,54 +150,58 @@ def read_instances(file: str) -> tuple[list[int], dict[int, str] | None,
       The ids of the categories, their frequencies ("r", "c", "f") if it is of LVIS, and the
       pictures by their id in the file.
     """
-    content = _read_json(file, "images", "annotations", "categories")
-    pictures = {}
+    content = typed.read(file, Instances)
+    pictures, sizes = {}, {}
     for image in content["images"]:
-        name = image.get("file_name") or image.get("coco_url")  # LVIS has the address alone
-        if not name:
-            raise ValueError(f"{file} has the image {image['id']} without a file_name, wanted a "
-                             "JSON of COCO or LVIS")
+        name = image.get("file_name") or image.get("coco_url")
+        if not name or not image.get("height") or not image.get("width"):
+            raise ValueError(f"{file} has the image {image['id']} without file_name, height or "
+                             "width, wanted a JSON of COCO or LVIS")
         pictures[image["id"]] = InstancePicture(
             picture_name(name), [], image.get("neg_category_ids", []),
             image.get("not_exhaustive_category_ids", []))
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        sizes[image["id"]] = image["height"], image["width"]
     for row in content["annotations"]:
         image = row["image_id"]
         if image not in pictures:
             raise ValueError(f"{file} has an annotation of the picture {image}, which it does not "
                              "list")
-        segmentation = run_lengths(row["segmentation"], *sizes[image])
+        segmentation = mask_of(row, sizes[image], f"{file}, picture {image}")
+        area = row.get("area")
         pictures[image].segments.append(dict(
             category_id=row["category_id"], segmentation=segmentation,
-            iscrowd=row.get("iscrowd", 0),
-            area=row.get("area", float(rle.area(segmentation)))))
+            iscrowd=int(row.get("iscrowd") or 0),
+            area=float(run_lengths.area(segmentation)) if area is None else area))
     frequency = {c["id"]: c["frequency"] for c in content["categories"] if "frequency" in c}
     return [c["id"] for c in content["categories"]], frequency or None, pictures
 
 
-def read_results(file: str) -> list[dict]:
-    """Reads predicted instances: image_id, category_id, score and segmentation of each.
+def read_results(file: str) -> list[InstanceResult]:
+    """Reads predicted instances.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: it is no JSON of COCO's results.
     """
-    rows = _read_json(file)
-    wanted = {"image_id", "category_id", "score", "segmentation"}
-    for row in rows if isinstance(rows, list) else [rows]:
-        if not isinstance(row, dict) or not wanted <= set(row):
-            raise ValueError(f"{file} holds {str(row)[:60]!r}, wanted a list of results of COCO's "
-                             f"form with {', '.join(sorted(wanted))}")
-    return rows
+    return typed.read(file, list[InstanceResult])
 
 
-def run_lengths(segmentation: list | dict, height: int, width: int) -> dict:
-    """Polygons, or run lengths in either form, as compressed run lengths."""
-    if isinstance(segmentation, list):
-        return rle.merge(rle.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return rle.frPyObjects(segmentation, height, width)
-    return segmentation
+def mask_of(annotation: Annotation, size: tuple[int, int], name: str) -> dict:
+    """The mask of an annotation as compressed run lengths; without a segmentation it is empty.
+
+    Args:
+      annotation: as it stands in the file.
+      size: height and width of its picture.
+      name: of file or picture, for messages.
+
+    Raises:
+      ValueError: damaged, or for another size.
+    """
+    number = annotation.get("id")
+    try:
+        return run_lengths.read(annotation.get("segmentation") or [], size)
+    except ValueError as error:
+        raise ValueError(f"{name}, annotation {number}: the mask {error}") from None
 
 
 def read_ids(file: epath.Path) -> np.ndarray:
@@ -150,17 +224,3 @@ def write_png(file: epath.Path, array: np.ndarray) -> None:
     ok, data = cv2.imencode(".png", array)
     assert ok
     storage.write(file, data.tobytes())
-
-
-def _read_json(file: str, *keys: str):
-    path = storage.path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {file}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error})") from None
-    missing = [k for k in keys if not isinstance(content, dict) or k not in content]
-    if missing:
-        raise ValueError(f"{file} has no {', '.join(missing)}; wanted a JSON of COCO's form")
-    return content

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from maskclippp_jax.runtime import storage
 
+_COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than numbers
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
                OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -62,9 +63,12 @@ def header_size(path: str) -> tuple[int, int]:
 
 
 def check_label_map(path: str, size: tuple[int, int]) -> None:
-    """Sees from its header whether a file can be a picture's label map, see `read_label_map`."""
+    """Sees from its header whether a file can be a picture's label map, see `decode_segments`."""
     def check(picture: Image.Image) -> tuple[int, int]:
-        _label_spread(picture)
+        if picture.mode not in _COLORS:
+            _label_spread(picture)
+        elif picture.format == "JPEG":
+            raise _Refused("is a JPEG file, which changes numbers; save label maps as PNG")
         return picture.size[::-1]
 
     _check_size(path, _look(path, check), size)
@@ -94,6 +98,27 @@ def decode_label_map(data: bytes, name: str) -> np.ndarray:
     return _decode(data, name, _as_labels)
 
 
+def decode_segments(data: bytes, name: str) -> tuple[np.ndarray, bool]:
+    """A label map of any form, as int32 [H, W], and whether it is in colour.
+
+    Of grey and of palettes the stored numbers; in colour red + 256 green + 65536 blue. Where all
+    three are the same in every pixel, the map is a grey one.
+
+    Raises:
+      ValueError: a format that changes numbers, or a transparent one.
+    """
+    return _decode(data, name, _as_segments)
+
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """The mask [H, W] bool in a picture: where a cut-out is opaque, else what is not 0 or black.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    return _decode(data, name, _as_mask)
+
+
 def decode_colors(data: bytes, name: str) -> np.ndarray:
     """A label map that speaks in colours, as int32 [H, W]: red + 256 green + 65536 blue.
 
@@ -118,6 +143,25 @@ def upright_rgb(data: bytes, name: str) -> bytes:
         return encode_png(_as_rgb(picture))
 
     return _decode(data, name, convert)
+
+
+def turned(array: np.ndarray, data: bytes) -> np.ndarray:
+    """An array [H, W] over the stored pixels of a picture, turned upright as the picture is.
+
+    Args:
+      array: of any type.
+      data: the encoded picture, whose EXIF orientation counts.
+    """
+    with Image.open(io.BytesIO(data)) as picture:
+        orientation = picture.getexif().get(0x0112, 1)
+    if orientation in (5, 6, 7, 8):
+        array = array.T
+    # After the transposition of 5 ... 8 these are what is left of each.
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -211,6 +255,30 @@ def _label_spread(picture: Image.Image) -> int:
     if form.endswith("I"):
         raise _Refused("stores its numbers inverted (0 is white); save label maps as PNG")
     return {"L;2": 85, "L;4": 17}.get(form, 1)
+
+
+def _as_segments(picture: Image.Image) -> tuple[np.ndarray, bool]:
+    if picture.mode not in _COLORS:
+        return _as_labels(picture), False
+    if picture.mode in ("LA", "RGBA") and np.asarray(picture.getchannel("A")).min() < 255:
+        raise _Refused("is transparent in places, so that its numbers could mean two things; save "
+                       "label maps without an alpha channel")
+    if picture.mode == "LA":
+        return np.asarray(picture.getchannel("L")).astype(np.int32), False
+    codes = _as_color_codes(picture)
+    red = codes & 255
+    in_color = bool((codes != red * 65793).any())
+    return (codes if in_color else red), in_color
+
+
+def _as_mask(picture: Image.Image) -> np.ndarray:
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
+        if alpha.min() < 255:  # a cut-out
+            return alpha > 127
+    if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
+        return np.asarray(picture) != 0
+    return np.asarray(picture.convert("RGB")).any(-1)
 
 
 def _as_color_codes(picture: Image.Image) -> np.ndarray:

@@ -13,23 +13,28 @@ nothing, else the `id` of a row), and one row of `table` for each segment. Where
 are covered in part carry their whole mask as `rle`. `area` and `bbox` are those of the annotation
 where it records them, which may differ from what is visible; `source_id` is the data set's own
 number of the segment.
+
+The functions that make records add `visible`, int64 [n]: the pixels of each mask that show. It is
+not stored.
 """
 
+import hashlib
 import pathlib
 import typing
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from maskclippp_jax.data.images import encode_png, size_of
+from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 VERSION = "1.1.0"
 KINDS = ("semantic", "panoptic", "instance")
+_END = 1 << 16  # bytes of both ends of a record file that `fingerprint` reads
 NAMES_FILE = "names.txt"  # of a data set with a vocabulary of its own
 
 
@@ -130,20 +135,20 @@ def instance_record(image: bytes, image_id: str, size: tuple[int, int],
       image: encoded JPEG or PNG.
       image_id: unique in the data set.
       size: height, width.
-      masks: for each row a run-length code, dict(size, counts) as pycocotools has it.
+      masks: for each row its run lengths, see `run_lengths.read`.
       rows: one of each mask.
       negative_classes: ids of classes that are certainly not in the picture.
       not_exhaustive_classes: ids of classes of which more may be in the picture.
     """
-    areas = coco_mask.area(list(masks)) if masks else []
+    areas = [run_lengths.area(mask) for mask in masks]
     segments = np.zeros(size, np.uint16)
-    for n in sorted(range(len(rows)), key=lambda n: (not rows[n].is_crowd, -int(areas[n]))):
-        segments[coco_mask.decode(masks[n]).astype(bool)] = n + 1
+    for n in sorted(range(len(rows)), key=lambda n: (not rows[n].is_crowd, -areas[n])):
+        segments[run_lengths.decode(masks[n])] = n + 1
     visible = np.bincount(segments.ravel(), minlength=len(rows) + 1)[1:]
-    rles = [mask["counts"] if int(area) != seen else b""
+    rles = [mask["counts"] if area != seen else b""
             for mask, area, seen in zip(masks, areas, visible)]
     rows = [r._replace(area=float(a) if r.area is None else r.area,
-                       bbox=coco_mask.toBbox(m) if r.bbox is None else r.bbox)
+                       bbox=run_lengths.box(m) if r.bbox is None else r.bbox)
             for r, a, m in zip(rows, areas, masks)]
     return _record(image, image_id, segments, rows, rles=rles, negative_classes=negative_classes,
                    not_exhaustive_classes=not_exhaustive_classes)
@@ -151,10 +156,9 @@ def instance_record(image: bytes, image_id: str, size: tuple[int, int],
 
 def _record(image, image_id, segments, rows, *, ids=None, rles=None, negative_classes=(),
             not_exhaustive_classes=()) -> dict:
-    ids = np.arange(1, len(rows) + 1) if ids is None else ids
-    if any(r.area is None for r in rows):
-        counts = np.bincount(segments.ravel(), minlength=int(max(ids)) + 1)
-        rows = [r._replace(area=counts[i]) if r.area is None else r for r, i in zip(rows, ids)]
+    ids = np.asarray(np.arange(1, len(rows) + 1) if ids is None else ids, np.int64)
+    counts = np.bincount(segments.ravel(), minlength=int(max(ids, default=0)) + 1)
+    rows = [r._replace(area=counts[i]) if r.area is None else r for r, i in zip(rows, ids)]
     if any(r.bbox is None for r in rows):
         boxes = ndimage.find_objects(segments.astype(np.int32), int(max(ids)))
         rows = [r._replace(bbox=_box(boxes[i - 1])) if r.bbox is None else r
@@ -163,13 +167,14 @@ def _record(image, image_id, segments, rows, *, ids=None, rles=None, negative_cl
     return dict(
         image=image, image_id=image_id, segments=encode_png(segments),
         table=dict(
-            id=np.asarray(ids, np.int64), class_id=column("class_id", np.int64),
+            id=ids, class_id=column("class_id", np.int64),
             is_thing=column("is_thing", bool), is_crowd=column("is_crowd", bool),
             area=column("area", np.float64), bbox=column("bbox", np.float64).reshape(-1, 4),
             source_id=column("source_id", np.int64),
             rle=[b""] * len(rows) if rles is None else rles),
         negative_classes=np.array(negative_classes, np.int64),
-        not_exhaustive_classes=np.array(not_exhaustive_classes, np.int64))
+        not_exhaustive_classes=np.array(not_exhaustive_classes, np.int64),
+        visible=counts[ids])
 
 
 def _box(window: tuple[slice, slice] | None) -> tuple[int, int, int, int]:
@@ -197,8 +202,16 @@ def decode_masks(record: typing.Mapping) -> np.ndarray:
     masks = segments == np.asarray(record["table"]["id"])[:, None, None]
     for n, counts in enumerate(record["table"]["rle"]):
         if counts:
-            masks[n] = coco_mask.decode(dict(size=segments.shape, counts=counts))
+            masks[n] = _covered(counts, segments.shape, record)
     return masks
+
+
+def _covered(counts: bytes | str, size: tuple[int, int], record: typing.Mapping) -> np.ndarray:
+    try:
+        return run_lengths.decode(dict(size=size, counts=counts))
+    except ValueError as error:
+        raise ValueError(f"record {id_of(record)}: a mask {error}; prepare the data set again"
+                         ) from None
 
 
 def decode_classes(record: typing.Mapping, void: int = -1) -> np.ndarray:
@@ -220,12 +233,20 @@ def sizes_of(rows: typing.Sequence[typing.Mapping]) -> dict[str, tuple[int, int]
     return {id_of(r): size_of(r["segments"]) for r in map(rows.__getitem__, range(len(rows)))}
 
 
+class Learnable(typing.NamedTuple):
+    """What can be learnt from a split: masks that show, and are no crowds."""
+
+    bare: int                # pictures without such a mask
+    masks: dict[int, int]    # how many each class has
+
+
 class Source(typing.NamedTuple):
     """A split ready for reading: random access to raw records, and the names of its ids."""
 
     records: typing.Sequence[dict]  # image and segments as bytes, not decoded
     vocabulary: Vocabulary
     kind: str  # one of KINDS
+    learnable: Learnable | None = None  # None: it was prepared before this was counted
 
 
 def splits_of(data_dir: str, name: str) -> list[str]:
@@ -249,7 +270,32 @@ def open_source(data_dir: str, name: str, split: str) -> Source:
     metadata = builder.info.metadata
     vocabulary = (Vocabulary.from_text(own_names.read_text("utf-8"), metadata["vocabulary"])
                   if own_names.exists() else Vocabulary.shipped(metadata["vocabulary"]))
-    return Source(builder.as_data_source(split, decoders=raw), vocabulary, metadata["kind"])
+    learnable = metadata.get("usable", {}).get(split)
+    if learnable is not None:
+        learnable = Learnable(learnable["bare"], dict(learnable["classes"]))
+    return Source(builder.as_data_source(split, decoders=raw), vocabulary, metadata["kind"],
+                  learnable)
+
+
+def fingerprint(data_dir: str, name: str, split: str) -> str:
+    """A hash of the records and the class names of a split.
+
+    Of the record files, which may be large, it takes names, sizes and both ends (where they say
+    where each record lies), and the hash of all records that `data/build.py` left.
+    """
+    folder = _folder(data_dir, name)
+    info = tfds.builder_from_directory(folder).info
+    digest = hashlib.sha1(repr(info.metadata.get("content", {}).get(split)).encode())
+    names = folder / NAMES_FILE
+    digest.update(names.read_bytes() if names.exists() else info.metadata["vocabulary"].encode())
+    for file in sorted(map(pathlib.Path, info.splits[split].filepaths)):
+        size = file.stat().st_size
+        digest.update(repr((file.name, size)).encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_END))
+            content.seek(max(size - _END, 0))
+            digest.update(content.read(_END))
+    return digest.hexdigest()
 
 
 def _folder(data_dir: str, name: str) -> pathlib.Path:

@@ -14,7 +14,7 @@ def superpixels(image: np.ndarray, num_regions: int = 24) -> np.ndarray:
       num_regions: about how many.
 
     Returns:
-      [H, W] int32, 1 ... n; one region if the picture is too small to cut.
+      [H, W] int32, 1, 2, ... without 255; one region if the picture is too small to cut.
 
     Raises:
       ValueError: fewer than one region.
@@ -33,11 +33,11 @@ def superpixels(image: np.ndarray, num_regions: int = 24) -> np.ndarray:
     regions = slic(small, n_segments=num_regions, compactness=20, sigma=2, start_label=1)
     rows = np.arange(height) * regions.shape[0] // height
     columns = np.arange(width) * regions.shape[1] // width
-    return regions[rows][:, columns].astype(np.int32)
+    return _numbered(regions[rows][:, columns])
 
 
 def grid(image: np.ndarray, cells: int = 4) -> np.ndarray:
-    """Equal rectangles, `cells` along each side (or one a pixel): [H, W] int32, 1 ... n.
+    """Equal rectangles, `cells` along each side (or one a pixel): [H, W] int32.
 
     Raises:
       ValueError: fewer than one cell.
@@ -47,4 +47,9 @@ def grid(image: np.ndarray, cells: int = 4) -> np.ndarray:
     height, width = image.shape[:2]
     rows = np.arange(height) * min(cells, height) // max(height, 1)
     columns = np.arange(width) * min(cells, width) // max(width, 1)
-    return (rows[:, None] * min(cells, width) + columns + 1).astype(np.int32)
+    return _numbered(rows[:, None] * min(cells, width) + columns + 1)
+
+
+def _numbered(regions: np.ndarray) -> np.ndarray:
+    """Without 255, which means nothing in label maps."""
+    return (regions + (regions >= 255)).astype(np.int32)

@@ -130,8 +130,8 @@ def to_png(picture: Image.Image, **options) -> bytes:
 def label_map_png(label_map: np.ndarray) -> bytes:
     """A label map as the content of a PNG file, that `data.images.read_label_map` reads back.
 
-    Up to 255 it has 8 bits and a palette, so that viewers show colours (number n as class n - 1 is
-    drawn elsewhere, 0 black); else 16 bits.
+    Up to 255 it has 8 bits and a palette, so that viewers show colours (number n as class n is
+    drawn elsewhere, 255, which means nothing, black); else 16 bits.
 
     Args:
       label_map: [H, W] integers, 0 ... 65535.
@@ -146,7 +146,7 @@ def label_map_png(label_map: np.ndarray) -> bytes:
     if high > 255:
         return to_png(Image.fromarray(label_map.astype(np.uint16)))
     picture = Image.fromarray(label_map.astype(np.uint8)).convert("L")
-    picture.putpalette([0, 0, 0] + [c for i in range(255) for c in class_color(i)])  # now mode "P"
+    picture.putpalette([c for i in range(255) for c in class_color(i)] + [0, 0, 0])  # now mode "P"
     return to_png(picture, bits=8)
 
 

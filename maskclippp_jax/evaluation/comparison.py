@@ -23,6 +23,7 @@ from maskclippp_jax.evaluation.truth import Truth, open_truth
 from maskclippp_jax.naming import inference, loading
 from maskclippp_jax.runs import checkpoint
 from maskclippp_jax.runtime import hosts, progress as bars, sharding
+from maskclippp_jax.vocabulary import Vocabulary
 
 _PERFECT = "perfect classes"  # what stands for a model with the oracle of classes
 
@@ -90,7 +91,7 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
     protocol = protocols.describe(config, together, bundles, missing=missing, oracle=options.oracle)
 
     models, shown, finish = [], [], []
-    for title, what, facts, model in models_of(config, names, shares):
+    for title, what, facts, model in models_of(config, together.vocabulary, names, shares):
         logging.info("evaluating %s", what)
         results, pictures, left = evaluate(
             config, model, truths, bundles, missing, dict(protocol, checkpoint=what),
@@ -109,8 +110,9 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
     return models
 
 
-def models_of(config, names: typing.Sequence[str], shares: typing.Sequence[float]):
-    """Every model to be evaluated, one in memory at a time.
+def models_of(config, vocabulary: Vocabulary, names: typing.Sequence[str],
+              shares: typing.Sequence[float]):
+    """Every model to be evaluated in the words of a vocabulary, one in memory at a time.
 
     Yields:
       Its title, what it is, facts for the results, and the model; None for perfect classes.
@@ -120,6 +122,7 @@ def models_of(config, names: typing.Sequence[str], shares: typing.Sequence[float
             yield name, name, {}, None
             continue
         model_config, params, what = loading.load_checkpoint(name, config)
+        loading.warn_of_unknown_words(model_config, vocabulary)
         for share, facts, weights in on_the_way(name, config, model_config, params, shares):
             part = "" if share is None else f" x {share:g}"
             folder, step = checkpoint.place_of(epath.Path(name))

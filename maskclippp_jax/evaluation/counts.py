@@ -14,7 +14,7 @@ from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.drawing import report
 from maskclippp_jax.evaluation import predictions
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
-from maskclippp_jax.metrics import instance
+from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
@@ -83,7 +83,7 @@ class Evaluation:
                             self.truth.instance_categories)
             scores, classes, masks = (x[known] for x in found.instances)
             rows = [dict(category_id=dataset_ids[c], score=float(score),
-                         segmentation=instance.encode(mask))
+                         segmentation=run_lengths.encode(mask))
                     for score, c, mask in zip(scores, classes, masks)]
             m["instances"].process(image_id, rows, **self.truth.instances(image_id))
             if self.writer:

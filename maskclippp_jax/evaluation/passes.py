@@ -18,7 +18,7 @@ from maskclippp_jax.data.mask_batches import MaskSource
 from maskclippp_jax.data.transforms import Version
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.metrics import oracle
-from maskclippp_jax.metrics.instance import decode
+from maskclippp_jax.metrics.run_lengths import decode
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.naming import inference, loading, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads, Instances

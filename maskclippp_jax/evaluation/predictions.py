@@ -17,7 +17,7 @@ from etils import epath
 
 from maskclippp_jax.data import coco_files
 from maskclippp_jax.drawing import report
-from maskclippp_jax.metrics import instance
+from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -67,7 +67,7 @@ class Writer:
         self._part("instances", image_id, [
             dict(image_id=self._coco_id(image_id), score=float(score),
                  category_id=self.vocabulary.dataset_ids[number],
-                 segmentation=instance.encode(mask))
+                 segmentation=run_lengths.encode(mask))
             for score, number, mask in zip(scores, classes, masks)])
 
     def finish(self, pictures: typing.Sequence[str], protocol: typing.Mapping) -> None:

@@ -122,15 +122,18 @@ def draw_extremes(extremes: list[tuple[str, float, np.ndarray]], truth: Truth):
         segments, classes = _segments_of(true)
         row = [(image, segments, [(truth.vocabulary.classes[c][0], None) for c in classes])]
         segments, classes = _segments_of(labels)
-        # A region is right if most of what is known of it is.
-        right = [(true == c)[labels == c].sum() * 2 > ((true != IGNORE) & (labels == c)).sum()
-                 for c in classes]
-        row.append((image, segments, [(f"{truth.vocabulary.classes[c][0]}", bool(ok))
-                                      for c, ok in zip(classes, right)]))
+        row.append((image, segments, [(truth.vocabulary.classes[c][0], _is_right(true, labels, c))
+                                      for c in classes]))
         rows.append(row)
     scores = [score for _, score, _ in extremes]
     return visualize.draw_comparison(
         rows, ["ground truth", f"found: mIoU {scores[0]:.0f} ... {scores[-1]:.0f}"])
+
+
+def _is_right(true: np.ndarray, labels: np.ndarray, c: int) -> bool | None:
+    """Whether most of what is known of a class' region is right; None where nothing is known."""
+    known = true[(labels == c) & (true != IGNORE)]
+    return bool((known == c).sum() * 2 > known.size) if known.size else None
 
 
 def _segments_of(labels: np.ndarray) -> tuple[np.ndarray, list[int]]:

@@ -10,7 +10,7 @@ import typing
 import numpy as np
 
 from maskclippp_jax.data import bundles, records
-from maskclippp_jax.metrics import instance
+from maskclippp_jax.metrics import run_lengths
 
 IGNORE = 65535  # pixels without a class
 KINDS = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
@@ -112,8 +112,9 @@ class Truth:
         rows = zip(records.decode_masks(record), *(table[k] for k in (
             "class_id", "is_thing", "is_crowd", "area")))
         return dict(
-            true=[dict(category_id=ids[c], segmentation=instance.encode(mask), iscrowd=int(crowd),
-                       area=float(area)) for mask, c, thing, crowd, area in rows if thing],
+            true=[dict(category_id=ids[c], segmentation=run_lengths.encode(mask),
+                       iscrowd=int(crowd), area=float(area))
+                  for mask, c, thing, crowd, area in rows if thing],
             negative=[ids[c] for c in record["negative_classes"]],
             not_exhaustive=[ids[c] for c in record["not_exhaustive_classes"]])
 

@@ -13,11 +13,11 @@ import json
 import typing
 
 import numpy as np
-from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskclippp_jax import metrics
+from maskclippp_jax.metrics import run_lengths
 
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _GROUPS = dict(r="APr", c="APc", f="APf")  # rare, common and frequent classes of LVIS
@@ -56,17 +56,17 @@ class InstanceSegmentation:
 
         Args:
           image_id: of this picture, different from all others.
-          predicted: dict(category_id, score, segmentation) of each, run lengths as `encode` makes
-            them.
+          predicted: dict(category_id, score, segmentation) of each, run lengths as
+            `run_lengths.encode` makes them.
           true: dict(category_id, segmentation, iscrowd, area) of each; the area as recorded decides
             whether a mask is small (< 32²), medium, or large (> 96²).
           negative, not_exhaustive: categories that are certainly absent, and those of which there
             may be more than in `true`; for the rules of LVIS.
 
         Raises:
-          ValueError: a picture that was here before, an unknown category, masks of different sizes,
-            a score that is no number, or categories where COCO's rules have no use for them;
-            nothing is added then.
+          ValueError: a picture that was here before, an unknown category, damaged masks or those
+            of different sizes, a score that is no number, or categories where COCO's rules have no
+            use for them; nothing is added then.
         """
         if self.frequency is None and (len(negative) or len(not_exhaustive)):
             raise ValueError(f"picture {image_id} says which classes are not annotated in it, as "
@@ -79,7 +79,10 @@ class InstanceSegmentation:
             raise ValueError(f"picture {image_id} has masks of the unknown categories "
                              f"{unknown[:3]}; there are {self.categories[0]} ... "
                              f"{self.categories[-1]}")
-        sizes = {tuple(x["segmentation"]["size"]) for x in (*predicted, *true)}
+        codes = {what: [_checked(x["segmentation"], f"picture {image_id}: the {what} mask {n}")
+                        for n, x in enumerate(masks)]
+                 for what, masks in (("predicted", predicted), ("true", true))}
+        sizes = {tuple(code["size"]) for rows in codes.values() for code in rows}
         if len(sizes) > 1:
             raise ValueError(f"picture {image_id} has masks of the sizes {sorted(sizes)[:3]}; "
                              "bring predictions to the stored size of the picture")
@@ -88,17 +91,20 @@ class InstanceSegmentation:
             raise ValueError(f"picture {image_id} has a score that is not finite")
         picture = dict(
             size=[int(n) for n in min(sizes, default=(0, 0))],
-            predicted=[dict(category_id=int(x["category_id"]), score=score,
-                            segmentation=_plain(x["segmentation"]))
-                       for x, score in zip(predicted, scores)],
+            predicted=[dict(category_id=int(x["category_id"]), score=score, segmentation=code)
+                       for x, score, code in zip(predicted, scores, codes["predicted"])],
             true=[dict(category_id=int(x["category_id"]), iscrowd=int(x["iscrowd"]),
-                       area=float(x["area"]), segmentation=_plain(x["segmentation"]))
-                  for x in true])
+                       area=float(x["area"]), segmentation=code)
+                  for x, code in zip(true, codes["true"])])
         if self.frequency is not None:
+            # As the package of LVIS selects annotations: those without area are as if not there,
+            # predictions once the best are chosen.
+            picture["true"] = [x for x in picture["true"] if x["area"] > 0]
             about = {x["category_id"] for x in picture["true"]} | {int(i) for i in negative}
             best = sorted(picture["predicted"], key=lambda x: -x["score"])[:_LVIS_MOST]
-            picture |= dict(about=sorted(about), open=[int(i) for i in not_exhaustive],
-                            predicted=[x for x in best if x["category_id"] in about])
+            picture |= dict(about=sorted(about), open=[int(i) for i in not_exhaustive], predicted=[
+                x for x in best
+                if x["category_id"] in about and run_lengths.area(x["segmentation"]) > 0])
         self._pictures[image_id] = picture
 
     def evaluate(self) -> dict:
@@ -131,7 +137,7 @@ class InstanceSegmentation:
             truth += [dict(x, id=len(truth) + k, image_id=number)
                       for k, x in enumerate(picture["true"], start=1)]
             found += [dict(x, id=len(found) + k, image_id=number, iscrowd=0,
-                           area=float(rle.area(x["segmentation"])))
+                           area=float(run_lengths.area(x["segmentation"])))
                       for k, x in enumerate(picture["predicted"], start=1)]
         if not images:
             shape = 10, 101, len(self.categories), 4
@@ -204,17 +210,8 @@ def _as_coco(images: list[dict], categories: list[int], annotations: list[dict])
     return coco
 
 
-def encode(mask: np.ndarray) -> dict:
-    """A mask [H, W] of 0 and 1 as COCO's run lengths, fit for JSON: dict(size, counts)."""
-    return _plain(rle.encode(np.asfortranarray(mask, np.uint8)))
-
-
-def decode(segmentation: typing.Mapping) -> np.ndarray:
-    """Run lengths as a mask [H, W] bool."""
-    return rle.decode(dict(segmentation)).astype(bool)
-
-
-def _plain(segmentation: typing.Mapping) -> dict:
-    counts = segmentation["counts"]
-    return dict(size=[int(x) for x in segmentation["size"]],
-                counts=counts.decode("ascii") if isinstance(counts, bytes) else counts)
+def _checked(segmentation: typing.Mapping, name: str) -> dict:
+    try:
+        return run_lengths.read(segmentation)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None

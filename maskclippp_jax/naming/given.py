@@ -7,9 +7,8 @@ import typing
 import numpy as np
 from PIL import Image
 
-from maskclippp_jax.data import coco_files, images, mask_files
+from maskclippp_jax.data import images, label_maps, mask_files
 from maskclippp_jax.data.bundles import Bundle, Entry, PictureMasks
-from maskclippp_jax.metrics import instance
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 # A function gets the picture, [H, W, 3] uint8, and returns any of the others.
@@ -22,11 +21,12 @@ class Given(typing.NamedTuple):
 
     image: np.ndarray             # [H, W, 3] uint8
     ids: np.ndarray               # [N] what the masks are called: their numbers, else 1 ... N
-    segments: np.ndarray | None   # [H, W] integers, of which `ids` are masks; None: see `masks`
+    segments: np.ndarray | None   # [H, W] int32: 0 = nothing, n = mask n - 1; None: see `masks`
     masks: PictureMasks | None
     # Whose classes count as well; or a `generator.Generator`, which has the same to say of them.
     bundle: Bundle | typing.Callable | None = None
     path: str | None = None       # of the picture
+    nothing: tuple[int, ...] = ()  # numbers of a label map that meant nothing
 
     @property
     def name(self) -> str:
@@ -34,8 +34,10 @@ class Given(typing.NamedTuple):
         return pathlib.Path(self.path).stem if self.path else "picture"
 
 
-def read(image: ImageLike, masks: MasksLike) -> Given:
+def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | None = None) -> Given:
     """A picture and its masks; `api.Model.name` tells what they may be.
+
+    `nothing` are the numbers that mean nothing in a label map; None: see `label_maps`.
 
     Raises:
       FileNotFoundError: no such file.
@@ -44,7 +46,7 @@ def read(image: ImageLike, masks: MasksLike) -> Given:
     pixels, path = read_image(image), None
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
-    given = _read_masks(masks, pixels)
+    given = _read_masks(masks, pixels, nothing)
     return given._replace(path=path)
 
 
@@ -73,7 +75,7 @@ def read_image(image: ImageLike) -> np.ndarray:
     return image
 
 
-def _read_masks(masks: MasksLike, image: np.ndarray) -> Given:
+def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[int] | None) -> Given:
     size = image.shape[:2]
     if callable(masks):
         masks = masks(image)
@@ -85,8 +87,8 @@ def _read_masks(masks: MasksLike, image: np.ndarray) -> Given:
         if ending == ".json":
             return _of_stack(mask_files.read_masks(path, size), image, f"the masks of {path}")
         if ending != ".npy":
-            return _of_segments(images.read_label_map(path, size), image)
-        masks = mask_files.read_array(pathlib.Path(path))
+            return _of_map(label_maps.read(path), image, nothing, f"the label map {path}")
+        masks = label_maps.read_array(path)
     if isinstance(masks, Entry):
         found, wanted = masks.read(), masks.size
         if tuple(wanted) != size:
@@ -95,45 +97,29 @@ def _read_masks(masks: MasksLike, image: np.ndarray) -> Given:
                              f"{size[1]}x{size[0]}")
         return Given(image, np.arange(1, len(found.masks) + 1), None, found, masks.bundle)
     if isinstance(masks, list | tuple) and all(isinstance(m, typing.Mapping) for m in masks):
-        return _of_stack(_decode(masks, size), image, "the masks")
+        segmentations = [m.get("segmentation", m) for m in masks]
+        return _of_stack(mask_files.decode_all(segmentations, size, "mask"), image, "the masks")
     if masks is None:
         raise ValueError("got no masks; give a label map, an array [N, H, W], run lengths, or a "
                          "function that makes them, such as maskclippp_jax.superpixels")
     masks = np.asarray(masks)
     if masks.ndim == 2 and masks.dtype.kind in "iub":
-        _check_size(masks.shape, size, "the label map has")
-        low, high = _range(masks)
-        if low < 0 or high > 2**31 - 1:
-            raise ValueError(f"the label map holds numbers in {low} ... {high}, wanted 0 (nothing) "
-                             "and positive ones")
-        return _of_segments(masks.astype(np.int32), image)
+        return _of_map(label_maps.checked(masks, "the label map"), image, nothing, "the label map")
     if masks.ndim == 3:
         return _of_stack(masks, image, "the masks")
     raise ValueError(f"the masks are an array of {masks.dtype} of shape {masks.shape}, wanted a "
                      "label map [H, W] of integers, or [N, H, W] of bool or of shares in 0 ... 1")
 
 
-def _decode(rows: typing.Sequence[typing.Mapping], size: tuple[int, int]) -> np.ndarray:
-    """COCO's run lengths or polygons, or annotations that hold them, as masks [N, H, W] bool."""
-    found = []
-    for number, row in enumerate(rows):
-        segmentation = row.get("segmentation", row)
-        try:
-            found.append(instance.decode(coco_files.run_lengths(segmentation, *size)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"mask {number} is no run lengths of COCO (size and counts), and no "
-                             f"annotation with a segmentation ({error!r})") from None
-        _check_size(found[-1].shape, size, f"mask {number} has")
-    return np.stack(found) if found else np.zeros((0, *size), bool)
-
-
-def _of_segments(segments: np.ndarray, image: np.ndarray) -> Given:
-    ids = np.unique(segments)
-    ids = ids[ids != 0]
-    if len(ids) >= 2**16:
-        raise ValueError(f"the label map holds {len(ids)} segments, wanted at most {2**16 - 1}; is "
-                         "it a photograph?")
-    return Given(image, ids, segments, None)
+def _of_map(labels: np.ndarray, image: np.ndarray, nothing: typing.Sequence[int] | None, what: str
+            ) -> Given:
+    _check_size(labels.shape, image.shape[:2], f"{what} has")
+    ids = label_maps.masks_in(labels, nothing, what)
+    table = np.append(ids, -1)  # what no mask has comes last
+    place = np.searchsorted(ids, labels)
+    segments = np.where(table[place] == labels, place + 1, 0)
+    left = tuple(label_maps.means_nothing(np.unique(labels), nothing))
+    return Given(image, ids, segments.astype(np.int32), None, nothing=left)
 
 
 def _of_stack(masks: np.ndarray, image: np.ndarray, what: str) -> Given:

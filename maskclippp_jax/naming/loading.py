@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from maskclippp_jax import config as configuration, params as parameters, weights
@@ -203,6 +204,17 @@ def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
     return token_ids.reshape(vocabulary.num_synonyms, len(templates), -1)
 
 
+def warn_of_unknown_words(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary) -> None:
+    """Says which words a model with a small vocabulary has never seen: it cannot tell them apart.
+    """
+    if not isinstance(model.text, text.TextConfig):
+        return
+    unknown = make_tokenizer(model).unknown_words(n for c in vocabulary.classes for n in c)
+    if unknown:
+        logging.warning("this model has never seen %s of %s; it knows the words %s",
+                        ", ".join(map(repr, unknown)), vocabulary.name, " ".join(model.text.words))
+
+
 def prompts_shape(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
                   templates: typing.Sequence[str]) -> tuple[int, int, int]:
     """Shape of what `tokenize` gives; needs no vocabulary file."""
@@ -232,7 +244,8 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
     if folder is not None:
         key = text_cache.key_of(model.text, text_params, token_ids)
         return text_cache.load_or_make(
-            folder, key, lambda: embed_names(model, text_params, token_ids))
+            folder, key, token_ids.shape[:2],
+            lambda: embed_names(model, text_params, token_ids))
     encode = _text_encoder(model.text)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
     padded = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % _CHUNK, axis=0)])

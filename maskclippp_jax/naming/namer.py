@@ -149,12 +149,10 @@ class Namer:
 
     def _segments_row(self, picture: Given, canvas, stored, slots: int) -> dict:
         loaded = transforms.resize_image(picture.image, self._loaded_size(picture))
-        segments = np.where(picture.segments == 0, 0,
-                            np.searchsorted(picture.ids, picture.segments) + 1)
         return dict(
             image=transforms.pad_to_canvas(loaded, canvas),
             image_size=np.array(loaded.shape[:2], np.int32),
-            segments=transforms.pad_to_canvas(segments.astype(np.uint16), stored),
+            segments=transforms.pad_to_canvas(picture.segments.astype(np.uint16), stored),
             segments_size=np.array(picture.segments.shape, np.int32),
             labels=np.zeros(slots, np.int32))
 

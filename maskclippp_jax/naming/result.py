@@ -5,9 +5,9 @@ import functools
 import numpy as np
 from PIL import Image
 
-from maskclippp_jax.data import bundle_tools
+from maskclippp_jax.data import bundle_tools, label_maps
 from maskclippp_jax.drawing import report, visualize
-from maskclippp_jax.metrics import instance
+from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
 from maskclippp_jax.naming.namer import Namer
@@ -24,8 +24,10 @@ class Result:
     Attributes:
       image: [H, W, 3] uint8.
       vocabulary: the classes.
+      from_label_map: whether the masks were a label map.
       ids: [N] int, what the masks are called: the numbers of a label map, else 1 ... N.
       scores: [N, C] float32 in 0 ... 1. A row sums to 1, or with `void` to 1.
+      nothing: numbers of its label map that meant nothing.
       void: [N] float32, that a mask is no object at all, as its generator has it; else 0.
     """
 
@@ -34,6 +36,7 @@ class Result:
         self._namer, self._given = namer, given
         self.image, self.ids, self.vocabulary = given.image, given.ids, vocabulary
         self.scores, self.void = scores
+        self.nothing, self.from_label_map = given.nothing, given.segments is not None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,15 +73,14 @@ class Result:
     def masks(self) -> np.ndarray:
         """[N, H, W] bool, the masks at the picture's size; soft ones where they are above 0.5."""
         if self._given.segments is not None:
-            return self._given.segments[None] == self.ids[:, None, None]
+            return self._given.segments[None] == np.arange(1, len(self) + 1)[:, None, None]
         return self.soft_masks > 0.5
 
     @functools.cached_property
     def pixels(self) -> np.ndarray:
         """[N] int64, how many each mask has."""
         if self._given.segments is not None:
-            where = np.searchsorted(self.ids, self._given.segments[self._given.segments != 0])
-            return np.bincount(where, minlength=len(self))
+            return np.bincount(self._given.segments.ravel(), minlength=len(self) + 1)[1:]
         return self.masks.sum((1, 2))
 
     @functools.cached_property
@@ -88,7 +90,7 @@ class Result:
         Where masks overlap or are soft it is the class with the largest sum of score times mask.
         """
         if self._given.segments is not None:
-            return np.concatenate([self.classes, [-1]])[self._slots].astype(np.int32)
+            return np.append(-1, self.classes)[self._given.segments].astype(np.int32)
         labels = self._found.labels.astype(np.int32)
         return np.where((self.soft_masks > 0).any(0), labels, -1)
 
@@ -139,7 +141,7 @@ class Result:
         A category's id is the class' own in its data set; of a list of names, its place from 0.
         """
         return [dict(image_id=image_id, category_id=self.vocabulary.dataset_ids[c],
-                     segmentation=instance.encode(mask), score=float(row[c]))
+                     segmentation=run_lengths.encode(mask), score=float(row[c]))
                 for mask, row, c in zip(self.masks, self.scores, self.classes)]
 
     def to_json(self, *, masks_from: str = "", count: int = 5) -> dict:
@@ -158,7 +160,9 @@ class Result:
                     classes=[list(c) for c in self.vocabulary.classes], masks=masks)
 
     def save(self, folder: storage.Name, name: str | None = None, *, masks_from: str = "") -> None:
-        """Writes <name>.overlay.png, <name>.labels.png (class + 1, 0 = nothing) and <name>.json.
+        """Writes <name>.overlay.png, <name>.labels.png and <name>.json.
+
+        The label map holds the number of a class, and nothing as `data.label_maps` has it.
 
         Args:
           folder: made if it is not there.
@@ -168,15 +172,10 @@ class Result:
         place = storage.path(folder) / (name or self._given.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = lambda ending: place.with_name(place.name + ending)
-        storage.write(beside(".labels.png"), visualize.label_map_png(self.labels + 1))
+        numbers = label_maps.stored(self.labels)
+        storage.write(beside(".labels.png"), visualize.label_map_png(numbers))
         storage.write(beside(".overlay.png"), visualize.to_png(self.draw()))
         report.write_json(beside(".json"), self.to_json(masks_from=masks_from))
-
-    @functools.cached_property
-    def _slots(self) -> np.ndarray:
-        """[H, W]: which of the masks of a label map, N where there is none."""
-        segments = self._given.segments
-        return np.where(segments == 0, len(self), np.searchsorted(self.ids, segments))
 
     def _panoptic_of_segments(self) -> tuple[np.ndarray, list[dict]]:
         """Of a label map: each mask, or all of one stuff class, is a segment."""
@@ -185,10 +184,10 @@ class Result:
             if c not in stuff:
                 segments.append(dict(id=len(segments) + 1, category_id=int(c),
                                      isthing=bool(self.vocabulary.is_thing[c])))
-            table[n] = stuff.get(c, len(segments))
+            table[n + 1] = stuff.get(c, len(segments))
             if not self.vocabulary.is_thing[c]:
                 stuff.setdefault(c, len(segments))
-        return table[self._slots], segments
+        return table[self._given.segments], segments
 
     @functools.cached_property
     def _found(self):

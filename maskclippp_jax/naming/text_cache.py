@@ -8,6 +8,8 @@ import hashlib
 import io
 import pathlib
 import typing
+import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -49,27 +51,44 @@ def key_of(config: typing.Any, params: parameters.Tree, token_ids: np.ndarray) -
     return digest.hexdigest()
 
 
-def load_or_make(folder: str, key: str, make: typing.Callable[[], np.ndarray]) -> np.ndarray:
+def load_or_make(folder: str, key: str, shape: tuple[int, int],
+                 make: typing.Callable[[], np.ndarray]) -> np.ndarray:
     """The embeddings of a key: read, or made and kept.
 
-    A folder that cannot be written keeps nothing; a line of the log says so.
+    A damaged file is made anew, a folder that cannot be written keeps nothing; a line of the log
+    says so.
 
-    Raises:
-      ValueError: the file holds no array.
+    Args:
+      folder: made if it is not there.
+      key: of `key_of`.
+      shape: [S, T] of the token ids.
+      make: gives the embeddings, [S, T, E].
     """
-    file = pathlib.Path(folder) / f"{key}.npy"
+    file = pathlib.Path(folder) / f"{key}.npz"
     if file.exists():
         try:
-            return np.load(file)
-        except (ValueError, EOFError):
-            raise ValueError(f"{file} holds no embeddings (it was cut or overwritten); delete "
-                             "it") from None
+            return _read(file, shape)
+        except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            logging.warning("the text embeddings in %s are damaged (%s); making them anew", file,
+                            error)
     embeddings = make()
     content = io.BytesIO()
-    np.save(content, embeddings)
+    np.savez(content, embeddings=embeddings)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write(file, content.getvalue())
     except OSError as error:
         logging.warning("text embeddings are not kept in %s (%s)", folder, error.strerror)
+    return embeddings
+
+
+def _read(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+    """Raises ValueError and others where a byte differs from what was written."""
+    with zipfile.ZipFile(file) as parts:
+        data = parts.read("embeddings.npy")  # compares its checksum
+    embeddings = np.load(io.BytesIO(data))
+    if embeddings.ndim != 3 or embeddings.shape[:2] != tuple(shape):
+        raise ValueError(f"shape {embeddings.shape}, wanted {tuple(shape)} and channels")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("it holds NaN or infinity")
     return embeddings

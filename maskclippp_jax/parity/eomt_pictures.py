@@ -3,7 +3,7 @@
 What transformers does otherwise than the authors is written here, since nothing else uses it.
 """
 
-import math
+import re
 import typing
 
 import jax
@@ -99,7 +99,7 @@ def postprocess(case: Case) -> list[Check]:
         scores = _semantic_with_padding(logits, classes, padded, size)
         name = f"semantic_without_crop_{i}"
         checks += [compare(case, name, scores.argmax(0)),
-                   compare(case, f"{name}_scores", _thin(scores, case, f"{name}_scores"))]
+                   compare(case, f"{name}_scores", _thin(scores, case))]
     return checks
 
 
@@ -116,13 +116,13 @@ def postprocess_windows(case: Case) -> list[Check]:
         full = np.asarray(resample.resize_masks(jnp.asarray(scores), rows, columns))
         name = f"semantic_{i}"
         checks += [compare(case, name, eomt_results.semantic(scores, tuple(size))),
-                   compare(case, f"{name}_scores", _thin(full, case, f"{name}_scores"))]
+                   compare(case, f"{name}_scores", _thin(full, case))]
     return checks
 
 
-def _thin(x: np.ndarray, case: Case, name: str) -> np.ndarray:
-    """Every so manieth pixel, as a thinned array holds them."""
-    step = math.ceil(x.shape[-1] / case.arrays[name].shape[-1])
+def _thin(x: np.ndarray, case: Case) -> np.ndarray:
+    """Every so manieth pixel, as the settings say of the scores that are stored."""
+    step = int(re.search(r"::(\d+)", case.spec["config"]["thinned"])[1])
     return x[:, ::step, ::step]
 
 

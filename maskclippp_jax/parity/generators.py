@@ -22,7 +22,7 @@ def offline_segmentor(case: Case) -> list[Check]:
     size = tuple(config["image_size"])
     folder = case.file.with_name(case.name)
     for kind, ending in _KINDS.items():
-        masks = mask_files.read_masks(str(folder / kind / f"img_0{ending}"), size)
+        masks = mask_files.read_masks(str(folder / kind / f"img_0{ending}"), size, ())
         checks.append(equal(f"{kind}_masks", masks, case.arrays[f"{kind}_masks"]))
         if f"{kind}_padded" not in case.arrays:
             continue

@@ -3,9 +3,10 @@
 import numpy as np
 
 from maskclippp_jax.metrics import oracle
-from maskclippp_jax.metrics.instance import InstanceSegmentation, encode
+from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy, classes_of_segments, classes_present
 from maskclippp_jax.metrics.panoptic import PanopticQuality
+from maskclippp_jax.metrics.run_lengths import encode
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 from maskclippp_jax.parity.case import Case, Check, close, equal
 

@@ -1,7 +1,8 @@
 """The folder of a run: who owns it, and its checkpoints (Orbax); `saving.py` is the loop's side.
 
-A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `parameters.json`
-(what learns, how fast, with which decay), `owner.txt` (which start of it writes), `metrics.jsonl`,
+A run's folder holds `config.json`, `vocabulary.txt` (the names it was tuned on), `data.json`
+(fingerprints of its data sets, and whether they changed on the way), `parameters.json` (what
+learns, how fast, with which decay), `owner.txt` (which start of it writes), `metrics.jsonl`,
 TensorBoard events, and `checkpoints/<step>/`. A checkpoint is whole or absent: it is written to a
 temporary folder and renamed; in a bucket a file `commit_success.txt` is written last. With it go
 checksums of all arrays, as the file format does not notice every byte that a disk changes. The
@@ -9,6 +10,7 @@ position in the data needs no file of its own: it follows from the seed and the 
 """
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -24,7 +26,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from maskclippp_jax import config as configuration, params as parameters
-from maskclippp_jax.runtime import hosts, storage
+from maskclippp_jax.runtime import hosts, storage, typed
 
 # What may differ between two starts of the same run: where data lie, what is kept, shown and put up
 # with, and what only the hardware asks for, which changes the numbers by their rounding at most.
@@ -35,6 +37,8 @@ _FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "checkpoin
 # Seconds a save may take. Orbax reads them off the clock on the wall, which may be put right by a
 # day while it saves.
 _PATIENCE = 2 * 24 * 3600
+
+_NAMES, _DATA = "vocabulary.txt", "data.json"  # of a run's folder
 
 
 class Owner:
@@ -64,14 +68,23 @@ class Owner:
                           "writes nothing more; let only one run at a time")
 
 
-def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str) -> Owner:
-    """Makes the folder of a run, or checks that it belongs to the same configuration.
+def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_text: str,
+             data: typing.Mapping[str, str], *, allow_other_data: bool = False) -> Owner:
+    """Makes the folder of a run, or checks that it belongs to the same configuration and data.
+
+    Args:
+      workdir: the folder.
+      config: the experiment.
+      vocabulary_text: the names it is tuned on, as `Vocabulary.to_text` gives them.
+      data: fingerprint of each data set by its name (`data.records.fingerprint`).
+      allow_other_data: whether a run may go on with other data; that is kept in `data.json`.
 
     Returns:
       What tells whether the run still is this process' own.
 
     Raises:
-      ValueError: the folder holds a run of another configuration, or something else.
+      ValueError: the folder holds a run of another configuration or of other data, or something
+        else.
     """
     wanted = configuration.to_json(config)
     file = workdir / "config.json"
@@ -87,20 +100,59 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
                              "with the configuration it has")
         if differing:
             logging.info("the run was first started otherwise: %s", "; ".join(differing.values()))
+        _check_data(workdir, vocabulary_text, data, allow_other_data)
         return Owner(workdir)
-    first = workdir / "vocabulary.txt"
-    there = [p.name for p in workdir.iterdir()] if workdir.exists() else []
-    there = [name for name in there if not re.fullmatch(r"\..*\.tmp", name)]
-    # With the first file alone, a start was killed before it wrote the other one.
-    if there and (there != [first.name] or first.read_text() != vocabulary_text):
+    names = workdir / _NAMES
+    there = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
+    there = {name for name in there if not re.fullmatch(r"\..*\.tmp", name)}
+    # With these files alone, a start was killed before it wrote the last one.
+    if there - {_NAMES, _DATA} or (_NAMES in there and names.read_text() != vocabulary_text):
         raise ValueError(f"{workdir} is not empty and holds no run (no config.json); take an empty "
                          "or a new --workdir")
     hosts.wait_for_all("open_run")  # all have looked before the first one writes
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        storage.write(first, vocabulary_text)
+        storage.write(names, vocabulary_text)
+        storage.write(workdir / _DATA, _data_text(data))
         storage.write(file, json.dumps(wanted, indent=2))
     return Owner(workdir)
+
+
+class _Data(typing.TypedDict):
+    """What a run learnt from: fingerprints by data set, and what took their place on the way."""
+
+    sets: dict[str, str]
+    changes: list[str]
+
+
+def _data_text(data: typing.Mapping[str, str], changes: typing.Sequence[str] = ()) -> str:
+    return json.dumps(dict(sets=dict(data), changes=list(changes)), indent=2)
+
+
+def _check_data(workdir: epath.Path, vocabulary_text: str, data: typing.Mapping[str, str],
+                allow_other_data: bool) -> None:
+    """Compares the data of a start with those of the run's first one."""
+    file, names = workdir / _DATA, workdir / _NAMES
+    before = typed.read(file, _Data) if file.exists() else dict(sets=dict(data), changes=[])
+    changes = [f"the records of {name}" for name, hashed in data.items()
+               if before["sets"].get(name, hashed) != hashed]
+    old, new = names.read_text().splitlines(), vocabulary_text.splitlines()
+    differing = [(a, b) for a, b in itertools.zip_longest(old[1:], new[1:], fillvalue="nothing")
+                 if a != b]
+    if differing:
+        a, b = (line.replace("\t", " ") for line in differing[0])
+        changes.append(f"{len(differing)} class names (such as {b!r}, which was {a!r})")
+    if changes and not allow_other_data:
+        raise ValueError(f"{workdir} was tuned on other data: {' and '.join(changes)} differ; take "
+                         "another --workdir, bring the data back, or go on with other data with "
+                         "--allow_other_data")
+    if changes:
+        logging.warning("going on with other data: %s differ from those before",
+                        " and ".join(changes))
+    hosts.wait_for_all("data")  # all have looked before the first one writes
+    if jax.process_index() == 0 and (changes or not file.exists()):
+        storage.write(names, vocabulary_text)
+        storage.write(file, _data_text(before["sets"] | dict(data), [*before["changes"], *changes]))
 
 
 def _flat(tree, prefix=""):
@@ -356,4 +408,6 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
             raise ValueError(f"{folder} is damaged: {error}; remove that folder to use the "
                              "checkpoint before it") from None
     when = f"after step {step}" + (", moving average" if tuned == "ema" else "")
+    if (workdir / _DATA).exists() and (changes := typed.read(workdir / _DATA, _Data)["changes"]):
+        when += f" (its data changed on the way: {', '.join(changes)})"
     return jax.device_get(parameters.combine(state[tuned], state["frozen"])), when

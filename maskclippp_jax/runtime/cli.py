@@ -36,6 +36,29 @@ def define_config(text: str) -> flags.FlagHolder:
         "argument after a colon; --config.key=value changes one key of it", lock_config=True)
 
 
+def define_nothing() -> flags.FlagHolder[list[int] | None]:
+    """The flag `--nothing` of commands that read label maps; its value is a list of numbers, or
+    None, see `data.label_maps`."""
+    return flags.DEFINE(
+        _Numbers(), "nothing", None, "numbers that mean nothing in label maps, such as 0; every "
+        "other one is a class or a mask (default: 255, and 65535)", flags.FLAGS, None)
+
+
+class _Numbers(flags.ArgumentParser):
+    """A list like 0,255; an empty one is a list as well."""
+
+    syntactic_help = "numbers separated by commas"
+
+    def parse(self, argument):
+        numbers = [n.strip() for n in argument.split(",")] if argument.strip() else []
+        if not all(re.fullmatch("[0-9]{1,5}", n) and int(n) < 2**16 for n in numbers):
+            raise ValueError("wanted numbers of 0 ... 65535 separated by commas, like 0,255")
+        return [int(n) for n in numbers]
+
+    def flag_type(self):
+        return "numbers"
+
+
 def define_distributed() -> flags.FlagHolder[str]:
     """The flag `--distributed` of commands that several processes can do together."""
     return flags.DEFINE_string(
@@ -110,7 +133,7 @@ def help_of(command: types.ModuleType, name: str) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     own = flags.FLAGS.flags_by_module_dict().get(command.__name__, [])
     shared = [f for f in flags.FLAGS.flags_by_module_dict().get(__name__, [])
-              if f.name in ("config", "distributed", "debug")]
+              if f.name in ("config", "distributed", "nothing", "debug")]
     known = {f.name for f in own}
     lines = [f"usage: maskclippp {name} {command.POSITIONAL} [--flag=value ...]".replace("  ", " "),
              "", command.__doc__.strip(), "", "flags:"]

@@ -92,6 +92,23 @@ def check(name: Name, *, write: bool = False) -> None:
                          f"bucket {bucket}")
 
 
+def read_text(name: Name) -> str:
+    """A text file in UTF-8; a byte order mark in front does no harm.
+
+    Raises:
+      ValueError: another encoding; names the line.
+    """
+    data = path(name).read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{name} is in UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[:error.start].count(b"\n") + 1
+        raise ValueError(f"{name}, line {line}: {data.splitlines()[line - 1]!r} is not in UTF-8; "
+                         "save the file as UTF-8") from None
+
+
 def write(name: Name, content: str | bytes) -> None:
     """Writes a small file whole or not at all; text as UTF-8."""
     file, data = path(name), content.encode() if isinstance(content, str) else content

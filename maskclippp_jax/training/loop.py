@@ -14,12 +14,12 @@ from maskclippp_jax.drawing import report
 from maskclippp_jax.naming import loading
 from maskclippp_jax.runs import checkpoint, run_log, saving
 from maskclippp_jax.runtime import hosts, sharding, storage
-from maskclippp_jax.training import optim, train_step, validation
+from maskclippp_jax.training import optim, teaching, train_step, validation
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
 
 def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profile: str = "",
-         wandb: str = "") -> None:
+         wandb: str = "", allow_other_data: bool = False) -> None:
     """Tunes a CLIP on masks, or goes on with a run; returns early if it was asked to end (SIGTERM).
 
     Args:
@@ -27,6 +27,7 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
       workdir: folder of the run, here or in a bucket; made, or resumed.
       profile: steps to record in it, "a-b"; "" records nothing.
       wandb: project of Weights & Biases to log to as well; "" for none.
+      allow_other_data: whether a run may go on although its data or class names have changed.
 
     Raises:
       ValueError, FileNotFoundError: data, weights, folder or configuration cannot be used.
@@ -42,7 +43,8 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
     mesh = connect_devices(config)
     learner = make_learner(config)
     params = loading.load_params(config.weights, config.model, learner.make_model, learner.shapes)
-    owner = checkpoint.open_run(workdir, config, data.vocabulary.to_text())
+    owner = checkpoint.open_run(workdir, config, data.vocabulary.to_text(), data.fingerprints,
+                                allow_other_data=allow_other_data)
     show_parameters(workdir, config, learner)
 
     with jax.set_mesh(mesh):
@@ -104,6 +106,7 @@ class Data(typing.NamedTuple):
     vocabulary: Vocabulary  # of all of them
     prompts: np.ndarray     # [S, T, X] int32 token ids of every name in every template
     looked_at: tuple[records.Source, np.ndarray] | None  # see `validation.open_source`
+    fingerprints: dict[str, str]  # of every split that is read
 
 
 def open_data(config: ml_collections.ConfigDict) -> Data:
@@ -119,9 +122,16 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
         if source.vocabulary.classes != vocabulary.classes:
             raise ValueError(f"the data set {name} has other classes ({source.vocabulary.name}) "
                              f"than the first one ({vocabulary.name}); mix data sets of the same")
+    teaching.check(dict(zip(names, sources)), vocabulary)
+    loading.warn_of_unknown_words(config.model, vocabulary)
     looked_at = validation.open_source(config) if config.eval_every else None
+    read = [(name, config.train.split) for name in names]
+    if looked_at is not None:
+        read.append((config.eval.dataset, config.eval.split))
+    fingerprints = {f"{name} {split}": records.fingerprint(config.data_dir, name, split)
+                    for name, split in read}
     prompts = loading.tokenize(config.model, vocabulary, config.templates, config.sentencepiece)
-    return Data(sources, vocabulary, prompts, looked_at)
+    return Data(sources, vocabulary, prompts, looked_at, fingerprints)
 
 
 def connect_devices(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:

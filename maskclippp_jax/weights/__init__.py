@@ -18,7 +18,9 @@ from maskclippp_jax.models.similarity import PseudoTextSimilarityConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.weights import (
     big_vision,
+    eomt,
     eva_clip,
+    files,
     hugging_face,
     maskclippp,
     open_clip,
@@ -55,6 +57,9 @@ def layout_of(source: Source, path: str) -> str:
     if any(name.startswith("visual.trunk.blocks.") for name in source):
         raise ValueError(f"{path} holds an EVA-CLIP under timm's names, which are not read here; "
                          "take the original file (`convert --list` says where)")
+    if eomt.is_one(source):
+        raise ValueError(f"{path} holds an EoMT, which finds masks and names none; give it as the "
+                         "generator, and the file of a CLIP here")
     for layout, beginning in _MARKS:
         if any(name.startswith(beginning) for name in source):
             return layout
@@ -136,6 +141,7 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
     if "input_resolution" in source and is_causal and not model.text.quick_gelu:
         raise ValueError(f"{path} is of OpenAI, whose weights want QuickGELU; set quick_gelu in "
                          "the sizes of the text tower, and of a Vision Transformer")
+    _check_activations(path, layout, model)
     absent = ABSENT
     if layout in ("maskclippp", "ours"):
         has_text = any(name.startswith(("text_encoder.", "text/")) for name in source)
@@ -148,6 +154,7 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
         params, missing = rules.load(source, table, shapes, absent=absent, name=path)
     except ValueError as error:
         raise ValueError(_another_model(source, layout, model, path, error) or str(error)) from None
+    _check_numbers(params, path)
     if missing and layout in ("maskclippp", "ours"):
         if base is None:
             raise ValueError(f"{path} holds no text tower (it was not tuned); give the pre-trained "
@@ -156,6 +163,60 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
         leaves = {p: x for p, x in parameters.flatten(pretrained).items() if p in missing}
         return parameters.combine(params, parameters.unflatten(leaves)), set()
     return params, missing
+
+
+class _Tower(typing.TypedDict):
+    hidden_act: typing.NotRequired[str]
+
+
+class _CLIP(typing.TypedDict):
+    """config.json of transformers' CLIPModel, as far as names and shapes of weights do not tell."""
+
+    vision_config: typing.NotRequired[_Tower | None]
+    text_config: typing.NotRequired[_Tower | None]
+
+
+class _Sizes(typing.TypedDict):
+    quick_gelu: typing.NotRequired[bool]
+
+
+class _OpenCLIP(typing.TypedDict):
+    """open_clip_config.json, likewise."""
+
+    model_cfg: _Sizes
+
+
+def _check_activations(path: str, layout: str, model: model_file.MaskCLIPppConfig) -> None:
+    """The configuration that lies beside weights must want the activation that the model has.
+
+    A CLIP of transformers that does not say has QuickGELU, one of OpenCLIP the exact GELU.
+    """
+    said: dict[str, bool] = {}
+    if layout == "hugging_face" and isinstance(model.image, ClipViTConfig):
+        content = files.beside(path, "config.json", _CLIP)
+        for key, tower in (("vision_config", "image"), ("text_config", "text")):
+            if content is not None:
+                activation = (content.get(key) or {}).get("hidden_act", "quick_gelu")
+                said[tower] = activation == "quick_gelu"
+    elif layout == "open_clip" and isinstance(model.text, TextConfig):
+        content = files.beside(path, "open_clip_config.json", _OpenCLIP)
+        if content is not None:
+            said = dict.fromkeys(("image", "text"), content["model_cfg"].get("quick_gelu", False))
+    names = {True: "QuickGELU", False: "the exact GELU"}
+    for tower, quick in said.items():
+        has = getattr(getattr(model, tower), "quick_gelu", quick)
+        if has != quick:
+            raise ValueError(f"the weights of {path} want {names[quick]} in the {tower} tower, as "
+                             f"the configuration beside them says, the model has {names[has]}; set "
+                             f"quick_gelu={quick} in the sizes of its towers")
+
+
+def _check_numbers(params: parameters.Tree, path: str) -> None:
+    for name, leaf in parameters.flatten(params).items():
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            count = np.size(leaf) - int(np.isfinite(leaf).sum())
+            raise ValueError(f"{path}: {name} holds {count} numbers that are NaN or infinite; take "
+                             "another checkpoint, or download the file again")
 
 
 def _another_model(source: Source, layout: str, model: model_file.MaskCLIPppConfig, path: str,

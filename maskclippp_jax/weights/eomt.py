@@ -138,6 +138,12 @@ def open_file(path: str) -> Source:
     return Renamed(source, {name: name.replace(_COMPILED, "") for name in source})
 
 
+def is_one(names: typing.Iterable[str]) -> bool:
+    """Whether names of tensors are an EoMT's, in any layout."""
+    names = [name.replace(_COMPILED, "") for name in names]
+    return any(name.startswith(tuple(_MARKS.values())) for name in names)
+
+
 def rules_of(shapes: typing.Mapping[str, tuple], path: str) -> tuple[Rule, ...]:
     """The rule table of a file.
 

@@ -1,13 +1,12 @@
 """Opens checkpoint files of any kind as mappings from names to arrays, each read when asked for."""
 
-import json
 import pathlib
 import typing
 
 import numpy as np
 import safetensors
 
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.weights import big_vision_file, hub
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
@@ -36,6 +35,13 @@ class SafetensorsFile(Source):
         return self._file.get_tensor(name)
 
 
+T = typing.TypeVar("T")
+
+
+class _Index(typing.TypedDict):
+    weight_map: dict[str, str]
+
+
 class Parts(Source):
     """A checkpoint that was cut into several files, as an index says.
 
@@ -52,10 +58,15 @@ class Parts(Source):
         if not pathlib.Path(index).is_file():
             raise FileNotFoundError(f"no file {index}; give the path of a checkpoint")
         try:
-            file_of = json.loads(pathlib.Path(index).read_text("utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{index} is no index of a checkpoint (it has no weight_map); "
-                             "download it again") from None
+            file_of = typed.read(index, _Index)["weight_map"]
+        except ValueError as error:
+            raise ValueError(f"{error}; an index of a checkpoint has a weight_map: download it "
+                             "again") from None
+        odd = [name for name in file_of.values()
+               if name.endswith(".index.json") or pathlib.PurePath(name).name != name]
+        if odd or not file_of:
+            raise ValueError(f"{index} names {odd[0] if odd else 'no tensor'}, wanted files of "
+                             "tensors beside it; download it again")
         parts = {file: open_part(file) for file in sorted(set(file_of.values()))}
         self._part = {name: parts[file] for name, file in file_of.items()}
         lost = [name for name, part in self._part.items() if name not in part]
@@ -66,6 +77,16 @@ class Parts(Source):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._part[name][name]
+
+
+def beside(path: str, file: str, wanted: type[T]) -> T | None:
+    """The JSON of a file beside a checkpoint as a type, see `runtime.typed`; None if there is none.
+    """
+    try:
+        place = hub.fetch(hub.beside(path, file))
+    except FileNotFoundError:
+        return None
+    return typed.read(place, wanted) if storage.path(place).is_file() else None
 
 
 def read(path: str) -> Source:

@@ -6,7 +6,7 @@ HF_HUB_OFFLINE is set.
 
 import os
 
-from etils import epath
+from maskclippp_jax.runtime import storage
 
 # What a repository calls its CLIP, the one to take first: OpenCLIP's names, then transformers'.
 # An index stands for a checkpoint that was cut into several files.
@@ -23,7 +23,8 @@ def is_on_hub(path: str) -> bool:
 def beside(path: str, file: str) -> str:
     """The path of another file in the same folder, or in the same repository of the hub."""
     if not is_on_hub(path):
-        return os.fspath(epath.Path(path).with_name(file))
+        place = storage.path(path)
+        return os.fspath(place / file if place.is_dir() else place.with_name(file))
     owner, name = path.removeprefix(_SCHEME).split("/")[:2]
     return f"{_SCHEME}{owner}/{name}/{file}"
 
@@ -33,14 +34,14 @@ def fetch(path: str) -> str:
 
     Args:
       path: "hf://owner/name/file", or "hf://owner/name" for the repository's CLIP (the first of
-        `_FILES` that it has).
+        `_FILES` that it has); a folder that holds a copy of such a repository.
 
     Raises:
       ValueError: not such a path.
       FileNotFoundError: no such repository or file, or no network and not in the cache.
     """
     if not is_on_hub(path):
-        return path
+        return _in_folder(path)
     owner, name, file = (*path.removeprefix(_SCHEME).split("/", 2), "", "")[:3]
     if not owner or not name:
         raise ValueError(f"got {path}, wanted hf://owner/name or hf://owner/name/file")
@@ -71,3 +72,10 @@ def fetch(path: str) -> str:
             "HF_HUB_OFFLINE is set); fetch it on a machine with network and give the file's path")
     raise FileNotFoundError(f"the repository {owner}/{name} has no file "
                             f"{file or ' or '.join(_FILES)}; give hf://owner/name/file")
+
+
+def _in_folder(path: str) -> str:
+    folder = storage.path(path)
+    if not folder.is_dir():
+        return path
+    return next((os.fspath(folder / file) for file in _FILES if (folder / file).is_file()), path)

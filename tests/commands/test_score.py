@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 
 from maskclippp_jax.data import build, coco_files, images, records
 from maskclippp_jax.evaluation import predictions, scoring
-from maskclippp_jax.metrics.instance import decode, encode
 from maskclippp_jax.metrics.panoptic import PanopticQuality
+from maskclippp_jax.metrics.run_lengths import encode
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -207,17 +207,6 @@ def test_ids_of_24_bits_survive_their_colours(tmp_path, rng):
     np.testing.assert_array_equal(coco_files.read_ids(tmp_path / "a.png"), ids)
 
 
-def test_polygons_and_both_forms_of_run_lengths_are_read():
-    mask = np.zeros((4, 5), bool)
-    mask[1:3, 1:4] = True
-    whole = [0] if mask[0, 0] else []
-    flat = mask.T.ravel()
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *changes, flat.size]).tolist()
-    for form in ([[1, 1, 4, 1, 4, 3, 1, 3]], dict(size=[4, 5], counts=whole + runs), encode(mask)):
-        np.testing.assert_array_equal(decode(coco_files.run_lengths(form, 4, 5)), mask)
-
-
 def test_predictions_that_were_stopped_go_on(place, tmp_path):
     write_predictions(tmp_path / "found", finish=False, numbers=range(2))
     with pytest.raises(FileNotFoundError, match="are not finished"):
@@ -282,13 +271,15 @@ def test_predictions_of_other_pictures_are_refused(place, copy):
 @pytest.mark.parametrize("file, content, kind, says", [
     ("predictions.json", '{"vocabulary": "v", "classes": [["x"]], "pictures": {}}', "data",
      "holds classes of v, but scenes has those of scenes"),
-    ("instances.json", "[1]", "instances", "holds '1', wanted a list of results"),
-    ("instances.json", "{", "instances", "is no JSON"),
-    ("panoptic.json", "{}", "panoptic", "has no annotations, categories"),
-    ("panoptic.json", '{"annotations": [{"file_name": "x.png"}], "categories": []}', "panoptic",
-     "without segments_info"),
-    ("panoptic.json", '{"annotations": [{"file_name": "x.png", "segments_info": []}], '
-     '"categories": []}', "panoptic", "no file .*x.png")])
+    ("instances.json", "[1]", "instances", r"at \[0\]: got int, wanted object"),
+    ("instances.json", "[", "instances", "is no JSON"),
+    ("panoptic.json", "{}", "panoptic", "there is no annotations"),
+    ("instances.json", '[{"image_id": 100, "category_id": 1, "score": 0.5, "segmentation": {}}]',
+     "instances", "the predicted mask 0 has nothing, wanted run lengths with size and counts"),
+    ("panoptic.json", '{"annotations": [{"file_name": "x.png", "image_id": 1}], "categories": []}',
+     "panoptic", r"at annotations\[0\]: there is no segments_info"),
+    ("panoptic.json", '{"annotations": [{"file_name": "x.png", "image_id": 1, "segments_info": '
+     '[]}], "categories": []}', "panoptic", "no file .*x.png")])
 def test_files_of_another_form_are_refused(place, copy, file, content, kind, says):
     (copy / file).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=says):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclippp_jax.data import records
+from maskclippp_jax.data import build, records
+from maskclippp_jax.vocabulary import Vocabulary
 from tests import buckets, whole_runs
 from tests.whole_runs import command, metrics, train
 
@@ -39,7 +40,7 @@ def test_a_run_logs_every_step_and_keeps_whole_checkpoints(place, whole):
     assert rows["image/blocks/*/attention/query/kernel"]["learning_rate"] == "0.0005"
     assert rows["image/blocks/*/attention/key/kernel"]["trainable"] == 0
     assert sum(row["of"] for row in table) > 10 * rows["similarity/corr_in/kernel"]["of"]
-    assert len(list((place / "data/.text_embeddings").glob("*.npy"))) == 1
+    assert len(list((place / "data/.text_embeddings").glob("*.npz"))) == 1
 
 
 def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
@@ -133,6 +134,45 @@ def test_the_checkpoints_of_the_best_looks_are_kept_and_can_be_named(place, whol
     model, = json.loads((place / "of_best/results.json").read_text())["models"]
     assert model["name"] == f"best step {best[-1]}"
     assert model["mask_accuracy"]["mMaskAcc"] == pytest.approx(looks[best[-1]], abs=1e-6)
+
+
+def test_other_data_are_refused_unless_they_are_allowed(place, whole, tmp_path):
+    """The class names of a data set change, two classes are swapped, its pictures change."""
+    def tune(data, *flags):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(place / "whole", tmp_path / "run")
+        return command(tmp_path, "train", f"--config={place}/tiny.py",
+                       f"--config.data_dir={data}", f"--workdir={tmp_path}/run",
+                       "--config.train.steps=12", *flags)
+
+    shutil.copytree(place / "data", tmp_path / "same")
+    assert tune(tmp_path / "same").returncode == 0  # it was only moved
+    names, = (tmp_path / "same").rglob("names.txt")
+    lines = names.read_text().splitlines(keepends=True)
+    first, second = (line.split("\t")[0] for line in lines[1:3])
+    other = {"renamed": [lines[0], lines[1].replace(first, "zebra"), *lines[2:]],
+             "swapped": [lines[0], lines[1].replace(first, second),
+                         lines[2].replace(second, first), *lines[3:]]}
+    for name, changed in other.items():
+        names.write_text("".join(changed))
+        done = tune(tmp_path / "same")
+        assert done.returncode == 2 and "was tuned on other data: the records of scenes_seen" in (
+            done.stderr) and "class names (such as" in done.stderr, (name, done.stderr)
+    vocabulary = Vocabulary.from_text("".join(lines), "own names")
+    build.build(str(tmp_path / "other"), "scenes_seen", vocabulary, "semantic", build.Reading(
+        {"train": list(range(100, 124))}, whole_runs.draw_seen), description="test",
+        own_names=True)
+    done = tune(tmp_path / "other")
+    assert done.returncode == 2 and "--allow_other_data" in done.stderr
+    assert json.loads((tmp_path / "run/data.json").read_text())["changes"] == []
+    done = tune(tmp_path / "other", "--allow_other_data")
+    assert done.returncode == 0 and "going on with other data" in done.stderr, done.stderr
+    kept = json.loads((tmp_path / "run/data.json").read_text())
+    assert kept["changes"] == ["the records of scenes_seen train"]
+    done = command(place, "evaluate", f"--checkpoint={tmp_path}/run", f"--workdir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    model, = json.loads((tmp_path / "out/results.json").read_text())["models"]
+    assert "its data changed on the way" in model["checkpoint"]
 
 
 def test_one_and_eight_devices_give_the_same_numbers(place, whole):

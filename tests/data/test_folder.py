@@ -113,7 +113,7 @@ def save(path: pathlib.Path, array: np.ndarray) -> None:
 
 def read(own, annotations, names="names.txt", **kw) -> folder.OwnData:
     return folder.read(str(own / "images"), annotations, names and str(own / names),
-                       **{"void": [255], **kw})
+                       folder.Choices(**kw))
 
 
 def records_of(data: folder.OwnData) -> dict[str, dict]:
@@ -211,7 +211,7 @@ def test_all_that_is_wrong_with_the_pictures_is_said_together(own, tmp_path):
     problems = "\n".join(caught.value.problems)
     assert "3 of 5 pictures cannot be used" in str(caught.value)
     assert "day/1: the picture has 30x20 pixels, its annotation 6x5" in problems
-    assert "night/2.png holds 3, to which names.txt gives no name (nor does --void" in problems
+    assert "night/2.png holds 3, to which names.txt gives no name (nor does --nothing" in problems
     assert "day/3.png cannot be read as a picture" in problems
 
 
@@ -242,24 +242,25 @@ def test_annotations_that_do_not_fit_at_all_are_explained(own):
         with pytest.raises(FileNotFoundError, match="no --labels=.*give a folder with x.png"):
             read(own, str(own / wrong))
     with pytest.raises(FileNotFoundError, match="no folder --images=/nowhere"):
-        folder.read("/nowhere", str(own), None, void=[])
+        folder.read("/nowhere", str(own), None)
     (own / "other").mkdir()
     with pytest.raises(FileNotFoundError, match="none of the 6 pictures .* has an annotation"):
         read(own, str(own / "other"))
     annotations = write_label_maps(own)
-    with pytest.raises(ValueError, match="9 is the number of the class 'bar' and, by --void,"):
-        read(own, annotations, void=[0, 9])
+    with pytest.raises(ValueError, match="9 is the number of the class 'bar' and, by --nothing,"):
+        read(own, annotations, nothing=[0, 9])
     content = json.loads(pathlib.Path(write_coco_instances(own)).read_text())
     content["categories"].append(dict(id=3, name="dog"))
+    content["annotations"].append(dict(content["annotations"][0], category_id=3))
     (own / "instances.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"no class for 1 of 3 categories, e.g. 'dog' \(3\)"):
+    with pytest.raises(ValueError, match=r"no class of the name of 1 of 3 categories: 'dog' \(3\)"):
         read(own, str(own / "instances.json"))
-    del content["annotations"][0]["segmentation"]
+    del content["annotations"][0]["image_id"]
     (own / "instances.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="an entry lacks 'segmentation'; wanted COCO's form"):
+    with pytest.raises(ValueError, match=r"at annotations\[0, id 1\]: there is no image_id"):
         read(own, str(own / "instances.json"), names=None)
     (own / "instances.json").write_text("[]")
-    with pytest.raises(ValueError, match="has no 'images'; wanted a JSON file in COCO's form"):
+    with pytest.raises(ValueError, match="instances.json: got array, wanted object"):
         read(own, str(own / "instances.json"))
 
 

@@ -82,7 +82,7 @@ def test_a_summary_tells_what_was_made_and_warns_about_missing_pictures(tmp_path
      "VOCtrainval_11-May-2012.tar"),
     (["folder", "--images=x"], "got no --labels"),
     (["folder", "--images=x", "--labels=y", "--name=scenes"], "--name=scenes cannot be"),
-    (["folder", "--images=x", "--labels=y", "--void=none"], "--void=none is no list of numbers"),
+    (["folder", "--images=x", "--labels=y", "--nothing=none"], "wanted numbers of 0"),
 ])
 def test_wrong_input_ends_in_one_sentence_and_writes_nothing(tmp_path, arguments, words):
     assert words in refused(*arguments, f"--data_dir={tmp_path / 'data'}")

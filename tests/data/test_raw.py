@@ -106,7 +106,7 @@ def test_an_archive_goes_before_its_unpacked_folder_but_copies_are_refused(tmp_p
         (tmp_path / copy / "000.txt").write_text(copy)
     files = raw.Files(str(tmp_path), ["x.zip"])
     assert files.find(r"a/(\d+)\.txt")["000"].archives
-    with pytest.raises(ValueError, match="two files for 000.*holds the data set once"):
+    with pytest.raises(ValueError, match="two files for 000.*a folder that holds one of them"):
         raw.Files(str(tmp_path)).find(r"a/(\d+)\.txt")
 
 

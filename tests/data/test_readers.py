@@ -99,9 +99,27 @@ def test_an_instance_json_that_does_not_fit_is_explained(coco_raw, change, words
         coco.read_instances(coco_raw(*INSTANCES, change))
 
 
+def test_stuff_maps_of_detectron2_are_never_taken_for_the_official_ones(tmp_path):
+    def write(folder, value):
+        for split in ("train2017", "val2017"):
+            place = tmp_path / folder / split
+            place.mkdir(parents=True, exist_ok=True)
+            name = "000000000001." + ("jpg" if folder == "." else "png")
+            Image.fromarray(np.full((8, 8), value, np.uint8)).save(place / name)
+
+    write(".", 0)
+    write("stuffthingmaps_detectron2", 170)
+    with pytest.raises(ValueError, match="holds stuffthingmaps_detectron2, maps that a script"):
+        coco.read_stuff(str(tmp_path))
+    write("stuffthingmaps_trainval2017", 181)
+    reading = coco.read_stuff(str(tmp_path))
+    for items in reading.splits.values():
+        assert [labels.read_label(item[3]).max() for item in items] == [181]
+
+
 def test_a_json_cut_short_is_named(tmp_path):
     (tmp_path / "lvis_v1_val.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match="lvis_v1_val.json is no JSON.*download it again"):
+    with pytest.raises(ValueError, match="lvis_v1_val.json is no JSON .Input data was truncated"):
         coco.read_lvis(str(tmp_path))
 
 

@@ -8,9 +8,10 @@ import pytest
 from maskclippp_jax import metrics
 from maskclippp_jax.metrics.bootstrap import PerPicture
 from maskclippp_jax.metrics.boundary import BoundaryIoU
-from maskclippp_jax.metrics.instance import InstanceSegmentation, encode
+from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.panoptic import PanopticQuality
+from maskclippp_jax.metrics.run_lengths import encode
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 
 SEEN = [True, False, True]

@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.naming import text_cache
@@ -41,16 +40,34 @@ def test_embeddings_are_made_once(tmp_path):
     calls = []
     make = lambda: calls.append(1) or np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     for _ in range(2):
-        found = text_cache.load_or_make(str(tmp_path / "a/b"), "key", make)
+        found = text_cache.load_or_make(str(tmp_path / "a/b"), "key", (1, 2), make)
         np.testing.assert_array_equal(found, make())
     assert len(calls) == 1 + 2  # two by this test
-    assert [f.name for f in (tmp_path / "a/b").iterdir()] == ["key.npy"]
-    (tmp_path / "a/b/key.npy").write_bytes(b"")
-    with pytest.raises(ValueError, match="key.npy holds no embeddings .* delete it"):
-        text_cache.load_or_make(str(tmp_path / "a/b"), "key", make)
+    assert [f.name for f in (tmp_path / "a/b").iterdir()] == ["key.npz"]
+
+
+def test_a_damaged_file_is_made_anew_whatever_byte_changed(tmp_path, caplog):
+    wanted = np.linspace(-1, 1, 60, dtype=np.float32).reshape(2, 5, 6)
+    load = lambda: text_cache.load_or_make(str(tmp_path), "key", (2, 5), lambda: wanted)
+    load()
+    whole = (tmp_path / "key.npz").read_bytes()
+    start = whole.index(wanted.tobytes())
+    damaged = [b"", whole[:-1], whole[:len(whole) // 2]]
+    for place in (0, 30, start - 60, start, start + 3, start + wanted.nbytes - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 0x80
+        damaged.append(bytes(changed))
+    for content in damaged:
+        (tmp_path / "key.npz").write_bytes(content)
+        np.testing.assert_array_equal(load(), wanted)
+        assert (tmp_path / "key.npz").read_bytes() == whole
+    for other in (wanted[:1], np.full_like(wanted, np.inf)):  # written so, not damaged
+        np.savez(tmp_path / "key.npz", embeddings=other)
+        np.testing.assert_array_equal(load(), wanted)
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    found = text_cache.load_or_make(str(tmp_path / "file/in"), "key", lambda: np.ones(2))
-    np.testing.assert_array_equal(found, np.ones(2))
+    found = text_cache.load_or_make(str(tmp_path / "file/in"), "key", (1, 1),
+                                    lambda: np.ones((1, 1, 2)))
+    np.testing.assert_array_equal(found, np.ones((1, 1, 2)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from maskclippp_jax import params as parameters
+from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.weights import eomt, rules
 from tests import tiny_eomt
@@ -95,6 +95,12 @@ def test_a_file_cut_short_is_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match="no safetensors file, or was cut short"):
         eomt.open_file(str(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("layout", ["authors", "transformers"])
+def test_a_generator_in_place_of_a_clip_is_recognised(layout):
+    with pytest.raises(ValueError, match="x holds an EoMT, which finds masks and names none"):
+        weights.layout_of(tiny_eomt.named(layout), "x")
 
 
 def test_every_tensor_left_out_is_left_out_with_a_reason():

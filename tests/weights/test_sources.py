@@ -4,6 +4,7 @@ import collections.abc
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -141,6 +142,42 @@ def test_a_model_of_transformers_gives_the_same_embeddings():
     same(rules.export(parameters.unflatten(leaves), table), load_file(file))
 
 
+def hugging_face_folder(folder, **towers):
+    """A copy of a repository of transformers; returns the model that its weights want."""
+    shutil.copy(GOLDEN / "small" / "hugging_face.safetensors", folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(dict(model_type="clip", **towers)))
+    return maskclippp.MaskCLIPppConfig(
+        clip_vit.ClipViTConfig(24, 8, 24, 2, 2, 40, 16, mask_layers=1, quick_gelu=True),
+        text.TextConfig(12, 50, 20, 2, 2, 16, quick_gelu=True), None)
+
+
+@pytest.mark.parametrize("towers, says", [
+    ({}, None),  # transformers' own default
+    (dict(vision_config=None, text_config=dict(hidden_act="quick_gelu")), None),
+    (dict(vision_config=dict(hidden_act="gelu")), "want the exact GELU in the image tower"),
+    (dict(text_config=dict(hidden_act="gelu")), "want the exact GELU in the text tower"),
+    (dict(text_config=dict(hidden_act=5)), "at text_config.hidden_act: got int, wanted str")])
+def test_the_activation_beside_the_weights_must_be_the_models(tmp_path, towers, says):
+    model = hugging_face_folder(tmp_path, **towers)
+    if says is None:
+        weights.load_weights(str(tmp_path), model, shapes_of(model))
+        exact = dataclasses.replace(model, image=dataclasses.replace(model.image, quick_gelu=False))
+        with pytest.raises(ValueError, match="want QuickGELU in the image tower, as .* set"):
+            weights.load_weights(str(tmp_path), exact, shapes_of(exact))
+        return
+    with pytest.raises(ValueError, match=says):
+        weights.load_weights(str(tmp_path), model, shapes_of(model))
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    model = hugging_face_folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["visual_projection.weight"][0, :3] = [np.nan, np.inf, -np.inf]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="image/projection holds 3 numbers that are NaN or inf"):
+        weights.load_weights(str(tmp_path), model, shapes_of(model))
+
+
 def test_the_clip_inside_a_mask_generator_is_found(tmp_path):
     model = maskclippp.MaskCLIPppConfig(CONVNEXT, TEXT, None)
     params = random_params(model)
@@ -271,7 +308,7 @@ def test_a_checkpoint_of_several_files_is_read_as_one(cache, tmp_path):
     with pytest.raises(ValueError, match="x-2.safetensors does not hold a, which"):
         files.read(str(index))
     index.write_text("{}")
-    with pytest.raises(ValueError, match="no index of a checkpoint"):
+    with pytest.raises(ValueError, match="an index of a checkpoint has a weight_map"):
         files.read(str(index))
     index.write_text(json.dumps(dict(weight_map=dict(a="x-3.safetensors"))))
     with pytest.raises(FileNotFoundError, match="x-3.safetensors"):

@@ -5,12 +5,12 @@ stuff-thing maps unpack to folders of the same names as the pictures, so unpacke
 for below a folder `stuffthingmaps*`.
 """
 
+import re
 import typing
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from maskclippp_jax.data import records
+from maskclippp_jax.data import coco_files, images, records
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import labels
 from maskclippp_jax.data.prepare.raw import File, Files
@@ -28,11 +28,17 @@ _NO_THING = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}  # ids COCO never segme
 def read_stuff(raw_dir: str | None) -> Reading:
     """Semantic maps: dataset id = pixel + 1."""
     files = Files(raw_dir, (*_PICTURES, "stuffthingmaps_trainval2017.zip"))
+    official = r"stuffthingmaps(?!_detectron2)[^/]*"
+    if not files.find(rf"({official}/(?:train|val)2017/\d{{12}})\.png") and files.find(
+            r"(stuffthingmaps_detectron2/(?:train|val)2017/\d{12})\.png"):
+        raise ValueError(f"{raw_dir} holds stuffthingmaps_detectron2, maps that a script of "
+                         "detectron2 has numbered anew (0 ... 170), and not the official ones; "
+                         "give stuffthingmaps_trainval2017.zip")
     splits, missing = {}, []
     for split, folder in _SPLITS.items():
         pairs, alone = labels.pair(
             files.find(rf"{folder}/(\d{{12}})\.jpg"),
-            files.find(rf"{folder}/(\d{{12}})\.png", below="stuffthingmaps[^/]*"), what=split)
+            files.find(rf"{folder}/(\d{{12}})\.png", below=official), what=split)
         splits[split] = [(split, *pair) for pair in pairs]
         missing += alone
     return Reading(splits, _stuff, missing, files.fingerprint)
@@ -59,56 +65,78 @@ def read_panoptic(raw_dir: str | None) -> Reading:
         pictures = files.find(rf"{folder}/(\d{{12}})\.jpg")
         maps = files.find(rf"panoptic_{folder}/(\d{{12}})\.png")
         vocabulary = labels.shipped("coco_panoptic_133")
-        content = annotation.json()
+        content = annotation.json(coco_files.Panoptic)
         class_of = class_of_category(content, vocabulary, annotation)
-        splits[split], lost = panoptic_items(content, pictures, maps, class_of, vocabulary,
-                                             annotation)
+        splits[split], lost = panoptic_items(
+            content, by_stem(pictures), by_stem(maps), class_of, vocabulary, annotation)
         missing += lost
     return Reading(splits, make_panoptic, missing, files.fingerprint)
 
 
-def panoptic_items(content: dict, pictures: dict[str, File], maps: dict[str, File],
-                   class_of: dict[int, int], vocabulary: Vocabulary,
+# The id and the file of what a path in a JSON names; None if it is not there.
+Find = typing.Callable[[str], tuple[str, File] | None]
+
+
+def by_stem(files: dict[str, File]) -> Find:
+    """Files of official archives by their names without folder and ending."""
+    def find(path: str) -> tuple[str, File] | None:
+        stem = re.split(r"[/\\]", path)[-1].rsplit(".", 1)[0]
+        return (stem, files[stem]) if stem in files else None
+    return find
+
+
+def panoptic_items(content: coco_files.Panoptic, pictures: Find, maps: Find,
+                   class_of: dict[int, int | None], vocabulary: Vocabulary,
                    annotation: File) -> tuple[list[tuple], list[str]]:
     """Items for `make_panoptic` of a COCO panoptic JSON, and sentences about files it lacks.
 
     Args:
       content: of the JSON.
-      pictures: by the stem of `file_name`.
-      maps: PNG with the segment ids, by the stem.
-      class_of: class id of each category id.
+      pictures: finds one by its `file_name`.
+      maps: finds a PNG with the segment ids.
+      class_of: class id of each category id, None: its segments mean nothing.
       vocabulary: of the classes.
       annotation: the JSON, for messages.
     """
-    names = {e["id"]: stem_of(e["file_name"]) for e in content["images"]}
+    names = {e["id"]: file_name(e, annotation) for e in content.get("images", ())}
     items, lost, annotated = [], [], set()
     for entry in content["annotations"]:
         if entry["image_id"] not in names or entry["image_id"] in annotated:
             raise ValueError(f"{annotation} annotates the image {entry['image_id']} "
                              f"{'twice' if entry['image_id'] in names else 'without listing it'}")
         annotated.add(entry["image_id"])
-        stem, map_stem = names[entry["image_id"]], stem_of(entry["file_name"])
-        if stem not in pictures or map_stem not in maps:
-            lost.append(f"{map_stem}.png" if stem in pictures else f"{stem}.jpg")
+        name = names[entry["image_id"]]
+        picture, map_file = pictures(name), maps(entry["file_name"])
+        if picture is None or map_file is None:
+            lost.append(entry["file_name"] if picture else name)
             continue
-        rows = []
+        rows, left_out = [], []
         for s in entry["segments_info"]:
             c = _class(class_of, s["category_id"], annotation)
-            rows.append(records.Segment(c, vocabulary.is_thing[c], bool(s.get("iscrowd", 0)),
-                                        s["id"], s.get("area"), s.get("bbox")))
-        items.append((stem, pictures[stem], maps[map_stem], rows))
+            if c is None:
+                left_out.append(s["id"])
+                continue
+            rows.append(records.Segment(c, vocabulary.is_thing[c], bool(s.get("iscrowd")),
+                                        s["id"], s.get("area"), _box(s)))
+        items.append((*picture, map_file[1], rows, left_out))
     return items, missing_files(lost, annotation)
 
 
-def stem_of(path: str) -> str:
-    """Name of a file without folders and ending."""
-    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+def file_name(entry: coco_files.Image, annotation: File) -> str:
+    """The file of a picture; LVIS gives its address alone."""
+    name = entry.get("file_name") or entry.get("coco_url")
+    if not name:
+        raise ValueError(f"{annotation} has the image {entry['id']} without a file_name; wanted "
+                         "COCO's form")
+    return name
 
 
-def make_panoptic(item: tuple[str, File, File, list[records.Segment]]) -> list[dict]:
-    image_id, picture, map_file, rows = item
-    return [records.panoptic_record(
-        labels.read_picture(picture), image_id, labels.read_colors(map_file), rows)]
+def make_panoptic(item: tuple[str, File, File, list[records.Segment], list[int]]) -> list[dict]:
+    image_id, picture, map_file, rows, left_out = item
+    ids = labels.read_colors(map_file)
+    if left_out:
+        ids[np.isin(ids, left_out)] = 0
+    return [records.panoptic_record(labels.read_picture(picture), image_id, ids, rows)]
 
 
 def read_instances(raw_dir: str | None) -> Reading:
@@ -121,9 +149,9 @@ def read_instances(raw_dir: str | None) -> Reading:
         if annotation is None:
             continue
         vocabulary = labels.shipped("coco_instance_80")
-        content = annotation.json()
+        content = annotation.json(coco_files.Instances)
         splits[split], lost = instance_items(
-            content, files.find(rf"{folder}/(\d{{12}})\.jpg"),
+            content, by_stem(files.find(rf"{folder}/(\d{{12}})\.jpg")),
             class_of_category(content, vocabulary, annotation), vocabulary, annotation)
         missing += lost
     return Reading(splits, make_instances, missing, files.fingerprint)
@@ -142,85 +170,74 @@ def read_lvis(raw_dir: str | None) -> Reading:
         if annotation is None:
             continue
         vocabulary = labels.shipped("lvis_1203")
-        content = annotation.json()
+        content = annotation.json(coco_files.Instances)
         splits[split], lost = instance_items(
-            content, pictures, class_of_category(content, vocabulary, annotation), vocabulary,
-            annotation)
+            content, by_stem(pictures), class_of_category(content, vocabulary, annotation),
+            vocabulary, annotation)
         missing += lost
     return Reading(splits, make_instances, missing, files.fingerprint)
 
 
-def instance_items(content: dict, pictures: dict[str, File], class_of: dict[int, int],
-                   vocabulary: Vocabulary, annotation: File) -> tuple[list[tuple], list[str]]:
-    """Items for `make_instances` of a COCO or LVIS JSON, and sentences about files it lacks."""
+def instance_items(content: coco_files.Instances, pictures: Find,
+                   class_of: dict[int, int | None], vocabulary: Vocabulary, annotation: File, *,
+                   keep_crowds: bool = False) -> tuple[list[tuple], list[str]]:
+    """Items for `make_instances` of a COCO or LVIS JSON, and sentences about files it lacks.
+
+    Args:
+      content: of the JSON.
+      pictures: by the stem of `file_name`.
+      class_of: class id of each category id, None: its masks are left out.
+      vocabulary: of the classes.
+      annotation: the JSON, for messages.
+      keep_crowds: whether masks marked as crowds count as single ones.
+    """
     masks: dict[typing.Any, list] = {entry["id"]: [] for entry in content["images"]}
     if len(masks) < len(content["images"]):
         raise ValueError(f"{annotation} lists an image id twice; keep one")
     for a in content["annotations"]:
         if a["image_id"] not in masks:
-            raise ValueError(f"{annotation}: annotation {a['id']} belongs to the image "
+            raise ValueError(f"{annotation}: annotation {a.get('id')} belongs to the image "
                              f"{a['image_id']}, which is not listed")
         c = _class(class_of, a["category_id"], annotation)
-        row = records.Segment(c, vocabulary.is_thing[c], bool(a.get("iscrowd", 0)), a["id"],
-                              a.get("area"), a.get("bbox"))
-        masks[a["image_id"]].append((row, a["segmentation"]))
+        if c is None:
+            continue
+        number = a.get("id")
+        row = records.Segment(c, vocabulary.is_thing[c], bool(a.get("iscrowd")) and not keep_crowds,
+                              number if isinstance(number, int) else 0, a.get("area"), _box(a))
+        masks[a["image_id"]].append((row, a))
     items, lost = [], []
     for entry in content["images"]:
-        stem = stem_of(entry.get("file_name") or entry["coco_url"])  # LVIS has the address alone
-        if stem not in pictures:
-            lost.append(f"{stem}.jpg")
+        name = file_name(entry, annotation)
+        picture = pictures(name)
+        if picture is None:
+            lost.append(name)
             continue
-        classes = [[_class(class_of, i, annotation) for i in entry.get(key, ())]
+        classes = [[c for i in entry.get(key, ())
+                    if (c := _class(class_of, i, annotation)) is not None]
                    for key in ("neg_category_ids", "not_exhaustive_category_ids")]
-        items.append((stem, pictures[stem], (entry["height"], entry["width"]), masks[entry["id"]],
-                      *classes))
+        size = entry.get("height"), entry.get("width")
+        items.append((*picture, size, masks[entry["id"]], *classes))
     return items, missing_files(lost, annotation)
 
 
 def make_instances(item: tuple) -> list[dict]:
     image_id, picture, size, annotated, negative, not_exhaustive = item
-    masks = [encode_mask(segmentation, size, f"{image_id}, annotation {row.source_id}")
-             for row, segmentation in annotated]
+    image = labels.read_picture(picture)
+    size = images.size_of(image) if None in size else size
+    masks = [coco_files.mask_of(a, size, image_id) for _, a in annotated]
     return [records.instance_record(
-        labels.read_picture(picture), image_id, size, masks, [row for row, _ in annotated],
+        image, image_id, size, masks, [row for row, _ in annotated],
         negative_classes=negative, not_exhaustive_classes=not_exhaustive)]
 
 
-def encode_mask(segmentation: list | dict, size: tuple[int, int], name: str) -> dict:
-    """Polygons or a run-length code as a compressed run-length code, dict(size, counts).
-
-    Polygons go through pycocotools' rasteriser, as in every published number. Those that are none
-    (fewer than three points) are left out.
-
-    Args:
-      segmentation: list of polygons [x, y, x, y, ...], or dict(size, counts) with counts as a list
-        or a compressed string.
-      size: height, width.
-      name: for messages.
-
-    Raises:
-      ValueError: a code of another size, or neither polygon nor code.
-    """
-    if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons:
-            return coco_mask.encode(np.zeros(size, np.uint8, order="F"))
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError(f"{name}: the mask is neither a list of polygons nor a run-length code "
-                         "with size and counts")
-    if tuple(segmentation["size"]) != tuple(size):
-        raise ValueError(f"{name}: the mask is for {segmentation['size'][1]}x"
-                         f"{segmentation['size'][0]} pixels, the picture has {size[1]}x{size[0]}")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != size[0] * size[1]:
-            raise ValueError(f"{name}: the runs of the mask do not add up to {size[1]}x{size[0]}")
-        return coco_mask.frPyObjects(segmentation, *size)
-    counts = segmentation["counts"]
-    return dict(size=list(size), counts=counts.encode() if isinstance(counts, str) else counts)
+def _box(annotation: typing.Mapping) -> list[float] | None:
+    """Left, top, width, height; None if the file does not give all four."""
+    box = annotation.get("bbox") or ()
+    return list(box) if len(box) == 4 else None
 
 
-def class_of_category(content: dict, vocabulary: Vocabulary, annotation: File) -> dict[int, int]:
+def class_of_category(content: typing.Mapping, vocabulary: Vocabulary, annotation: File
+                      ) -> dict[int, int]:
     """Class id of each category id.
 
     Raises:
@@ -237,7 +254,7 @@ def class_of_category(content: dict, vocabulary: Vocabulary, annotation: File) -
     return labels.rank_of(vocabulary.dataset_ids)
 
 
-def _class(class_of: dict[int, int], category: int, annotation: File) -> int:
+def _class(class_of: dict[int, int | None], category: int, annotation: File) -> int | None:
     if category not in class_of:
         raise ValueError(f"{annotation} uses the category {category}, which it does not list")
     return class_of[category]

@@ -3,9 +3,10 @@
 Annotations come in one of these forms, told apart by what is there (`x` is a picture's name
 without its ending, with its sub-folder if there is one):
 
-- label maps, `x.png`: the number of a class in every pixel (its line in the names file from 0, or
-  the file's third column);
-- folders of masks, `x/<class name>_<number>.png`: what is not 0 is the mask; masks may overlap;
+- label maps, `x.png`: the number of a class in every pixel (its place in the names file from 0, or
+  the file's third column), or its colour (the fourth);
+- folders of masks, `x/<class name>_<number>.png`: what is not 0 is the mask, of cut-outs what is
+  not transparent; masks may overlap;
 - one JSON file a picture, `x.json`: a list of masks, each with `segmentation` (run-length code or
   polygons, as in COCO) and `category_id` (a number as above) or `label` (a name);
 - one JSON file for all, in COCO's instance or panoptic form (the PNG files of the latter lie beside
@@ -19,13 +20,14 @@ import re
 import typing
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from maskclippp_jax.data import images, records
+from maskclippp_jax.data import coco_files, images, label_maps, records
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import coco, labels
+from maskclippp_jax.data.prepare import labels, own_coco, paths
 from maskclippp_jax.data.prepare.raw import File, Files
-from maskclippp_jax.vocabulary import Vocabulary, split_names
+from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.runtime import storage, typed
+from maskclippp_jax.vocabulary import Vocabulary, plain
 
 _PICTURE = r"\.(?:jpg|jpeg|JPG|JPEG|png|PNG|bmp|tif|tiff|webp)"
 _LAYOUT = "x.png (label maps), x/<class>_<n>.png (folders of masks) or x.json (masks) for x.jpg"
@@ -37,17 +39,24 @@ class OwnData(typing.NamedTuple):
     kind: str
 
 
-def read(image_dir: str, annotations: str, names_file: str | None, *, void: typing.Sequence[int],
-         validation: str = "0") -> OwnData:
+class Choices(typing.NamedTuple):
+    """What files cannot tell."""
+
+    nothing: typing.Sequence[int] | None = None  # numbers of label maps, see `label_maps`
+    leave_out: typing.Sequence[str] = ()  # classes of the files whose masks mean nothing
+    keep_crowds: bool = False  # whether masks marked as crowds count as single ones
+    validation: str = "0"      # share of the pictures, or a text file with their names
+
+
+def read(image_dir: str, annotations: str, names_file: str | None, choices: Choices = Choices()
+         ) -> OwnData:
     """Finds out what form the annotations have, and pairs them with the pictures.
 
     Args:
       image_dir: folder of the pictures.
       annotations: folder, or JSON file in COCO's form.
       names_file: one class a line; may be None for COCO's form, which names its categories.
-      void: numbers of a label map that mean nothing.
-      validation: share of the pictures that make up the validation split, or a text file with
-        their names.
+      choices: what the files cannot tell.
 
     Raises:
       FileNotFoundError: a file or folder is not there, or no picture has an annotation.
@@ -61,168 +70,202 @@ def read(image_dir: str, annotations: str, names_file: str | None, *, void: typi
                                 "JSON file in COCO's form")
     pictures_at = Files(image_dir)
     if annotations.endswith(".json"):
-        reading, vocabulary, kind = _read_coco(pictures_at, pathlib.Path(annotations), names_file)
+        reading, vocabulary, kind = own_coco.read(
+            pictures_at, _PICTURE, pathlib.Path(annotations), names_file,
+            leave_out=choices.leave_out, keep_crowds=choices.keep_crowds)
     else:
         if names_file is None:
             raise ValueError("got no --names; give a file with one class a line, synonyms "
                              "separated by commas")
-        vocabulary = Vocabulary.from_file(names_file)
-        reading, kind = _read_folder(pictures_at, Files(annotations), vocabulary, void)
-    splits = _split(reading.splits["train"], validation)
+        vocabulary = Vocabulary.from_file(names_file, skip=choices.nothing or ())
+        reading, kind = _read_folder(pictures_at, Files(annotations), vocabulary, choices)
+    splits = _split(reading.splits["train"], choices.validation)
     chosen = repr([item[0] for item in splits.get("validation", ())])
     fingerprint = reading.fingerprint + hashlib.sha1(chosen.encode()).hexdigest()
     return OwnData(reading._replace(splits=splits, fingerprint=fingerprint), vocabulary, kind)
 
 
 def _read_folder(pictures_at: Files, labels_at: Files, vocabulary: Vocabulary,
-                 void: typing.Sequence[int]) -> tuple[Reading, str]:
+                 choices: Choices) -> tuple[Reading, str]:
     pictures = pictures_at.find(f"(.+){_PICTURE}")
-    pngs = labels_at.find(r"(.+)\.(?:png|PNG)")
+    pngs = labels_at.find(r"(.+)\.(?:png|PNG|tif|tiff)")
     folders: dict[str, list[File]] = {}
     for key, file in pngs.items():
         folders.setdefault(key.rpartition("/")[0], []).append(file)
-    forms = [("semantic", pngs, functools.partial(_label_map, vocabulary, tuple(void))),
-             ("instance", folders, functools.partial(_mask_folder, vocabulary)),
-             ("instance", labels_at.find(r"(.+)\.json"), functools.partial(_mask_json, vocabulary))]
+    of_masks = _Masks(vocabulary, tuple(map(plain, choices.leave_out)), choices.keep_crowds)
+    forms = [("semantic", pngs, functools.partial(_label_map, vocabulary, choices.nothing)),
+             ("instance", folders, functools.partial(_mask_folder, of_masks)),
+             ("instance", labels_at.find(r"(.+)\.json"), functools.partial(_mask_json, of_masks))]
     kind, found, make = max(forms, key=lambda form: len(set(form[1]) & set(pictures)))
+    jpegs = labels_at.find(r"(.+)\.(?:jpe?g|JPE?G)")
+    if labels_at.folder != pictures_at.folder and len(set(jpegs) & set(pictures)) > len(
+            set(found) & set(pictures)):
+        raise ValueError(f"the labels in {labels_at.folder} are JPEG files ({next(iter(jpegs))}"
+                         ".jpg, ...), which change numbers; save label maps as PNG")
     if not set(found) & set(pictures):
         raise FileNotFoundError(
             f"none of the {len(pictures)} pictures in {pictures_at.folder} has an annotation in "
             f"{labels_at.folder}; wanted {_LAYOUT}")
-    if kind == "semantic" and (clash := set(void) & set(vocabulary.dataset_ids)):
-        number = min(clash)
-        name = vocabulary.classes[vocabulary.dataset_ids.index(number)][0]
-        raise ValueError(f"{number} is the number of the class {name!r} and, by --void, means "
-                         "nothing; give the classes numbers in the third column of the names file "
-                         "(name, tab, thing or stuff, tab, number), or another --void")
+    notes = []
+    if kind == "semantic":
+        if choices.leave_out:
+            raise ValueError("--leave_out is for masks with names, these are label maps; give the "
+                             "numbers that mean nothing as --nothing")
+        notes.append(_numbers(vocabulary, choices.nothing))
     items, missing = labels.pair(pictures, {k: f for k, f in found.items() if k},
                                  what="picture or annotation")
-    fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr(void)
-    return Reading({"train": items}, make, missing, fingerprint), kind
+    fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr(choices)
+    return Reading({"train": items}, make, missing, fingerprint, notes=notes), kind
 
 
-def _label_map(vocabulary: Vocabulary, void: tuple[int, ...],
+def _numbers(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> str:
+    """What the numbers of label maps mean, for people.
+
+    Raises:
+      ValueError: a number means a class and nothing, or is none of label maps.
+    """
+    ids = vocabulary.dataset_ids
+    for number, names in zip(ids, vocabulary.classes):
+        if number in (nothing or ()):
+            raise ValueError(f"{number} is the number of the class {names[0]!r} and, by --nothing, "
+                             "means nothing; give the class another number in the third column of "
+                             "the names file (name, tab, thing or stuff, tab, number), or leave "
+                             "the column out")
+        if number >= 2**16:
+            raise ValueError(f"{vocabulary.name} gives the class {names[0]!r} the number {number}, "
+                             f"but label maps hold 0 ... {2**16 - 1}")
+    void = ", ".join(map(str, _void(vocabulary, nothing))) or "no number"
+    shown = [f"{number} is {names[0]!r}" for number, names in zip(ids, vocabulary.classes)]
+    if len(shown) > 6:
+        shown[3:-1] = ["..."]
+    return f"in the label maps {', '.join(shown)}; {void} means nothing"
+
+
+def _void(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> list[int]:
+    """The numbers that mean nothing: what the user says, else 255 and 65535 if no class has them.
+    """
+    if nothing is not None:
+        return list(nothing)
+    return [n for n in label_maps.NOTHING if n not in vocabulary.dataset_ids]
+
+
+def _label_map(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None,
                item: tuple[str, File, File]) -> list[dict]:
     image_id, picture, label_file = item
-    class_of = labels.rank_of(vocabulary.dataset_ids, void, labels.VOID_16)
-    label = labels.map_values(labels.read_label(label_file), class_of, label_file,
-                              f"to which {vocabulary.name} gives no name (nor does --void name it)")
+    stored, in_color = images.decode_segments(label_file.read(), str(label_file))
+    stored = labels.upright(stored, picture)
+    void = _void(vocabulary, nothing)
+    if in_color:
+        label = _of_colors(stored, vocabulary, void, label_file)
+        return labels.semantic(picture, image_id, label, vocabulary, labels.VOID_16)
+    numbers, ids = np.unique(stored), vocabulary.dataset_ids
+    unknown = sorted({*numbers.tolist()} - {*ids, *void})
+    hint = f"to which {vocabulary.name} gives no name (nor does --nothing name it)"
+    from_1 = 0 in numbers and min(ids) == 0 and unknown == [max(ids) + 1]
+    if from_1 or unknown == [0]:
+        hint += "; if the classes count from 1 and 0 means nothing, give --nothing=0"
+    if nothing is None and len(ids) == 1 and numbers.tolist() in ([0, 255], [255], [0, 1]):
+        raise ValueError(
+            f"{label_file} holds {' and '.join(map(str, numbers))}, and there is one class: say "
+            "what means nothing, --nothing=0 (and give the class its number in the third column of "
+            "the names file: name, tab, thing, tab, number) or --nothing=255")
+    label = labels.map_values(stored, labels.rank_of(ids, void, labels.VOID_16), label_file, hint)
     return labels.semantic(picture, image_id, label, vocabulary, labels.VOID_16)
 
 
-def _mask_folder(vocabulary: Vocabulary, item: tuple[str, File, list[File]]) -> list[dict]:
+def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, void: typing.Sequence[int],
+               file: File) -> np.ndarray:
+    """Classes of a label map in colours, by the colours of the names file."""
+    if not vocabulary.colors:
+        raise ValueError(f"{file} is in colour; give every class its colour in the fourth column "
+                         f"of {vocabulary.name} (name, tab, thing or stuff, tab, number, tab, "
+                         "#rrggbb), or save maps of numbers")
+    known = [r + 256 * g + 65536 * b for r, g, b in filter(None, vocabulary.colors)]
+    classes = [n for n, color in enumerate(vocabulary.colors) if color]
+    place = records.positions(codes, np.array([*known, *void]))
+    if place.min(initial=0) < 0:
+        code = int(codes[place < 0][0])
+        red, green, blue = code & 255, code >> 8 & 255, code >> 16
+        black = "; if black means nothing, give --nothing=0" if code == 0 else ""
+        raise ValueError(f"{file} holds the colour #{red:02x}{green:02x}{blue:02x}, which "
+                         f"{vocabulary.name} gives to no class{black}")
+    return np.array([*classes, *[labels.VOID_16] * len(void)])[place]
+
+
+class _Masks(typing.NamedTuple):
+    """How masks with names become those of classes."""
+
+    vocabulary: Vocabulary
+    left_out: tuple[str, ...]  # as `plain` gives them
+    keep_crowds: bool
+
+    def class_named(self, text: str, file: File) -> int | None:
+        """The class with this name, None if it is left out; a number at its end is allowed."""
+        for name in (text, re.sub(r"[ _.-]*\d+$", "", text)):
+            if plain(name) in self.left_out:
+                return None
+            if (found := self.vocabulary.find(name)) is not None:
+                return found
+        raise ValueError(f"{file}: {self.vocabulary.name} has no class {text!r}; add it, or leave "
+                         "its masks out with --leave_out=NAME")
+
+
+def _mask_folder(of_masks: _Masks, item: tuple[str, File, list[File]]) -> list[dict]:
     image_id, picture, mask_files = item
     image = labels.read_picture(picture)
     size = images.size_of(image)
     rows, masks = [], []
     for file in mask_files:
-        c = _class_named(vocabulary, pathlib.PurePath(file.path).stem, file)
-        mask = _read_mask(file)
+        c = of_masks.class_named(pathlib.PurePath(file.path).stem, file)
+        if c is None:
+            continue
+        mask = labels.upright(images.decode_mask(file.read(), str(file)), picture)
         if mask.shape != size:
             raise ValueError(f"{file} has {mask.shape[1]}x{mask.shape[0]} pixels, its picture "
                              f"{size[1]}x{size[0]}")
-        rows.append(records.Segment(c, vocabulary.is_thing[c]))
-        masks.append(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
+        rows.append(records.Segment(c, of_masks.vocabulary.is_thing[c]))
+        masks.append(run_lengths.encode(mask))
     return [records.instance_record(image, image_id, size, masks, rows)]
 
 
-def _read_mask(file: File) -> np.ndarray:
-    """[H, W] bool: what is not 0, or in a picture of colours not black."""
-    data, name = file.read(), str(file)
-    try:
-        return images.decode_label_map(data, name) != 0
-    except ValueError:
-        return images.decode_image(data, name).any(-1)
+_NAMES = ("label", "class", "category", "name")  # keys of a mask's name in a JSON
 
 
-def _mask_json(vocabulary: Vocabulary, item: tuple[str, File, File]) -> list[dict]:
+_Entry = typing.TypedDict("_Entry", dict(
+    segmentation=list | dict | None, category_id=typed.Id, iscrowd=coco_files.Flag | None,
+    **{name: str | int for name in _NAMES}), total=False)
+
+
+class _Entries(typing.TypedDict):
+    annotations: list[_Entry]
+
+
+def _mask_json(of_masks: _Masks, item: tuple[str, File, File]) -> list[dict]:
     image_id, picture, json_file = item
+    vocabulary = of_masks.vocabulary
     image = labels.read_picture(picture)
     size = images.size_of(image)
-    content = json_file.json()
-    entries = content.get("annotations") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise ValueError(f"{json_file} holds no list of masks")
+    content = json_file.json(list[_Entry] | _Entries)
+    entries = content["annotations"] if isinstance(content, dict) else content
     rows, masks = [], []
     for n, entry in enumerate(entries):
-        name = next((entry[k] for k in ("label", "class", "category", "name") if k in entry), None)
+        name = next((entry[k] for k in _NAMES if k in entry), None)
         if "segmentation" not in entry or (name is None and "category_id" not in entry):
             raise ValueError(f"{json_file}, mask {n}: wanted segmentation, and category_id or "
                              "label")
         if name is not None:
-            c = _class_named(vocabulary, str(name), json_file)
+            c = of_masks.class_named(str(name), json_file)
         elif entry["category_id"] in vocabulary.dataset_ids:
             c = vocabulary.dataset_ids.index(entry["category_id"])
         else:
             raise ValueError(f"{json_file}, mask {n} has the category_id {entry['category_id']}, "
                              f"to which {vocabulary.name} gives no name")
-        rows.append(records.Segment(c, vocabulary.is_thing[c], bool(entry.get("iscrowd", 0))))
-        masks.append(coco.encode_mask(entry["segmentation"], size, f"{json_file}, mask {n}"))
+        if c is None:
+            continue
+        is_crowd = bool(entry.get("iscrowd")) and not of_masks.keep_crowds
+        rows.append(records.Segment(c, vocabulary.is_thing[c], is_crowd))
+        masks.append(coco_files.mask_of(dict(entry, id=n), size, str(json_file)))
     return [records.instance_record(image, image_id, size, masks, rows)]
-
-
-def _class_named(vocabulary: Vocabulary, text: str, file: File) -> int:
-    """The class with this name; a number at its end, and _ for a blank, are allowed."""
-    for name in (text, re.sub(r"[ _.-]*\d+$", "", text)):
-        for c, names in enumerate(vocabulary.classes):
-            if name in names or name.replace("_", " ") in names:
-                return c
-    raise ValueError(f"{file}: {vocabulary.name} has no class {text!r}")
-
-
-def _read_coco(pictures_at: Files, annotation_path: pathlib.Path,
-               names_file: str | None) -> tuple[Reading, Vocabulary, str]:
-    annotation = File((), str(annotation_path))
-    content = annotation.json()
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"{annotation} has no {key!r}; wanted a JSON file in COCO's form")
-    panoptic = any("segments_info" in a for a in content["annotations"])
-    categories = content["categories"]
-    if names_file is None:
-        vocabulary = Vocabulary(
-            annotation_path.name, tuple(split_names(c["name"]) for c in categories),
-            tuple(bool(c.get("isthing", 1)) for c in categories),
-            tuple(c["id"] for c in categories))
-        class_of = labels.rank_of(vocabulary.dataset_ids)
-    else:
-        vocabulary = Vocabulary.from_file(names_file)
-        class_of = {c["id"]: _class_of_category(c, vocabulary) for c in categories}
-        nameless = [c for c in categories if class_of[c["id"]] is None]
-        if nameless:
-            listed = ", ".join(f"{c['name']!r} ({c['id']})" for c in nameless[:5])
-            raise ValueError(f"{vocabulary.name} has no class for {len(nameless)} of "
-                             f"{len(categories)} categories, e.g. {listed}; add them")
-    pictures = pictures_at.find(f"([^/]+){_PICTURE}")
-    fingerprint = pictures_at.fingerprint + hashlib.sha1(annotation.read()).hexdigest()
-    try:
-        if panoptic:
-            maps_at, maps = _panoptic_maps(annotation_path, content)
-            items, lost = coco.panoptic_items(
-                content, pictures, maps, class_of, vocabulary, annotation)
-            return Reading({"train": items}, coco.make_panoptic, lost,
-                           fingerprint + maps_at.fingerprint), vocabulary, "panoptic"
-        items, lost = coco.instance_items(content, pictures, class_of, vocabulary, annotation)
-    except KeyError as error:
-        raise ValueError(f"{annotation}: an entry lacks {error}; wanted COCO's form") from None
-    return Reading({"train": items}, coco.make_instances, lost, fingerprint), vocabulary, "instance"
-
-
-def _panoptic_maps(annotation_path: pathlib.Path, content: dict) -> tuple[Files, dict[str, File]]:
-    """The PNG files of a panoptic annotation by stem: in a folder of its name, or beside it."""
-    folder = annotation_path.with_suffix("")
-    files = Files(str(folder if folder.is_dir() else annotation_path.parent))
-    named = {coco.stem_of(a["file_name"]) for a in content["annotations"]}
-    return files, {k: f for k, f in files.find(r"([^/]+)\.png").items() if k in named}
-
-
-def _class_of_category(category: dict, vocabulary: Vocabulary) -> int | None:
-    """By name, else by number."""
-    for c, names in enumerate(vocabulary.classes):
-        if category["name"] in names:
-            return c
-    ids = vocabulary.dataset_ids
-    return ids.index(category["id"]) if category["id"] in ids else None
 
 
 def _split(items: list[tuple], validation: str) -> dict[str, list[tuple]]:
@@ -235,9 +278,14 @@ def _split(items: list[tuple], validation: str) -> dict[str, list[tuple]]:
         if not listing.is_file():
             raise FileNotFoundError(f"--validation={validation} is no file (with one picture's "
                                     "name a line), nor a share like 0.1") from None
-        chosen = {re.sub(f"{_PICTURE}$", "", line.strip())
-                  for line in listing.read_text().splitlines() if line.strip()}
-        unknown = sorted(chosen - set(keys))
+        known, unknown, chosen = paths.Paths({key: key for key in keys}), [], set()
+        for line in storage.read_text(listing).splitlines():
+            name = re.sub(f"{_PICTURE}$", "", line.strip())
+            found = name and known.find(name)
+            if found:
+                chosen.add(found[1])
+            elif name:
+                unknown.append(name)
         if unknown:
             raise ValueError(f"{validation} names {len(unknown)} pictures that are not there or "
                              f"have no annotation, e.g. {', '.join(unknown[:3])}") from None

@@ -76,6 +76,19 @@ def read_picture(file: File) -> bytes:
     return images.upright_rgb(file.read(), str(file))
 
 
+def upright(label: np.ndarray, picture: File) -> np.ndarray:
+    """A label [H, W] as its picture is shown.
+
+    One that was drawn on the stored pixels of a photograph with an EXIF orientation is turned with
+    it, if it fits in no other way.
+    """
+    data = picture.read()
+    shown = images.size_of(images.upright_rgb(data, str(picture)))
+    if label.shape == shown or label.shape != images.size_of(data):
+        return label
+    return images.turned(label, data)
+
+
 def read_label(file: File) -> np.ndarray:
     """[H, W] int32, the stored numbers (indices of a palette, not its colours)."""
     return images.decode_label_map(file.read(), str(file))

@@ -13,6 +13,7 @@ from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.vocabulary import Vocabulary
 
 _CONSOLE = Console()
+_CLASSES = 40  # of a table
 
 
 class Options(typing.NamedTuple):
@@ -35,7 +36,7 @@ def list_datasets() -> None:
         if d.expected:
             line(f"    --raw_dir holds {d.expected}")
     line("folder: your own pictures; see --help for --images, --labels, --names, --name, "
-         "--validation, --void")
+         "--validation, --nothing, --leave_out, --crowd")
 
 
 def prepare(dataset: catalogue.Dataset, raw_dir: str | None, options: Options) -> None:
@@ -68,8 +69,7 @@ class OwnData(typing.NamedTuple):
     labels: str | None
     names: str | None
     name: str
-    void: typing.Sequence[str]
-    validation: str
+    choices: folder.Choices
 
 
 def prepare_folder(own: OwnData, options: Options) -> None:
@@ -82,17 +82,14 @@ def prepare_folder(own: OwnData, options: Options) -> None:
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in catalogue.DATASETS:
         raise ValueError(f"--name={name} cannot be the name of a data set of your own; give one in "
                          "small letters, digits and _ that is not taken (see --list)")
-    if not all(v.strip().isdigit() for v in own.void):
-        raise ValueError(f"--void={','.join(own.void)} is no list of numbers like 0,255")
     if _exists(name, options):
         return
-    found = folder.read(own.images, own.labels, own.names, void=list(map(int, own.void)),
-                        validation=own.validation)
+    found = folder.read(own.images, own.labels, own.names, own.choices)
     if not found.reading.splits:
         raise FileNotFoundError(f"none of the pictures that {own.labels} annotates is in "
                                 f"{own.images}")
     _write(name, found.vocabulary, found.kind, found.reading, f"own data: {own.images}", options,
-           own_names=True)
+           own_names=True, check=_check_masks)
 
 
 def _exists(name: str, options: Options) -> bool:
@@ -105,19 +102,23 @@ def _exists(name: str, options: Options) -> bool:
 
 
 def _write(name: str, vocabulary: Vocabulary, kind: str, reading: build.Reading, title: str,
-           options: Options, **kw) -> None:
+           options: Options, *, own_names: bool = False, check=lambda summary: None) -> None:
     """Builds the data set, prints what it holds, and draws it if asked to."""
+    for note in reading.notes:
+        _CONSOLE.print(f"{name}: {note}", highlight=False, soft_wrap=True, markup=False)
     for sentence in reading.missing:
         _complain(f"{name}: {sentence}", options)
     splits = {split: items for split, items in reading.splits.items() if items}
     try:
         summary = build.build(
             options.data_dir, name, vocabulary, kind, reading._replace(splits=splits),
-            description=title, overwrite=options.overwrite, **kw)
+            description=title, own_names=own_names, overwrite=options.overwrite, check=check)
     except build.BadPictures as error:
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         raise
+    if own_names:
+        _tell_what_can_be_learnt(name, vocabulary, summary, options)
     table = Table("split", "images", "masks", "classes", "smallest", "largest", "MB",
                   title=f"{name} ({kind}) in {pathlib.Path(options.data_dir, name)}")
     for split, s in summary.items():
@@ -130,6 +131,49 @@ def _write(name: str, vocabulary: Vocabulary, kind: str, reading: build.Reading,
                           "the published preparation does")
     _CONSOLE.print(table)
     show(name, options)
+
+
+def _check_masks(summary: dict[str, build.Summary]) -> None:
+    """Own data from which nothing can be learnt, and with which nothing can be measured."""
+    if any(s.usable for s in summary.values()):
+        return
+    crowds, tiny = (sum(getattr(s, k) for s in summary.values()) for k in ("crowds", "tiny"))
+    if crowds:
+        raise ValueError(f"all {crowds} masks are marked as crowds (iscrowd), which teach nothing; "
+                         "if they are masks of single things, as CVAT's brush makes them, give "
+                         "--crowd=keep")
+    if tiny:
+        examples = next(s.examples for s in summary.values() if s.examples)
+        raise ValueError(f"none of the {tiny} annotations has a mask that can be seen "
+                         f"({', '.join(examples)}, ...); are they boxes only? draw or export "
+                         "polygons or masks")
+    raise ValueError("there is no annotation at all; give labels that belong to the pictures")
+
+
+def _tell_what_can_be_learnt(name: str, vocabulary: Vocabulary, summary: dict[str, build.Summary],
+                             options: Options) -> None:
+    """Masks of every class, and warnings about those that teach nothing."""
+    table = Table("class", *summary, title=f"{name}: masks that can be learnt")
+    counts = [[s.usable.get(c, 0) for s in summary.values()]
+              for c in range(vocabulary.num_classes)]
+    for names, row in list(zip(vocabulary.classes, counts))[:_CLASSES]:
+        table.add_row(names[0], *(f"{n}" if n else "[red]0[/]" for n in row))
+    if len(counts) > _CLASSES:
+        table.add_row(f"and {len(counts) - _CLASSES} more", *("" for _ in summary))
+    _CONSOLE.print(table)
+    for split, s in summary.items():
+        absent = [n[0] for c, n in enumerate(vocabulary.classes) if not s.usable.get(c)]
+        if absent:
+            shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+            _complain(f"{name} {split}: {len(absent)} of {vocabulary.num_classes} classes have no "
+                      f"mask: {shown}", options)
+        if s.crowds:
+            _complain(f"{name} {split}: {s.crowds} masks are marked as crowds (iscrowd) and teach "
+                      "nothing; --crowd=keep makes them masks like the others", options)
+        if s.tiny:
+            _complain(f"{name} {split}: of {s.tiny} masks less than 4 pixels show (they are empty, "
+                      f"tiny, or covered): {', '.join(s.examples)}"
+                      f"{', ...' if s.tiny > len(s.examples) else ''}", options)
 
 
 def _complain(message: str, options: Options) -> None:

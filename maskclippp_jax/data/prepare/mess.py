@@ -179,9 +179,17 @@ def _listed(pattern: str) -> typing.Callable[[Files, str | None], list[str]]:
     return keys
 
 
+class _PaxrayPicture(typing.TypedDict):
+    image: str
+
+
+class _Paxray(typing.TypedDict):
+    test: list[_PaxrayPicture]
+
+
 def _paxray_keys(files, below):
     listing = files.get(r"paxray\.json", below)
-    entries = listing.json()["test"] if listing else []
+    entries = listing.json(_Paxray)["test"] if listing else []
     return [e["image"].rsplit("/", 1)[-1].rsplit(".", 1)[0] for e in entries]
 
 

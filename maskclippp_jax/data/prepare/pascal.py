@@ -7,19 +7,36 @@ MATLAB file a picture with the 459 classes. Its 10,103 pictures are not those of
 
 import functools
 import io
+import typing
 
 import numpy as np
 import scipy.io
-from pycocotools import mask as coco_mask
 
-from maskclippp_jax.data import records
+from maskclippp_jax.data import coco_files, records
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import coco, labels
 from maskclippp_jax.data.prepare.raw import File, Files
+from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.runtime import typed
 
 EXPECTED_CONTEXT_59 = "VOCtrainval_03-May-2010.tar, trainval_merged.json"
 EXPECTED_CONTEXT_459 = "VOCtrainval_03-May-2010.tar, trainval_merged.json, trainval.tar.gz"
 EXPECTED_VOC = "VOCtrainval_11-May-2012.tar"
+
+
+class _Picture(typing.TypedDict):
+    image_id: typed.Id
+    phase: str
+    file_name: str
+    height: typed.Side
+    width: typed.Side
+
+
+class _Merged(typing.TypedDict):
+    """trainval_merged.json."""
+
+    images: list[_Picture]
+    annos_segmentation: typing.NotRequired[list[coco_files.Annotation]]
 
 
 def read_context(raw_dir: str | None, classes: int) -> Reading:
@@ -31,14 +48,17 @@ def read_context(raw_dir: str | None, classes: int) -> Reading:
     splits: dict[str, list] = {"train": [], "validation": []}
     if annotation is None:
         return Reading(splits, _context_59)
-    content = annotation.json()
+    content = annotation.json(_Merged)
     entries = {e["image_id"]: e for e in content["images"]}
     if len(entries) < len(content["images"]):
         raise ValueError(f"{annotation} lists an image id twice; download it again")
     regions: dict[int, list] = {i: [] for i in entries}
     if classes == 59:
-        for a in content["annos_segmentation"]:
-            regions[a["image_id"]].append((a["category_id"], a["segmentation"]))
+        for a in content.get("annos_segmentation", ()):
+            if a["image_id"] not in regions:
+                raise ValueError(f"{annotation} annotates the image {a['image_id']} without "
+                                 "listing it; download it again")
+            regions[a["image_id"]].append(a)
     lost = []
     for number, entry in entries.items():
         split = {"train": "train", "val": "validation"}.get(entry["phase"])
@@ -59,9 +79,9 @@ def read_context(raw_dir: str | None, classes: int) -> Reading:
 def _context_59(item: tuple[str, File, tuple[int, int], list]) -> list[dict]:
     image_id, picture, size, regions = item
     stored = np.zeros(size, np.uint16)
-    for category, segmentation in regions:  # in the order of the file: a later one overwrites
-        mask = coco.encode_mask(segmentation, size, image_id)
-        stored[coco_mask.decode(mask).astype(bool)] = category
+    for region in regions:  # in the order of the file: a later one overwrites
+        stored[run_lengths.decode(coco_files.mask_of(region, size, image_id))] = (
+            region["category_id"])
     label = records.positions(stored, np.array(labels.shipped("pascal_context_59").dataset_ids))
     label = np.where(label < 0, labels.VOID, label)  # classes beyond the 59 are nothing
     return labels.semantic(picture, image_id, label, labels.shipped("pascal_context_59"))

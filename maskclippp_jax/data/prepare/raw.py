@@ -9,7 +9,6 @@ import functools
 import gzip
 import hashlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,9 @@ import typing
 import zipfile
 import zlib
 
+from maskclippp_jax.runtime import typed
+
+T = typing.TypeVar("T")
 _ENDINGS = re.compile(r"\.(zip|tar|tar\.gz|tgz)$")
 _ANY_ARCHIVE = re.compile(r"\.(zip|tar|tgz|gz|rar|7z)$")
 # Compressed archives cannot be entered in the middle. Up to this size (bytes) they are held in
@@ -49,12 +51,9 @@ class File(typing.NamedTuple):
                              "program (and the password its owners publish) and give the "
                              "folder") from None
 
-    def json(self) -> typing.Any:
-        """The content of a JSON file."""
-        try:
-            return json.loads(self.read())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self} is no JSON ({error}); download it again") from None
+    def json(self, wanted: type[T]) -> T:
+        """The content of a JSON file as a type, see `runtime.typed`."""
+        return typed.decode(self.read(), wanted, self)
 
     def __str__(self) -> str:
         return " in ".join([self.path, *reversed(self.archives)])
@@ -124,7 +123,7 @@ class Files:
                 found[key] = file
             elif found[key].archives == file.archives:
                 raise ValueError(f"there are two files for {key}: {found[key]} and {file}; give a "
-                                 "--raw_dir that holds the data set once")
+                                 "folder that holds one of them")
         return dict(sorted(found.items()))
 
     def get(self, pattern: str, below: str | None = None) -> File | None:

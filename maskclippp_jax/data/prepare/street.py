@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from maskclippp_jax.data import records
+from maskclippp_jax.data import coco_files, records
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import coco, labels
 from maskclippp_jax.data.prepare.raw import File, Files
@@ -79,9 +79,9 @@ def read_vistas(raw_dir: str | None, kind: str) -> Reading:
             splits[split], lost = [], []
             if annotation is not None:
                 vocabulary = labels.shipped("mapillary_vistas_65")
-                content = annotation.json()
+                content = annotation.json(coco_files.Panoptic)
                 splits[split], lost = coco.panoptic_items(
-                    content, pictures, maps,
+                    content, coco.by_stem(pictures), coco.by_stem(maps),
                     coco.class_of_category(content, vocabulary, annotation), vocabulary,
                     annotation)
         missing += lost

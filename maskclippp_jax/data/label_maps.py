@@ -1,0 +1,108 @@
+"""Label maps: pictures of numbers, read by one rule in every command.
+
+Every number is a class, or a mask; 0 as well. What means nothing is 255 and 65535, the largest
+numbers of 8 and 16 bits, or whatever a user says (`--nothing=0`). In a map that has numbers between
+these two 255 is one like the others.
+"""
+
+import io
+import pathlib
+import typing
+
+import numpy as np
+
+from maskclippp_jax.data import images
+from maskclippp_jax.runtime import storage
+
+NOTHING = (255, 65535)
+_MOST = 65534  # masks of a map
+
+
+def read(path: str) -> np.ndarray:
+    """A label map as int32 [H, W].
+
+    Args:
+      path: .npy of integers [H, W], or a picture, see `images.decode_segments`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another content.
+    """
+    if pathlib.Path(path).suffix.lower() != ".npy":
+        return images.decode_segments(content_of(path), path)[0]
+    labels = read_array(path)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub":
+        raise ValueError(f"{path} holds {labels.dtype} of shape {labels.shape}, wanted a map of "
+                         "integers [H, W]")
+    return checked(labels, path)
+
+
+def checked(labels: np.ndarray, name: object) -> np.ndarray:
+    """A map of integers [H, W] as int32.
+
+    Raises:
+      ValueError: numbers that cannot be those of classes or masks.
+    """
+    low, high = (int(f(labels)) for f in (np.min, np.max)) if labels.size else (0, 0)
+    if low < 0 or high > 2**31 - 1:
+        raise ValueError(f"{name} holds numbers in {low} ... {high}, wanted 0 ... {2**31 - 1}")
+    return labels.astype(np.int32)
+
+
+def masks_in(labels: np.ndarray, nothing: typing.Sequence[int] | None, name: object) -> np.ndarray:
+    """The numbers of a map that are masks, ascending.
+
+    Args:
+      labels: [H, W] integers.
+      nothing: numbers that mean nothing; None: see above.
+      name: of the map, for messages.
+
+    Raises:
+      ValueError: more numbers than any map of masks has.
+    """
+    numbers = np.unique(labels)
+    if len(numbers) > _MOST:
+        raise ValueError(f"{name} looks like a photograph: it holds {len(numbers)} different "
+                         f"values, wanted a label map with at most {_MOST}")
+    return numbers[~np.isin(numbers, means_nothing(numbers, nothing))]
+
+
+def means_nothing(numbers: np.ndarray, nothing: typing.Sequence[int] | None) -> list[int]:
+    """Which of the numbers of a map mean nothing, ascending."""
+    if nothing is None:
+        ordinary = ((numbers > NOTHING[0]) & (numbers < NOTHING[1])).any()
+        nothing = NOTHING[1:] if ordinary else NOTHING
+    return sorted(set(nothing) & set(numbers.tolist()))
+
+
+
+
+def stored(labels: np.ndarray) -> np.ndarray:
+    """A map [H, W] of numbers from 0, -1 = nothing, as uint8 (255 = nothing) or, where it holds
+    255 or more, as uint16 (65535 = nothing)."""
+    dtype = np.uint8 if labels.max(initial=0) < NOTHING[0] else np.uint16
+    return np.where(labels < 0, np.iinfo(dtype).max, labels).astype(dtype)
+
+
+def read_array(path: str) -> np.ndarray:
+    """The array of a .npy file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another content.
+    """
+    content = io.BytesIO(content_of(path))
+    try:
+        array = np.load(content, allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+        raise ValueError(f"{path} is no array ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} holds several arrays, wanted a .npy file of one")
+    return array
+
+
+def content_of(path: str) -> bytes:
+    file = storage.path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    return file.read_bytes()

@@ -1,0 +1,60 @@
+"""Which file is meant by a path that was written on another machine."""
+
+import collections
+import typing
+import unicodedata
+import urllib.parse
+
+T = typing.TypeVar("T")
+
+
+class Paths(typing.Generic[T]):
+    """Files by whatever another machine calls them.
+
+    A name stands for the one file whose path ends like it, with as many folders as possible; if
+    there is none, a file with another ending will do.
+    """
+
+    def __init__(self, files: dict[str, T]):
+        """`files` by their paths."""
+        self._files = files
+        self._tails: dict[str, list[str]] = {}
+        for path in files:
+            for name in {normal(path), normal(path).rsplit(".", 1)[0]}:
+                for tail in _tails(name):
+                    self._tails.setdefault(tail, []).append(path)
+        stems = collections.Counter(_stem(path) for path in files)
+        self._unique = max(stems.values(), default=1) == 1
+
+    def find(self, name: str) -> tuple[str, T] | None:
+        """The id and the file; the id is the file's name if no two have the same, else its path.
+
+        Raises:
+          ValueError: several files fit.
+        """
+        for way in (name, urllib.parse.unquote(name)):
+            whole = normal(way)
+            for tail in (*_tails(whole), *_tails(whole.rsplit(".", 1)[0])):
+                found = self._tails.get(tail, ())
+                if len(found) > 1:
+                    raise ValueError(f"{name!r} could be {found[0]} or {found[1]}; name its folder "
+                                     "as well")
+                if found:
+                    return (_stem(found[0]) if self._unique else found[0].rsplit(".", 1)[0],
+                            self._files[found[0]])
+        return None
+
+
+def normal(path: str) -> str:
+    """As Linux and macOS write it: folders apart by /, letters composed."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))
+
+
+def _tails(path: str) -> list[str]:
+    """"a/b/c" -> "a/b/c", "b/c", "c"."""
+    parts = path.split("/")
+    return ["/".join(parts[n:]) for n in range(len(parts))]
+
+
+def _stem(path: str) -> str:
+    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]

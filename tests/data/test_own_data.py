@@ -1,0 +1,385 @@
+"""Own data as people have them: each form gives its right value, or a sentence (public reports)."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskclippp_jax.data import records
+from maskclippp_jax.data.prepare import folder, making
+
+SIZE = (60, 80)
+RED, BLUE = [10, 10, 40, 10, 40, 30, 10, 30], [50, 35, 75, 35, 75, 55, 50, 55]
+
+
+def box(polygon) -> np.ndarray:
+    left, top, right, _, _, bottom = polygon[:6]
+    mask = np.zeros(SIZE, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+class Place:
+    """A folder with a picture, labels and names."""
+
+    def __init__(self, path):
+        self.path = path
+        self.picture("p.png")
+
+    def picture(self, name, **options):
+        file = self.path / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((*SIZE, 3), 90, np.uint8)).save(file, **options)
+
+    def label(self, array, name="p.png"):
+        file = self.path / "labels" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(file)
+
+    def coco(self, *annotations, categories=("red box", "blue box"), images=None, **more):
+        """A JSON of instances; a polygon alone stands for an annotation of the first category."""
+        is_whole = lambda a: isinstance(a, dict) and "counts" not in a
+        rows = [dict(id=n, image_id=1, category_id=1, iscrowd=0) | (
+            a if is_whole(a) else dict(segmentation=a)) for n, a in enumerate(annotations)]
+        images = images or [dict(id=1, file_name="p.png", width=80, height=60)]
+        (self.path / "a.json").write_text(json.dumps(dict(
+            images=images, annotations=rows, categories=[
+                c if isinstance(c, dict) else dict(id=n, name=c)
+                for n, c in enumerate(categories, start=1)], **more)))
+
+    def read(self, labels="a.json", names=None, **choices) -> folder.OwnData:
+        if names is not None:
+            (self.path / "names.txt").write_text(names)
+        return folder.read(str(self.path / "images"), str(self.path / labels),
+                           names and str(self.path / "names.txt"), folder.Choices(**choices))
+
+    def records(self, *args, **kw) -> tuple[folder.OwnData, dict[str, dict]]:
+        data = self.read(*args, **kw)
+        made = [r for i in data.reading.splits["train"] for r in data.reading.make_records(i)]
+        return data, {r["image_id"]: r for r in made}
+
+    def masks(self, *args, **kw) -> dict[str, np.ndarray]:
+        """The masks of the one picture by the names of their classes."""
+        data, made = self.records(*args, **kw)
+        record, = made.values()
+        names = [data.vocabulary.classes[c][0] for c in record["table"]["class_id"]]
+        return dict(zip(names, records.decode_masks(record)))
+
+    def classes(self, *args, **kw) -> np.ndarray:
+        """[H, W], -1 where nothing is."""
+        (_, made) = self.records(*args, **kw)
+        record, = made.values()
+        return records.decode_classes(record)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+# --- Classes by their names -----------------------------------------------------------------------
+
+
+def test_categories_become_classes_by_name_and_never_by_number(place):
+    place.coco(dict(segmentation=[RED], category_id=1), dict(segmentation=[BLUE], category_id=2),
+               categories=("Cat", "traffic_light"))
+    found = place.masks(names="bird\ntraffic light\ncat\n")
+    assert set(found) == {"cat", "traffic light"}
+    np.testing.assert_array_equal(found["cat"], box(RED))
+    data = place.read(names="bird\ntraffic light\ncat\n")
+    assert data.reading.notes == ["names that are written otherwise: 'Cat' is 'cat', "
+                                  "'traffic_light' is 'traffic light'"]
+    with pytest.raises(ValueError, match=r"the name of 2 of 2 categories: 'Cat' \(1\), "
+                       r"'traffic_light' \(2\); add them, or .* --leave_out"):
+        place.read(names="bird\ndog\n")
+    with pytest.raises(ValueError, match="'traffic_light' could be 'traffic light' or 'traffic-li"):
+        place.read(names="cat\ntraffic light\ntraffic-light\n")
+
+
+def test_a_category_is_left_out_only_if_that_is_asked_for(place):
+    place.coco(dict(segmentation=[RED], category_id=1), dict(segmentation=[BLUE], category_id=2),
+               categories=("background", "cat"))
+    with pytest.raises(ValueError, match=r"1 of 2 categories: 'background' \(1\)"):
+        place.read(names="cat\n")
+    for names in ("cat\n", None):
+        found = place.masks(names=names, leave_out=["Background"])
+        assert set(found) == {"cat"}
+        np.testing.assert_array_equal(found["cat"], box(BLUE))
+    with pytest.raises(ValueError, match="--leave_out names 'sky', but there is no such category"):
+        place.read(names="cat\n", leave_out=["sky"])
+
+
+def test_roboflows_root_category_is_left_out_and_that_is_said(place):
+    place.coco(dict(segmentation=[RED], category_id=1), categories=[
+        dict(id=0, name="labels", supercategory="none"),
+        dict(id=1, name="red box", supercategory="labels"),
+        dict(id=2, name="blue box", supercategory="labels")])
+    data = place.read()
+    assert data.vocabulary.classes == (("red box",), ("blue box",))
+    assert "left out the category 'labels'" in data.reading.notes[0]
+
+
+@pytest.mark.parametrize("categories, says", [
+    ([dict(id=1, name="cat"), dict(id=2, name="Cat")], "1 and 2 are both called 'Cat'; give --nam"),
+    ([dict(id=1, name="cat"), dict(id=1, name="dog")], "two categories of the id 1"),
+    ([dict(id=1), dict(id=2, name="dog")], "categories without a name: 1"),
+    ([dict(id=1, name=" , ")], "categories without a name: 1")])
+def test_categories_that_could_mean_two_things_are_refused(place, categories, says):
+    place.coco([RED], categories=categories)
+    with pytest.raises(ValueError, match=says):
+        place.read()
+
+
+def test_a_comma_in_a_category_makes_synonyms_and_that_is_said(place):
+    place.coco([RED], categories=("cable, wire", "dog,"))
+    data = place.read()
+    assert data.vocabulary.classes == (("cable", "wire"), ("dog",))
+    assert data.reading.notes == ["cable, wire are names of one class"]
+
+
+# --- Pictures by their names ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, file", [
+    ("..\\..\\media\\upload\\1\\q.png", "q.png"), ("/home/me/q.jpg", "q.png"),
+    ("a%20b.png", "a b.png"), ("cafe\u0301.png", "caf\u00e9.png"),
+    ("caf\u00e9.png", "cafe\u0301.png"), ("IP1_jpg.rf.7a62.png", "IP1_jpg.rf.7a62.png")])
+def test_a_picture_is_found_however_its_path_was_written(place, name, file):
+    place.picture(file)
+    place.coco([RED], images=[dict(id=1, file_name=name, width=80, height=60)])
+    _, made = place.records()
+    assert list(made) == [file.rsplit(".", 1)[0]]
+
+
+def test_two_pictures_of_one_name_in_two_folders_are_two_pictures(place):
+    place.picture("train/f.png")
+    place.picture("val/f.png")
+    images = [dict(id=n, file_name=f"{part}/f.png") for n, part in ((1, "train"), (2, "val"))]
+    place.coco(dict(segmentation=[RED], image_id=1), dict(segmentation=[BLUE], image_id=2),
+               images=images)
+    _, made = place.records()
+    assert set(made) == {"train/f", "val/f"}
+    np.testing.assert_array_equal(records.decode_masks(made["val/f"])[0], box(BLUE))
+    place.coco([RED], images=[dict(id=1, file_name="f.png")])
+    with pytest.raises(ValueError, match="'f.png' could be .*f.png or .*f.png; name its folder"):
+        place.read()
+
+
+def test_a_list_for_validation_may_be_from_elsewhere(place):
+    for name in ("a.png", "b.png"):
+        place.picture(name)
+        place.label(np.zeros(SIZE, np.uint8), name)
+    (place.path / "val.txt").write_bytes(b"\xef\xbb\xbf./data/obj/a.jpg\r\n")
+    data = place.read("labels", names="cat\ndog\n", validation=str(place.path / "val.txt"))
+    assert [i[0] for i in data.reading.splits["validation"]] == ["a"]
+
+
+# --- Masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segmentation", [
+    [RED], RED, np.reshape(RED, (4, 2)).tolist(), [np.reshape(RED, (4, 2)).tolist()],
+    [[10, 10], [10, 10, 20, 20], RED]])
+def test_a_polygon_has_one_meaning_however_it_is_written(place, segmentation):
+    place.coco(segmentation)
+    np.testing.assert_array_equal(place.masks()["red box"], box(RED))
+
+
+@pytest.mark.parametrize("segmentation, says", [
+    ([[1, 2, 3, 4, 5, 6, 7]], "p, annotation 0: the mask has a polygon of 7 numbers"),
+    (dict(size=[60, 80], counts="Rc0d0"), "annotation 0: the mask has runs of 630 pixels in all"),
+    (dict(size=[60, 80], counts="abc"), "no compressed run lengths"),
+    (dict(size=[60, 80], counts=[1, 2]), "runs of 3 pixels in all, wanted the 4800"),
+    (dict(size=[6, 8], counts=[48]), "is for 8x6 pixels, the picture has 80x60")])
+def test_damaged_masks_are_named_with_picture_and_annotation(place, segmentation, says):
+    place.coco(segmentation)
+    with pytest.raises(ValueError, match=says):
+        place.masks()
+
+
+def test_a_json_without_sizes_takes_those_of_the_pictures(place):
+    place.coco(dict(segmentation=[RED], bbox=[], area=None, id=None),
+               images=[dict(id=1, file_name="p.png")])
+    np.testing.assert_array_equal(place.masks()["red box"], box(RED))
+
+
+def test_crowds_can_be_kept(place):
+    runs = dict(size=list(SIZE), counts=[0, 4800])
+    place.coco(dict(segmentation=runs, iscrowd=1))
+    for keep in (False, True):
+        _, made = place.records(keep_crowds=keep)
+        assert made["p"]["table"]["is_crowd"].tolist() == [not keep]
+
+
+def test_the_mask_of_a_cut_out_is_where_it_is_opaque(place):
+    picture = np.full((*SIZE, 4), 200, np.uint8)
+    picture[..., 3] = 255 * box(RED)
+    place.label(picture, "p/red box.png")
+    plain = np.where(box(BLUE), 7, 0).astype(np.uint8)
+    place.label(plain, "p/blue box.png")
+    found = place.masks("labels", names="red box\nblue box\n")
+    np.testing.assert_array_equal(found["red box"], box(RED))
+    np.testing.assert_array_equal(found["blue box"], box(BLUE))
+    opaque = np.full((*SIZE, 4), 255, np.uint8)
+    opaque[..., :3] = box(RED)[..., None]
+    place.label(opaque, "p/red box.png")
+    np.testing.assert_array_equal(
+        place.masks("labels", names="red box\nblue box\n")["red box"], box(RED))
+
+
+def test_masks_of_a_class_may_be_left_out(place):
+    place.label(box(RED), "p/red box_1.png")
+    place.label(box(BLUE), "p/sky_1.png")
+    with pytest.raises(ValueError, match="no class 'sky_1'; add it, or leave its masks out"):
+        place.masks("labels", names="red box\n")
+    assert set(place.masks("labels", names="red box\n", leave_out=["sky"])) == {"red box"}
+
+
+# --- Label maps -----------------------------------------------------------------------------------
+
+
+def numbers(*values, dtype=np.uint8) -> np.ndarray:
+    """A label map: the first value in most places, the second in the red box, the third in blue."""
+    label = np.full(SIZE, values[0], dtype)
+    for value, polygon in zip(values[1:], (RED, BLUE)):
+        label[box(polygon)] = value
+    return label
+
+
+def in_color(label):
+    return np.stack([label] * 3, -1)
+
+
+WANTED = numbers(-1, 0, 1, dtype=np.int32)
+
+
+@pytest.mark.parametrize("label, names, choices", [
+    (numbers(255, 0, 1), "red\nblue\n", {}),
+    (numbers(65535, 0, 1, dtype=np.uint16), "red\nblue\n", {}),
+    (in_color(numbers(255, 0, 1)), "red\nblue\n", {}),
+    (np.dstack([in_color(numbers(255, 0, 1)), np.full(SIZE, 255, np.uint8)]), "red\nblue\n", {}),
+    (numbers(0, 1, 2), "red\nblue\n", dict(nothing=[0])),  # classes count from 1 then
+    (numbers(0, 1, 2), "red\tthing\t1\nblue\tthing\t2\n", dict(nothing=[0])),
+    (numbers(9, 255, 7), "red\tthing\t255\nblue\tthing\t7\n", dict(nothing=[9])),
+    (numbers(300, 1000, 255, dtype=np.uint16), "red\tthing\t1000\nblue\tthing\t255\n",
+     dict(nothing=[300]))])
+def test_label_maps_of_every_kind_mean_the_same(place, label, names, choices):
+    place.label(label)
+    np.testing.assert_array_equal(place.classes("labels", names=names, **choices), WANTED)
+
+
+def test_a_map_in_colours_is_read_by_those_of_the_names_file(place):
+    colors = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 128)], np.uint8)
+    place.label(colors[numbers(0, 1, 2)])
+    names = "red\tthing\t\t#FF0000\nblue\tthing\t\t#000080\n"
+    np.testing.assert_array_equal(place.classes("labels", names=names, nothing=[0]), WANTED)
+    with pytest.raises(ValueError, match="the colour #000000, .* if black means nothing, give --n"):
+        place.classes("labels", names=names)
+    with pytest.raises(ValueError, match="is in colour; give every class its colour in the fourth"):
+        place.classes("labels", names="red\nblue\n")
+
+
+@pytest.mark.parametrize("label, names, says", [
+    (numbers(0, 1, 2), "red\nblue\n", "holds 2, to which .*if the classes count from 1 and 0"),
+    (numbers(0, 1, 2), "red\tthing\t1\nblue\tthing\t2\n", "holds 0, .* give --nothing=0"),
+    (numbers(0, 255), "lesion\n", "holds 0 and 255, and there is one class: say what means noth"),
+    (numbers(0, 7), "red\nblue\n", "holds 7, to which names.txt gives no name"),
+    (np.dstack([in_color(numbers(255, 0)), numbers(0, 255)]), "red\nblue\n", "is transparent in")])
+def test_label_maps_that_could_mean_two_things_are_refused(place, label, names, says):
+    place.label(label)
+    with pytest.raises(ValueError, match=says):
+        place.classes("labels", names=names)
+
+
+def test_what_the_numbers_mean_is_said(place):
+    place.label(numbers(255, 0, 1))
+    data = place.read("labels", names="red\nblue\n")
+    assert data.reading.notes == [
+        "in the label maps 0 is 'red', 1 is 'blue'; 255, 65535 means nothing"]
+    with pytest.raises(ValueError, match="gives the class 'red' the number 70000, but label maps"):
+        place.read("labels", names="red\tthing\t70000\nblue\n")
+    with pytest.raises(ValueError, match="--leave_out is for masks with names"):
+        place.read("labels", names="red\nblue\n", leave_out=["red"])
+
+
+def test_jpeg_labels_are_refused(place):
+    (place.path / "labels").mkdir()
+    Image.fromarray(numbers(0, 1)).save(place.path / "labels/p.jpg")
+    with pytest.raises(ValueError, match="are JPEG files .p.jpg, ...., which change numbers"):
+        place.read("labels", names="red\nblue\n")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_label_is_turned_with_its_photograph_where_only_that_fits(place, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    place.picture("p.png", exif=exif)
+    stored, turned = numbers(255, 0, 1), orientation >= 5
+    with Image.open(place.path / "images/p.png") as picture:
+        upright = np.asarray(_upright(stored, picture))
+    place.label(upright)
+    wanted = np.where(upright == 255, -1, upright.astype(int))
+    np.testing.assert_array_equal(place.classes("labels", names="red\nblue\n"), wanted)
+    if turned:
+        place.label(stored)
+        np.testing.assert_array_equal(place.classes("labels", names="red\nblue\n"), wanted)
+
+
+def _upright(label, picture):
+    from PIL import ImageOps
+
+    copy = Image.fromarray(label)
+    copy.getexif()[0x0112] = picture.getexif()[0x0112]
+    return ImageOps.exif_transpose(copy)
+
+
+# --- Nothing to learn -----------------------------------------------------------------------------
+
+
+def prepare(place, tmp_path, capsys, **kw) -> str:
+    names = kw.pop("names", None)
+    making.prepare_folder(making.OwnData(
+        str(place.path / "images"), str(place.path / kw.pop("labels", "a.json")), names, "t",
+        folder.Choices(**kw)), making.Options(str(tmp_path / "data")))
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("annotations, says", [
+    ([dict(segmentation=[])], "none of the 1 annotations has a mask that can be seen .p, annot"),
+    ([dict(bbox=[1, 1, 5, 5])], "are they boxes only"), ([dict(segmentation=None)], "boxes only"),
+    ([dict(segmentation=dict(size=[60, 80], counts=[0, 4800]), iscrowd=1)],
+     "all 1 masks are marked as crowds .* give --crowd=keep"),
+    ([], "there is no annotation at all")])
+def test_data_that_teach_nothing_are_refused(place, tmp_path, capsys, annotations, says):
+    place.coco(*annotations)
+    with pytest.raises(ValueError, match=says):
+        prepare(place, tmp_path, capsys)
+    with pytest.raises(FileNotFoundError, match="no data set in"):
+        records.open_source(str(tmp_path / "data"), "t", "train")
+
+
+def test_what_cannot_be_learnt_is_counted_and_said(place, tmp_path, capsys):
+    place.coco([RED], [[1, 1, 2, 1, 2, 2]], dict(segmentation=[BLUE], iscrowd=1))
+    said = prepare(place, tmp_path, capsys)
+    assert "1 of 2 classes have no mask: blue box" in said
+    assert "1 masks are marked as crowds (iscrowd) and teach nothing; --crowd=keep" in said
+    assert "of 1 masks less than 4 pixels show" in said and "p, annotation 1" in said
+    source = records.open_source(str(tmp_path / "data"), "t", "train")
+    assert source.learnable == records.Learnable(bare=0, masks={0: 1})
+
+
+def test_a_data_set_has_a_fingerprint_of_its_content(place, tmp_path, capsys):
+    def hash_after(polygon, name, folder):
+        place.coco([polygon], categories=(name, "other"))
+        prepare(place, tmp_path / folder, capsys)
+        return records.fingerprint(str(tmp_path / folder / "data"), "t", "train")
+
+    first = hash_after(RED, "cat", "a")
+    assert hash_after(RED, "cat", "b") == first
+    moved = [n + 1 for n in RED]  # as many bytes
+    assert len({first, hash_after(RED, "dog", "c"), hash_after(moved, "cat", "d")}) == 3
+    with pytest.raises(FileNotFoundError, match="no data set"):
+        records.fingerprint(str(tmp_path / "e"), "t", "train")
+
+
