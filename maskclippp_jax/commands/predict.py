@@ -63,6 +63,8 @@ def main(arguments):
 
     model = api.load(CHECKPOINT.value, CONFIG.value, generator=GENERATOR.value)
     logging.info("loaded %s", model.title)
+    if model.generator:
+        logging.info("masks are of %s", model.generator.title)
     cut = dict(superpixels=regions.superpixels, grid=regions.grid).get(REGIONS.value)
     masks_of = model.generator or cut
     masks_from = (f"generator {GENERATOR.value}" if GENERATOR.value

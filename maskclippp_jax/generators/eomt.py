@@ -386,8 +386,8 @@ class DoublingConv(nnx.Module):
 class DepthwiseConv(nnx.Module):
     """A 3x3 convolution of every channel by itself, without bias; outside the map is 0.
 
-    Written as nine shifted products: one pass over the map, where XLA's convolution by groups is
-    several times slower on a CPU.
+    Written as nine shifted products, in one pass over the map; XLA's convolution by groups takes
+    seven times as long on a CPU.
     """
 
     def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
@@ -434,7 +434,12 @@ def _of_map(x):
 
 
 def _standardize(x, epsilon: float):
-    """A layer norm over the last axis without scale and bias, in float32."""
+    """A layer norm over the channels of a map without scale and bias, in float32.
+
+    The mean is a product: to a sum XLA's CPU compiler joins the convolution before it, and writes
+    each of its shifted maps to memory (at 160x160x768: 0.69 s and 629 MB; so 0.28 s and 159 MB).
+    """
     x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
+    x = x - jnp.einsum("bhwd,d->bhw", x, jnp.full(x.shape[-1], 1 / x.shape[-1]),
+                       precision="highest")[..., None]
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon)

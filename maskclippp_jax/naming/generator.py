@@ -78,7 +78,7 @@ class Generator:
                 f"({self.vocabulary.name})>")
 
     def __call__(self, image: ImageLike) -> Given:
-        """The masks of a picture, likeliest objects and others, in the order of the queries.
+        """The masks of a picture, in the order of the queries.
 
         Args:
           image: see `api.Model.name`.
