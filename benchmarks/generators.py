@@ -20,8 +20,7 @@ from rich.table import Table
 
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import generator_input
-from maskclippp_jax.generators.eomt import EoMT
-from maskclippp_jax.weights import published_generators
+from maskclippp_jax.weights import eomt, published_generators
 
 SIZE = flags.DEFINE_string("size", "512x683", "height x width of the picture")
 MODELS = flags.DEFINE_list("models", ["eomt-s-640", "eomt-b-640", "eomt-l-640"],
@@ -50,11 +49,12 @@ def main(argv):
 def measure(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict[str, float]:
     """One row of the table."""
     config = published_generators.find(name).config
-    settings = dict(dtype=jax.numpy.dtype(dtype), by_head=configuration.heads_apart())
-    build, _ = parameters.abstract(lambda: EoMT(config, rngs=parameters.Keys(0), **settings))
-    params = jax.jit(lambda: parameters.initialize(
-        lambda: EoMT(config, rngs=parameters.Keys(0), **settings)))()
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    build, shapes = eomt.abstract(config, dtype=jax.numpy.dtype(dtype),
+                                  by_head=configuration.heads_apart())
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.device_put(rng.standard_normal(x.shape, np.float32) / 50), shapes)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
     side = config.image_size[0]
     start = time.monotonic()
     run = jax.jit(lambda params, image: build(params)(image)).lower(
