@@ -1,7 +1,7 @@
 """Any published CLIP by its name, as `maskclippp convert --list` has it; untuned, or to be tuned.
 
     maskclippp predict photos --checkpoint=untuned --classes="cat;dog,puppy" \
-        --config=published_clip:name=ViT-B-16,training=openai
+        --generator=eomt-l-640 --config=published_clip:name=ViT-B-16,training=openai
     maskclippp train --config=published_clip:name=EVA02-CLIP-B-16 --workdir=runs/mine
 
 The recipe and the templates are those of own_data, so is the number of patches along the shorter

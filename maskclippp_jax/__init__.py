@@ -13,7 +13,8 @@ import importlib
 
 # Where the names of this door are; nothing heavy is imported before one is used.
 _DOOR = {
-    "load": "api", "Model": "api", "Result": "api", "Words": "api", "Bundle": "api",
+    "load": "api", "load_generator": "api", "Model": "api", "Generator": "api", "Result": "api",
+    "Words": "api", "Bundle": "api",
     "Vocabulary": "vocabulary", "superpixels": "data.regions", "grid": "data.regions",
 }
 __all__ = sorted(_DOOR)

@@ -14,7 +14,8 @@ import numpy as np
 
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.naming import given, loading, text_cache
+from maskclippp_jax.naming import generator as generator_file, given, loading, text_cache
+from maskclippp_jax.naming.generator import Generator
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.naming.result import Result
@@ -22,7 +23,8 @@ from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import published
 
-__all__ = ["Bundle", "Model", "Result", "Vocabulary", "Words", "load"]
+__all__ = ["Bundle", "Generator", "Model", "Result", "Vocabulary", "Words", "load",
+           "load_generator"]
 
 # Classes: a list of names (synonyms after commas), a command line's "cat;dog,puppy", a vocabulary,
 # or one whose names are embedded already.
@@ -31,9 +33,15 @@ ClassesLike = typing.Sequence[str] | str | Vocabulary | Words
 _VOCABULARIES = 8  # whose embeddings stay in memory
 _AHEAD = 4         # batches read while the device works
 
+_NO_GENERATOR = (
+    "there is no mask generator; load one, mc.load(..., generator=\"eomt-l-640\"), or give the "
+    "masks, model.name(image, masks, classes); maskclippp_jax.superpixels in their place takes "
+    "regions of like colour")
+
 
 def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict | None = None, *,
-         keep_embeddings: bool = True, **changes) -> "Model":
+         generator: "str | os.PathLike | Generator | None" = None, keep_embeddings: bool = True,
+         **changes) -> "Model":
     """A model that names masks.
 
     Args:
@@ -44,6 +52,7 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
       config: the experiment a file belongs to: the name of a shipped configuration, with its
         argument after a colon, the path of an own one, or what its `get_config` returned. A run
         knows its own.
+      generator: what finds masks for `segment`, see `load_generator`; None: nothing does.
       keep_embeddings: whether embeddings of names are kept on disk, in ~/.cache/maskclippp_jax.
       **changes: values of the configuration, such as `sentencepiece="spiece.model"` or
         `weights="clip.pt"`; a dot in a key is written as two underscores (`eval__short_side=448`).
@@ -52,6 +61,8 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
       FileNotFoundError: nothing there.
       ValueError: the file does not fit, or nothing says which model it is of.
     """
+    if generator is not None:
+        generator = _finder_of_masks(generator)
     checkpoint = os.fspath(checkpoint)
     if config is None and _is_published(checkpoint):
         name, _, training = checkpoint.partition(":")
@@ -62,15 +73,42 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
     experiment = _changed(loading.experiment_of(checkpoint, config), changes)
     model, params, title = loading.load_checkpoint(checkpoint, experiment)
     cache = str(storage.CACHE / text_cache.FOLDER) if keep_embeddings else None
-    return Model(Namer(experiment, model, params, title, cache=cache))
+    return Model(Namer(experiment, model, params, title, cache=cache), generator)
+
+
+def load_generator(source: str | os.PathLike, *, objectness: float = generator_file.OBJECTNESS,
+                   side: int | None = None, dtype: str = "float32") -> Generator:
+    """A mask generator: an EoMT.
+
+    It takes the place of masks in `Model.name` and `Model.name_many`, and finds segments of its own
+    classes by itself (`generator.panoptic(image)`, `instances`, `semantic`).
+
+    Args:
+      source: the name of a published one, such as "eomt-l-640" (`maskclippp convert --list` shows
+        all), fetched from the hub; a file, here or `hf://owner/name[/file]`, with the authors' or
+        transformers' names; or a folder as the hub has it. The shapes in it tell the sizes, but
+        for what a config.json beside it says of a model that nobody published.
+      objectness: the least probability of being any object that makes a query a mask.
+      side: pixels of its square input, if not those it was trained at; nobody published results so.
+      dtype: "float32" or "bfloat16", of the arithmetic.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: the file does not fit.
+    """
+    return generator_file.load(source, objectness=objectness, side=side, dtype=dtype)
 
 
 class Model:
-    """A CLIP, tuned or not, that names the masks of any pictures in any words."""
+    """A CLIP, tuned or not, that names the masks of any pictures in any words.
 
-    def __init__(self, namer: Namer):
+    Attributes:
+      generator: what finds masks for `segment`, or None; see `load_generator`.
+    """
+
+    def __init__(self, namer: Namer, generator: Generator | None = None):
         """See `load`."""
-        self._namer = namer
+        self._namer, self.generator = namer, generator
         self._words: collections.OrderedDict[Vocabulary, Words] = collections.OrderedDict()
 
     @property
@@ -127,8 +165,8 @@ class Model:
           masks: a label map [H, W] of integers (every number is a mask, 0 as well, but those that
             mean nothing), or its path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1;
             run lengths or polygons as COCO has them, or a .json file of them; a .npy file of any
-            of these arrays; `Bundle(folder)[image_id]`; or a function that makes any of these of
-            the picture, such as `maskclippp_jax.superpixels`.
+            of these arrays; `Bundle(folder)[image_id]`; a generator (`load_generator`); or a
+            function that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
           nothing: numbers that mean nothing in label maps, such as [0]; None: 255 and 65535.
 
@@ -178,11 +216,18 @@ class Model:
         return self._namer.encode([given.read(image, masks, nothing)])[0]
 
     def segment(self, image: ImageLike, classes: ClassesLike) -> Result:
-        """Finds and names the segments of a picture; wants a mask generator, which is to come."""
-        raise NotImplementedError(
-            "there is no mask generator here yet; give the masks: model.name(image, masks, "
-            "classes), or take regions of like colour for masks: model.name(image, "
-            "maskclippp_jax.superpixels, classes)")
+        """Finds and names the segments of a picture: `name` with the masks of `generator`.
+
+        Where the generator finds nothing the result has no mask. In `name_many`, give
+        `model.generator` in place of masks.
+
+        Raises:
+          FileNotFoundError, ValueError: there is no generator, or picture or classes cannot be
+            used.
+        """
+        if self.generator is None:
+            raise ValueError(_NO_GENERATOR)
+        return self.name(image, self.generator, classes)
 
     def _name(self, pictures: list[Given], words: Words) -> list[Result]:
         scores = self._namer.score(pictures, words)
@@ -248,6 +293,18 @@ def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
         finally:
             for future in queue:
                 future.cancel()
+
+
+def _finder_of_masks(generator: str | os.PathLike | Generator) -> Generator:
+    """A generator, loaded if it is not, that has masks of whole pictures.
+
+    Raises:
+      FileNotFoundError, ValueError: it cannot be loaded, or has none.
+    """
+    if not isinstance(generator, Generator):
+        generator = load_generator(generator)
+    generator.require_masks()
+    return generator
 
 
 def _is_published(name: str) -> bool:

@@ -12,8 +12,9 @@ from PIL import Image
 import maskclippp_jax as mc
 from maskclippp_jax.data import bundle_writer, scenes
 from maskclippp_jax.metrics import run_lengths
-from maskclippp_jax.naming import namer as namer_module
+from maskclippp_jax.naming import generator, namer as namer_module
 from maskclippp_jax.vocabulary import Vocabulary
+from tests import tiny_eomt
 
 CLASSES = ["red one", "grey grass", "brown brick, brown one", "blue three"]
 
@@ -307,8 +308,72 @@ def test_values_of_the_configuration_may_be_changed(tiny):
 
 
 def test_without_a_generator_segment_says_what_to_do(model):
-    with pytest.raises(NotImplementedError, match="no mask generator here yet; give the masks"):
-        model.segment(IMAGE, "red")
+    with pytest.raises(ValueError, match="there is no mask generator; load one, mc.load"):
+        model.segment(IMAGE, "red one")
+
+
+@pytest.fixture(scope="module")
+def finder(tiny, tmp_path_factory):
+    folder = tiny_eomt.write_folder(tmp_path_factory.mktemp("generator"))
+    return mc.load("untuned", tiny, generator=folder, keep_embeddings=False)
+
+
+def test_segment_names_what_the_generator_finds(finder, tmp_path):
+    image, _ = draw(6)
+    found = finder.segment(image, CLASSES)
+    given = finder.generator(image)
+    assert len(found) == len(given.ids) > 1 and (found.void > 0).all()
+    np.testing.assert_array_equal(finder.name(image, finder.generator, CLASSES).scores,
+                                  found.scores)
+    writer = bundle_writer.Writer(  # a bundle of the same masks is the same to the namer
+        tmp_path / "bundle", masks="logits", generator=dict(name="tiny"),
+        preparation=dict(loader_min=64, loader_max=64, short_side=None, multiple=64),
+        classes=dict(kind="closed", vocabulary=finder.generator.vocabulary.classes))
+    writer.add("a", given.masks.masks, [(64, 64)] * 4, given.masks.classes)
+    writer.finish()
+    stored = finder.name(image, mc.Bundle(tmp_path / "bundle")["a"], CLASSES)
+    np.testing.assert_allclose(stored.scores, found.scores, atol=1e-3)  # masks are float16 there
+    np.testing.assert_allclose(stored.void, found.void, atol=1e-6)
+
+
+def test_many_pictures_are_segmented_as_one_after_the_other(finder):
+    pictures = [draw(n, side)[0] for n, side in enumerate((64, 96, 64))]
+    alone = [finder.segment(p, CLASSES).scores for p in pictures]
+    found = finder.name_many(((p, finder.generator) for p in pictures), CLASSES, batch_size=2)
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_allclose(one.scores, other, atol=2e-5)
+
+
+def test_a_vocabulary_may_have_none_of_the_generators_classes(finder):
+    """Its void counts all the same, with an ensemble too."""
+    image, _ = draw(6)
+    words = ["purple two", "white coins"]
+    plain = finder.segment(image, words)
+    finder.config.unlock().eval.ensemble = True
+    try:
+        mixed = finder.segment(image, words)
+    finally:
+        finder.config.eval.ensemble = False
+    np.testing.assert_allclose(mixed.scores, plain.scores, atol=1e-5)
+    assert (plain.void > 0).all()
+
+
+def test_a_generator_that_finds_nothing_gives_an_empty_result(tiny, finder, tmp_path):
+    nothing = mc.load_generator(finder.generator.title, objectness=0.99999)
+    result = finder.name(IMAGE, nothing, CLASSES)
+    assert len(result) == 0 and (result.labels == -1).all() and result.panoptic[1] == []
+    assert result.to_coco() == [] and len(result.instances.scores) == 0
+    result.save(tmp_path, "empty")
+    assert json.loads((tmp_path / "empty.json").read_text())["masks"] == []
+
+
+def test_a_generator_without_masks_of_pictures_is_refused_at_once(tiny, finder):
+    semantic = generator.Generator(
+        tiny_eomt.CONFIG, tiny_eomt.params(), finder.generator.vocabulary, "tiny", task="semantic")
+    with pytest.raises(ValueError, match="trained for label maps: it looks at windows"):
+        mc.load("untuned", tiny, generator=semantic)
+    with pytest.raises(FileNotFoundError, match="no file or folder nowhere"):
+        mc.load("untuned", tiny, generator="nowhere")
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -55,11 +55,11 @@ def main(arguments):
 
 
 def print_published() -> None:
-    """One row a file: what `config.weights` can name, or where to get it."""
+    """One row a file: what `config.weights` can name, or where to get it; then the generators."""
     from rich.console import Console
     from rich.table import Table
 
-    from maskclippp_jax.weights import published
+    from maskclippp_jax.weights import published, published_generators
 
     table = Table(box=None, pad_edge=False)
     for column in ("model", "training", "M parameters", "image", "mean", "deviation", "licence",
@@ -70,5 +70,15 @@ def print_published() -> None:
         millions = " + ".join(f"{n:.1f}" for n in published.MILLIONS[entry.name])
         table.add_row(entry.name, entry.training, millions, str(entry.image.image_size),
                       *statistics, entry.licence, entry.source)
+    generators = Table(box=None, pad_edge=False)
+    for column in ("generator", "task", "M parameters", "image", "classes", "published", "file"):
+        generators.add_column(column, no_wrap=True)
+    for entry in published_generators.GENERATORS:
+        generators.add_row(
+            entry.name, entry.task, f"{published_generators.MILLIONS[entry.name]:.1f}",
+            str(entry.config.image_size[0]), entry.vocabulary, entry.quality, entry.source)
     # As wide as it needs to be: an address cut in two is of no use.
-    Console(width=300).print(table)
+    console = Console(width=300)
+    console.print(table)
+    console.print()
+    console.print(generators)

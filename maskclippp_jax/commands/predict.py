@@ -1,11 +1,14 @@
-"""Names the segments of pictures.
+r"""Names the segments of pictures.
 
-    maskclippp predict photo.jpg more/*.jpg FOLDER --checkpoint=P --classes="cat;dog,puppy;grass"
+    maskclippp predict photo.jpg more/*.jpg FOLDER --checkpoint=P --classes="cat;dog,puppy;grass" \
+        --generator=eomt-l-640
     maskclippp predict photos --masks="masks/{stem}.png" --checkpoint=P --names_file=names.txt
 
-A folder stands for all pictures in it and below. `--masks` is the pattern of PNG label maps (each
-number but those of `--nothing` is a mask); without it the picture is cut into regions of like
-colour (`--regions=superpixels`) or rectangles (`--regions=grid`).
+A folder stands for all pictures in it and below. `--generator` finds the masks: a published one by
+its name (`maskclippp convert --list` shows all), a file, a folder, or hf://owner/name. Or `--masks`
+is the pattern of PNG label maps (each number but those of `--nothing` is a mask). Or the picture is
+cut into regions of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`), which
+only shows that it works.
 
 For every picture it writes an overlay, a label map (a number is the class' place in the list from
 0, 255 is nothing) and a JSON file with the scores into --output,
@@ -17,14 +20,16 @@ from absl import flags, logging
 
 from maskclippp_jax.runtime import cli
 
-POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "names_file", "output")
+POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
 
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, 'untuned', or "
                                  "the name of a published CLIP")
 MASKS = flags.DEFINE_string("masks", None, "pattern of label maps; {stem} is the picture's name")
-REGIONS = flags.DEFINE_enum("regions", "superpixels", ["superpixels", "grid"],
-                            "how to cut a picture without masks")
+GENERATOR = flags.DEFINE_string("generator", None, "finds the masks: published name, file, folder, "
+                                "or hf://owner/name")
+REGIONS = flags.DEFINE_enum("regions", None, ["superpixels", "grid"],
+                            "cuts pictures without looking for objects")
 CLASSES = flags.DEFINE_string("classes", None, "names: classes apart by ;, synonyms by ,")
 NAMES_FILE = flags.DEFINE_string("names_file", None, "the same as a file, one class a line")
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
@@ -45,13 +50,25 @@ def main(arguments):
         raise ValueError("give either --classes=\"cat;dog,puppy\" or --names_file=FILE")
     vocabulary = (Vocabulary.from_string(CLASSES.value) if CLASSES.value
                   else Vocabulary.from_file(NAMES_FILE.value))
+    if sum(f.value is not None for f in (MASKS, GENERATOR, REGIONS)) > 1:
+        raise ValueError("give one of --generator, --masks and --regions")
     pictures = picture_files.find(arguments, masks=MASKS.value, leave_out=OUTPUT.value)
     # Headers are looked at before anything is written, so that a bad file costs nothing.
     pictures, skipped = picture_files.check(pictures, skip_broken=SKIP_BROKEN.value)
-    cut = dict(superpixels=regions.superpixels, grid=regions.grid)[REGIONS.value]
+    if MASKS.value is GENERATOR.value is REGIONS.value is None:
+        raise ValueError("nothing says where masks come from; give --generator=eomt-l-640 (or "
+                         "another one: convert --list), or label maps, "
+                         "--masks=\"masks/{stem}.png\"; --regions=superpixels cuts the picture "
+                         "into regions of like colour")
 
-    model = api.load(CHECKPOINT.value, CONFIG.value)
+    model = api.load(CHECKPOINT.value, CONFIG.value, generator=GENERATOR.value)
     logging.info("loaded %s", model.title)
+    if model.generator:
+        logging.info("masks are of %s", model.generator.title)
+    cut = dict(superpixels=regions.superpixels, grid=regions.grid).get(REGIONS.value)
+    masks_of = model.generator or cut
+    masks_from = (f"generator {GENERATOR.value}" if GENERATOR.value
+                  else f"no masks given: {REGIONS.value}")
 
     def leave_out(place: int, error: Exception) -> None:
         if not SKIP_BROKEN.value:
@@ -59,21 +76,23 @@ def main(arguments):
         skipped.append(str(error))
 
     results = model.name_many(
-        ((p.path, p.masks or cut) for p in pictures), vocabulary, batch_size=BATCH_SIZE.value,
+        ((p.path, p.masks or masks_of) for p in pictures), vocabulary, batch_size=BATCH_SIZE.value,
         nothing=NOTHING.value,
         total=len(pictures), on_error=leave_out)
-    masks, written, zeros, left_numbers = 0, 0, 0, set()
+    masks, written, without, zeros, left_numbers = 0, 0, [], 0, set()
     for picture, result in zip(pictures, results):
         if result is not None:
-            result.save(OUTPUT.value, picture.name,
-                        masks_from=picture.masks or f"no masks given: {REGIONS.value}")
+            result.save(OUTPUT.value, picture.name, masks_from=picture.masks or masks_from)
             masks, written = masks + len(result), written + 1
+            without += [] if len(result) else [picture.path]
             zeros += result.from_label_map and 0 in result.ids
             left_numbers |= set(result.nothing)
     for problem in skipped:
         logging.warning("left out: %s", problem)
     if not written:
         raise ValueError(f"none of the {len(skipped)} pictures can be used; {skipped[0]}")
+    if without:
+        logging.warning("no mask in %d pictures, such as %s", len(without), without[0])
     if left_numbers:
         logging.info("in the label maps %s meant nothing",
                      ", ".join(map(str, sorted(left_numbers))))

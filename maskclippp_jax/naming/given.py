@@ -23,7 +23,8 @@ class Given(typing.NamedTuple):
     ids: np.ndarray               # [N] what the masks are called: their numbers, else 1 ... N
     segments: np.ndarray | None   # [H, W] int32: 0 = nothing, n = mask n - 1; None: see `masks`
     masks: PictureMasks | None
-    bundle: Bundle | None = None  # whose classes count as well
+    # Whose classes count as well; or a `generator.Generator`, which has the same to say of them.
+    bundle: Bundle | typing.Callable | None = None
     path: str | None = None       # of the picture
     nothing: tuple[int, ...] = ()  # numbers of a label map that meant nothing
 
@@ -78,6 +79,8 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[in
     size = image.shape[:2]
     if callable(masks):
         masks = masks(image)
+    if isinstance(masks, Given):  # of a generator
+        return masks
     if isinstance(masks, str | os.PathLike):
         path = os.fspath(masks)
         ending = pathlib.Path(path).suffix.lower()

@@ -183,7 +183,8 @@ class Namer:
             if self._opinion_kind(bundle)[1]:
                 seen = inference.seen_classes(self.config, vocabulary)
             self._opinions = {key: segmenter.opinion_in(  # the newest one is asked for again
-                self.config.eval, vocabulary, seen, bundle, inference.num_rows(vocabulary))}
+                self.config.eval, vocabulary, seen, bundle, inference.num_rows(vocabulary),
+                must_share=isinstance(bundle, Bundle))}
         return self._opinions[key]
 
     # Programs; made when they are first asked for.

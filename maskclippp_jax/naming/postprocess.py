@@ -226,7 +226,8 @@ class MaskFacts(typing.NamedTuple):
 
 
 def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, weights: jax.Array, *,
-               tile: tuple[int, int], with_bits: bool) -> MaskFacts:
+               tile: tuple[int, int], with_bits: bool,
+               activation: typing.Callable[[jax.Array], jax.Array] = lambda x: x) -> MaskFacts:
     """Looks at one image's masks at full size, tile by tile.
 
     Args:
@@ -238,12 +239,14 @@ def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, wei
         one on ties. -inf: does not compete.
       tile: output pixels worked on at once; its width is a multiple of 8.
       with_bits: whether `bits` are wanted; they are empty otherwise.
+      activation: of enlarged masks, which makes them probabilities if they are not yet.
     """
     shape = len(rows.index), len(columns.index)
     competes = weights > -jnp.inf
 
     def one_tile(tile_taps, corner):
-        full = tile_taps.enlarge(resample.soft(tile_taps.cut(masks[None])))  # [N, T, U]
+        full = activation(
+            tile_taps.enlarge(resample.soft(tile_taps.cut(masks[None]))))  # [N, T, U]
         inside = (((corner[0] + jnp.arange(tile[0])) < size[0])[:, None]
                   & ((corner[1] + jnp.arange(tile[1])) < size[1])[None])  # [T, U]
 

@@ -51,7 +51,7 @@ class Found(typing.NamedTuple):
 
 
 def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarray,
-               embeddings: np.ndarray | None = None) -> Opinion:
+               embeddings: np.ndarray | None = None, *, must_share: bool = True) -> Opinion:
     """What the device needs to know of a bundle's classes.
 
     Args:
@@ -60,6 +60,8 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
       weights: [S'] float32, our share in the ensemble (`ensembles.weights_of`).
       embeddings: [S', E] of the names by the generator's own text tower, for a bundle of
         embeddings.
+      must_share: whether one of a closed bundle's classes must be among these; without any, its
+        void alone counts.
 
     Raises:
       ValueError: the bundle's logits are of other classes.
@@ -74,7 +76,7 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
                          "or class embeddings, which serve any vocabulary")
     if kind == "closed":
         lookup = vocabulary.lookup_from(bundle.vocabulary)[:-1]
-        if (lookup == vocabulary.num_classes).all():
+        if must_share and (lookup == vocabulary.num_classes).all():
             raise ValueError(f"none of the {len(lookup)} classes of the logits of {bundle.folder} "
                              f"({bundle.vocabulary.classes[0][0]!r}, ...) shares a name with a "
                              f"class of {vocabulary.name}; they are of another vocabulary")
@@ -86,7 +88,7 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
 
 
 def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen: np.ndarray,
-               bundle: Bundle | None, num_columns: int) -> Opinion:
+               bundle: Bundle | None, num_columns: int, *, must_share: bool = True) -> Opinion:
     """The same, for the settings of an evaluation (`config.eval`).
 
     Args:
@@ -95,12 +97,13 @@ def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen
       seen: [C] bool, which of them the model was tuned on.
       bundle: None: masks without classes.
       num_columns: S', rows of the names with their padding.
+      must_share: see `opinion_of`.
     """
     weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
     embeddings = None
     if bundle and bundle.kind == "embeddings":
         embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
-    return opinion_of(bundle, vocabulary, weights, embeddings)
+    return opinion_of(bundle, vocabulary, weights, embeddings, must_share=must_share)
 
 
 def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,

@@ -112,7 +112,8 @@ def test_a_wheel_has_configurations_by_name_and_the_api(programs, tmp_path):
     said = call([programs / "maskclippp", "train", "--config=coco_stuff_eva02_l14_336",
                  "--workdir=runs/x"], tmp_path, code=2)
     assert "maskclippp prepare coco_stuff_171" in said and not list(tmp_path.iterdir())
-    assert "EVA02-CLIP-L-14-336" in call([programs / "maskclippp", "convert", "--list"], tmp_path)
+    listed = call([programs / "maskclippp", "convert", "--list"], tmp_path)
+    assert "EVA02-CLIP-L-14-336" in listed and "eomt-l-640" in listed
     program = """
 import numpy as np
 import maskclippp_jax as mc

@@ -8,7 +8,7 @@ from PIL import Image
 
 import maskclippp_jax as mc
 from maskclippp_jax.data import picture_files, scenes
-from tests import whole_runs
+from tests import tiny_eomt, whole_runs
 
 CLASSES = "red one;grey grass,dog"
 
@@ -80,7 +80,26 @@ def test_broken_pictures_end_all_or_are_named_counted_and_left_out(place, tmp_pa
     assert "grid" in json.loads((tmp_path / "out/a.json").read_text())["masks_from"]
 
 
+def test_a_generator_finds_the_masks(place):
+    tiny_eomt.write_folder(place / "generator")
+    done = predict(place, "in", "--generator=generator", "--classes=red one;grey grass",
+                   "--output=found", "--batch_size=2")
+    assert done.returncode == 0, done.stderr
+    model = mc.load("untuned", f"{place}/tiny.py", generator=place / "generator",
+                    keep_embeddings=False)
+    for name, ending in (("a", "png"), ("sub/a", "png"), ("sub/b", "jpg")):
+        found = json.loads((place / f"found/{name}.json").read_text())
+        assert found["masks_from"] == "generator generator"
+        result = model.segment(place / f"in/{name}.{ending}", "red one;grey grass")
+        assert [m["segment"] for m in found["masks"]] == result.ids.tolist()
+        for mask, (best, *_) in zip(found["masks"], result.top()):
+            assert mask["name"] == best[0] and mask["score"] == pytest.approx(best[1], abs=1e-4)
+
+
 @pytest.mark.parametrize("words, says", [
+    (["in", "--classes=a"], "nothing says where masks come from; give --generator=eomt-l-640"),
+    (["in", "--classes=a", "--regions=grid", "--generator=x"], "give one of --generator, --masks"),
+    (["in", "--classes=a", "--generator=eomt-l-64"], "did you mean eomt-l-640?"),
     (["in"], "give either --classes="),
     (["in", "--classes=a;a"], "more than once"),
     (["--classes=a"], "got no picture"),

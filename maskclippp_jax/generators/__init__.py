@@ -1,0 +1,1 @@
+"""Networks that propose masks, one file each; mathematics only, as in `models`."""
