@@ -35,6 +35,25 @@ _SIZES = {c.__name__: c for c in (
     similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 
+_MOST = 2**31 - 1
+# Keys that are whole numbers, and other numbers, with the least and the largest they can be.
+_WHOLE = (
+    ("seed", 0, 2**32 - 1), ("train.batch_size", 1, _MOST), ("train.steps", 1, _MOST),
+    ("train.num_masks", 1, 2**16 - 2), ("train.size", 1, 2**15), ("train.accumulate", 1, _MOST),
+    ("train.workers", 0, 1024), ("train.skip_broken", 0, _MOST), ("checkpoint_every", 1, _MOST),
+    ("log_every", 1, _MOST), ("keep", 1, _MOST), ("keep_best", 0, _MOST),
+    ("eval_every", 0, _MOST), ("eval_pictures", 0, 1024), ("mesh.fsdp", 1, _MOST),
+    ("eval.batch_size", 1, _MOST), ("eval.max_tokens", 0, 2**24), ("eval.num_instances", 1, _MOST),
+    ("optimizer.warmup_steps", 0, _MOST))
+_NUMBERS = (
+    ("ema_decay", 0, 1), ("eval.alpha", 0, 1), ("eval.beta", 0, 1),
+    ("eval.object_threshold", 0, 1), ("eval.overlap_threshold", 0, 1),
+    ("optimizer.learning_rate", 0, 1e3), ("optimizer.end_learning_rate", 0, 1e3),
+    ("optimizer.warmup_factor", 0, 1), ("optimizer.image_multiplier", 0, 1e3),
+    ("optimizer.text_multiplier", 0, 1e3), ("optimizer.weight_decay", 0, 1e3),
+    ("optimizer.clip_norm", 0, 1e9), ("loss.temperature", 1e-6, 1e6))
+
+
 def check(config: ml_collections.ConfigDict | None, *,
           workdir: str | None) -> ml_collections.ConfigDict:
     """Returns the configuration, or says all that is wrong with it.
@@ -70,22 +89,22 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(not weights or (len(weights) == len(datasets) and min(weights) > 0),
          f"train.dataset_weights is {weights}; it must have a positive number for each of the "
          f"{len(datasets)} data sets")
-    need(config.train.skip_broken >= 0, f"train.skip_broken is {config.train.skip_broken}")
     need(config.train.masks in MASKS,
          f"train.masks is {config.train.masks!r}; it can be {', '.join(MASKS)}")
-    for key in ("batch_size", "steps", "num_masks", "size"):
-        need(config.train[key] > 0, f"train.{key} is {config.train[key]}; it must be at least 1")
-    for key in ("checkpoint_every", "log_every", "keep"):
-        need(config[key] > 0, f"{key} is {config[key]}; it must be at least 1")
-    need(config.keep_best >= 0, f"keep_best is {config.keep_best}; 0 means none")
+    for key, low, high in _WHOLE:
+        value = _value(config, key)
+        need(value is None or low <= value <= high,
+             f"{key} is {value}; it can be {low} ... {high}")
+    for key, low, high in _NUMBERS:
+        value = _value(config, key)  # comparisons with NaN are false
+        need(value is None or low <= value <= high,
+             f"{key} is {value}; it can be {low:g} ... {high:g}")
+    need(config.train.batch_size % max(config.train.accumulate, 1) == 0,
+         f"train.accumulate is {config.train.accumulate}; it must divide train.batch_size, "
+         f"{config.train.batch_size}")
     need(config.keep_best == 0 or config.eval_every > 0,
          f"keep_best is {config.keep_best}, but eval_every is 0, so that nothing tells which "
          "checkpoint is best; set it to a number of steps")
-    need(config.eval_every >= 0, f"eval_every is {config.eval_every}; 0 means never")
-    need(config.eval_pictures >= 0, f"eval_pictures is {config.eval_pictures}; 0 means none")
-    for key in ("alpha", "beta", "object_threshold", "overlap_threshold"):
-        need(0 <= config.eval.get(key, 0) <= 1,
-             f"eval.{key} is {config.eval.get(key)}; it is a share between 0 and 1")
     sides = config.eval.get("short_sides", ())
     need(all(isinstance(s, int) and s > 0 for s in sides) and len(set(sides)) == len(sides),
          f"eval.short_sides is {','.join(map(str, sides))}; it lists different whole numbers of "
@@ -94,7 +113,7 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(config.train.size % patch == 0,
          f"train.size is {config.train.size}; the patch of this model wants a multiple of {patch}")
     rates = config.optimizer
-    need(rates.learning_rate > 0, f"optimizer.learning_rate is {rates.learning_rate}")
+    need(rates.learning_rate > 0, "optimizer.learning_rate is 0; nothing would be learnt")
     need(0 <= rates.warmup_steps <= config.train.steps,
          f"optimizer.warmup_steps is {rates.warmup_steps}, train.steps {config.train.steps}")
     head = config.model.similarity
@@ -103,6 +122,15 @@ def check(config: ml_collections.ConfigDict | None, *,
          f"lists {len(config.templates)}")
     if problems:
         raise ValueError("the configuration cannot be used: " + "; ".join(problems))
+    return config
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> typing.Any:
+    """The value of a key, "train.steps"; None if it is not there."""
+    for part in key.split("."):
+        config = config.get(part)
+        if config is None:
+            return None
     return config
 
 

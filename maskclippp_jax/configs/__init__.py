@@ -29,10 +29,30 @@ def read(given: str) -> typing.Any:
 
     Raises:
       FileNotFoundError: see `resolve`.
+      ValueError: it is no configuration, or refuses its argument.
     """
+    import ml_collections  # not needed to know the names
+
     file, colon, argument = resolve(given).partition(":")
-    get_config = runpy.run_path(file)["get_config"]
-    return get_config(argument) if colon else get_config()
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise ValueError(f"{file} has no function get_config, wanted one that returns the "
+                             "configuration")
+        config = get_config(argument) if colon else get_config()
+    except (ValueError, FileNotFoundError):  # in its own words
+        raise
+    except ModuleNotFoundError as error:
+        hint = ("; import shipped configurations from maskclippp_jax.configs"
+                if (error.name or "").split(".")[0] == "configs" else "")
+        raise ValueError(f"the configuration cannot be read ({error}){hint}") from None
+    except Exception as error:  # a configuration is a program and can raise anything
+        raise ValueError(f"the configuration {given} cannot be read ({type(error).__name__}: "
+                         f"{error})") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"get_config of {file} returned {type(config).__name__}, wanted a "
+                         "ConfigDict of ml_collections")
+    return config
 
 
 def resolve(given: str) -> str:

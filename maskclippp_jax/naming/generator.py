@@ -5,7 +5,6 @@ quarter of its input, logits of its own classes, and where the picture lies in t
 """
 
 import dataclasses
-import json
 import os
 import threading
 import typing
@@ -22,9 +21,9 @@ from maskclippp_jax.generators.eomt import EoMTConfig, Predictions, resize_posit
 from maskclippp_jax.naming import eomt_results
 from maskclippp_jax.naming.given import Given, ImageLike, read_image
 from maskclippp_jax.naming.postprocess import Instances
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary, split_names
-from maskclippp_jax.weights import eomt, hub, published_generators
+from maskclippp_jax.weights import eomt, files, hub, published_generators
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OBJECTNESS = 0.5  # the least probability of being any object that makes a query a mask
@@ -200,16 +199,18 @@ def _file_of(source: str) -> str:
     return os.fspath(files[0])
 
 
-def _facts_beside(path: str) -> dict:
+class _Facts(typing.TypedDict):
+    """config.json of transformers, as far as the weights do not tell."""
+
+    model_type: typing.NotRequired[str]
+    num_attention_heads: typing.NotRequired[typed.Side]
+    num_blocks: typing.NotRequired[typed.Side]
+    id2label: typing.NotRequired[dict[int, str]]
+
+
+def _facts_beside(path: str) -> _Facts:
     """What a config.json of transformers beside a file says; nothing where there is none."""
-    try:
-        content = storage.path(hub.fetch(hub.beside(path, "config.json"))).read_text()
-    except FileNotFoundError:
-        return {}
-    try:
-        facts = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"the config.json beside {path} is no JSON ({error})") from None
+    facts = files.beside(path, "config.json", _Facts) or _Facts()
     if facts.get("model_type", "eomt") != "eomt":
         raise ValueError(f"the config.json beside {path} is of the kind {facts['model_type']}, "
                          "wanted eomt; that kind of generator is not read here")
@@ -226,13 +227,13 @@ def _resized(config: EoMTConfig, params: parameters.Tree, side: int
     return resized, params | dict(position_table=np.asarray(table))
 
 
-def _classes_of(config: EoMTConfig, facts: dict, path: str) -> Vocabulary:
+def _classes_of(config: EoMTConfig, facts: _Facts, path: str) -> Vocabulary:
     """The classes of an unpublished model, all of them things.
 
     transformers calls those LABEL_0, LABEL_1, ... that nobody named; they become such as no word of
     another vocabulary is like.
     """
-    labels = {int(k): str(v) for k, v in facts.get("id2label", {}).items()}
+    labels = facts.get("id2label", {})
     names = [labels.get(i, f"LABEL_{i}") for i in range(config.num_classes)]
     if "LABEL_0" in names:
         names = [f"class {i} of {path}" for i in range(config.num_classes)]

@@ -194,10 +194,6 @@ def _parse(name: str, arguments: typing.Sequence[str]) -> list[str]:
         hint = re.search(r"Did you mean.*?\?", str(error))
         _refuse(f"the configuration has no key {key}; "
                 f"{hint[0] if hint else 'configs/common.py has all'}")
-    except ModuleNotFoundError as error:  # of an own configuration
-        hint = ("; import shipped configurations from maskclippp_jax.configs"
-                if (error.name or "").split(".")[0] == "configs" else "")
-        _refuse(f"the configuration cannot be read ({error}){hint}")
     except (flags.Error, ValueError, FileNotFoundError) as error:
         _refuse(str(error))
 
@@ -211,7 +207,9 @@ def _config_first(arguments: list[str]) -> list[str]:
         if argument == "--config":
             argument = f"--config={next(rest, '')}"
         if argument.startswith("--config="):
-            found.append(f"--config={configs.resolve(argument.partition('=')[2])}")
+            given = argument.partition("=")[2]
+            configs.read(given)  # says in a sentence what ml_collections does not
+            found.append(f"--config={configs.resolve(given)}")
         else:
             others.append(argument)
     return found + others + arguments[end:]
