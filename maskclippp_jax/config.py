@@ -149,8 +149,10 @@ def _from_json(value):
     if "type" not in value:
         return value
     kind = value.pop("type")
-    known = {f.name for f in dataclasses.fields(_SIZES[kind])} if kind in _SIZES else set()
-    if set(value) != known:
+    known = set()
+    if isinstance(kind, str) and kind in _SIZES:
+        known = {f.name for f in dataclasses.fields(_SIZES[kind])}
+    if not isinstance(kind, str) or set(value) != known:
         raise ValueError(f"the stored configuration has sizes of a {kind} "
                          f"({', '.join(sorted(value))}), which this version does not know; "
                          "use the version that stored it")

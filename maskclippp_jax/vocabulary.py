@@ -124,9 +124,15 @@ class Vocabulary:
         vocabulary = cls.from_text(text, file.name, skip)
         if any(vocabulary.classes == cls.shipped(name).classes for name in shipped_names()):
             return vocabulary
-        _check_names(text, path)
+        cls.check_names(text, path)
         return dataclasses.replace(vocabulary, classes=tuple(
             tuple(name.strip() for name in names) for names in vocabulary.classes))
+
+    @staticmethod
+    def check_names(text: str, path: str) -> None:
+        """Refuses the content of a names file that is no list of names, though it can be read as
+        one; see `from_file`."""
+        _check_names(text, path)
 
     @classmethod
     def shipped(cls, name: str) -> "Vocabulary":

@@ -7,8 +7,14 @@ again. `--list` shows what there is. Own data:
 
     maskclippp prepare folder --images=DIR --labels=DIR --names=FILE --name=mine
 
-`--labels` holds label maps, folders of masks or JSON files, or is a JSON file in COCO's form; see
-data/prepare/folder.py. `--show=K` draws K pictures of each split as training or evaluation gets
+`--labels` is
+    labels                    a folder of label maps (x.png for x.jpg), of masks (x/cat_1.png, or
+                              cat/x.png), of JSON files (x.json of LabelMe, or lists of masks with
+                              segmentation and label), or of YOLO's polygons (x.txt)
+    labels/{stem}_mask.png    a pattern of files with other names
+    instances.json            all in one file: COCO's instances or panoptic segments, Label Studio
+What was recognised is said. `--names` is a names file or YOLO's data.yaml; a file of COCO's form
+needs none. `--show=K` draws K pictures of each split as training or evaluation gets
 them, with their masks and names.
 """
 
@@ -26,8 +32,9 @@ STRICT = flags.DEFINE_bool("strict", False, "refuse archives with another number
 LIST = flags.DEFINE_bool("list", False, "show all data sets and stop")
 SHOW = flags.DEFINE_integer("show", 0, "draw this many pictures of each split", lower_bound=0)
 IMAGES = flags.DEFINE_string("images", None, "own data: folder of the pictures")
-LABELS = flags.DEFINE_string("labels", None, "own data: folder of the annotations, or a JSON file")
-NAMES = flags.DEFINE_string("names", None, "own data: names file, one class a line")
+LABELS = flags.DEFINE_string("labels", None, "own data: folder or pattern of the annotations, or a "
+                             "JSON file")
+NAMES = flags.DEFINE_string("names", None, "own data: names file, one class a line, or a data.yaml")
 NAME = flags.DEFINE_string("name", "folder", "own data: name of the data set")
 VALIDATION = flags.DEFINE_string("validation", "0", "own data: share of the pictures that are for "
                                  "validation, or a file with their names")

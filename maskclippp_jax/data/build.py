@@ -98,10 +98,16 @@ def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: 
     folder = pathlib.Path(data_dir).absolute() / name / records.VERSION
     if (folder / "dataset_info.json").exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; use it, or give --overwrite to make it anew")
+    made = [p for p in (folder.parent, *folder.parents[1:3]) if not p.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent):
-            summary = _build(folder, name, vocabulary, kind, reading, description, own_names, check)
+            try:
+                summary = _build(
+                    folder, name, vocabulary, kind, reading, description, own_names, check)
+            except Exception:
+                _clear(folder, made)
+                raise
     except PermissionError as error:
         raise ValueError(f"{folder.parent} cannot be written ({error.strerror}); give another "
                          "--data_dir") from None
@@ -169,16 +175,34 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
     return summary
 
 
+def _clear(folder: pathlib.Path, made: typing.Sequence[pathlib.Path]) -> None:
+    """After a failure: keeps finished shards, and leaves nothing if there is none."""
+    growing = folder.with_name(f".incomplete-{folder.name}")
+    if not any(growing.glob("*.array_record-*")):
+        shutil.rmtree(growing, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of folders that are not empty
+            if folder.parent in made:
+                (folder.parent / ".lock").unlink()
+            for place in made:
+                place.rmdir()
+
+
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path):
     """Only one process writes a data set; the system frees the lock when it dies."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another prepare is writing {folder}; wait until it has ended, or "
-                             "stop it") from None
-        yield
+    path = folder / ".lock"
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another prepare is writing {folder}; wait until it has ended, "
+                                 "or stop it") from None
+            # One that failed in between may have removed the file that was opened.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import shutil
 import typing
 
 import jax
@@ -98,13 +99,26 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
         raise ValueError(f"there are no masks of {bundles.some(missing)} of the {len(files)} of "
                          f"{what} (such as {files[missing[0]]}); make them, or leave them out with "
                          "--allow_missing")
-    writer = bundle_writer.Writer(folder, masks="binary", classes=dict(kind="none"),
-                                  generator=dict(name="files", pattern=pattern))
-    for name in progress.track(sorted(set(files) - set(missing)), "converting"):
-        if not writer.has(name):
+    place = pathlib.Path(folder)
+    if (place / bundle_writer.MANIFEST).exists():
+        raise FileExistsError(f"{folder} holds a finished bundle; choose another folder, or remove "
+                              "it")
+    # Another command may follow after one that failed, so nothing is begun in the folder itself.
+    growing = place.with_name(f".incomplete-{place.name}")
+    shutil.rmtree(growing, ignore_errors=True)
+    try:
+        writer = bundle_writer.Writer(growing, masks="binary", classes=dict(kind="none"),
+                                      generator=dict(name="files", pattern=pattern))
+        for name in progress.track(sorted(set(files) - set(missing)), "converting"):
             masks = mask_files.read_masks(str(files[name]), sizes[name], nothing)
             writer.add(name, masks, (sizes[name],))
-    writer.finish()
+        writer.finish()
+        if place.exists():
+            place.rmdir()  # an empty one
+        growing.rename(place)
+    except BaseException:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise
     return len(files) - len(missing)
 
 

@@ -5,20 +5,73 @@ serves every vocabulary its classes can speak of: with embeddings any, with logi
 """
 
 import io
-import json
 import threading
 import typing
 import zipfile
+import zlib
 
 import numpy as np
 from etils import epath
 
 from maskclippp_jax.data import bundle_writer, transforms
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary
 
 _HEADERS = threading.Lock()
 KINDS = ("none", "closed", "open", "embeddings")
+_Size = tuple[typed.Side, typed.Side]  # height, width
+
+
+class _Picture(typing.TypedDict):
+    size: _Size
+    masks: typed.Count
+    mask_size: typing.NotRequired[_Size]
+    loaded: typing.NotRequired[_Size]
+    resized: typing.NotRequired[_Size]
+    padded: typing.NotRequired[_Size]
+
+
+class _Classes(typing.TypedDict):
+    kind: typing.Literal["none", "closed", "open", "embeddings"]
+    vocabulary: typing.NotRequired[list[list[str]]]
+    void_embedding: typing.NotRequired[list[float]]
+    logit_scale: typing.NotRequired[float]
+    templates: typing.NotRequired[list[str]]
+
+
+class _Augmentation(typing.TypedDict):
+    short_side: typing.NotRequired[typed.Side | None]
+    flipped: typing.NotRequired[bool]
+
+
+class _Preparation(typing.TypedDict):
+    loader_min: typed.Side | None
+    loader_max: typed.Side | None
+    short_side: typed.Side | None
+    multiple: typed.Side
+
+
+class _Kind(typing.TypedDict):
+    format: str
+    version: int
+
+
+class _Manifest(_Kind):
+    """manifest.json, as `bundle_writer` describes it."""
+
+    masks: typing.Literal["logits", "probabilities", "binary"]
+    generator: dict[str, typing.Any]
+    classes: _Classes
+    pictures: dict[str, _Picture]
+    stride: typing.NotRequired[typed.Side]
+    preparation: typing.NotRequired[_Preparation]
+    augmentation: typing.NotRequired[_Augmentation]
+
+
+# What the kinds of classes and masks need.
+_CLASSES_NEED = dict(none=(), closed=("vocabulary",), open=("vocabulary",),
+                     embeddings=("void_embedding", "logit_scale", "templates"))
+_GENERATED_NEED = ("loaded", "resized", "padded")
 
 
 class Preparation(typing.NamedTuple):
@@ -63,32 +116,22 @@ class Bundle:
         """
         self.folder = storage.path(folder)
         manifest = _read_manifest(self.folder)
-        try:
-            self.masks, self.classes = manifest["masks"], manifest["classes"]
-            self.kind, self.pictures = self.classes["kind"], manifest["pictures"]
-            self.generator = manifest["generator"]
-            self.version = transforms.Version(**manifest.get("augmentation", {}))
-            self.preparation = self.stride = None
-            if self.masks != "binary":
-                self.preparation = Preparation(**manifest["preparation"])
-                self.stride = manifest["stride"]
-            self.vocabulary, self.width = None, None
-            if self.kind in ("closed", "open"):
-                classes = tuple(map(tuple, self.classes["vocabulary"]))
-                self.vocabulary = Vocabulary(f"classes of {self.folder.name}", classes,
-                                             (True,) * len(classes), tuple(range(len(classes))))
-                self.width = len(classes) + 1
-            elif self.kind == "embeddings":
-                self.width = len(self.classes["void_embedding"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.folder}/{bundle_writer.MANIFEST} does not say {error}, see "
-                             "maskclippp_jax/data/bundle_writer.py") from None
-        if not (self.version.short_side is None or isinstance(self.version.short_side, int)):
-            raise ValueError(f"{self.folder} is of the version {self.version}, wanted a whole "
-                             "number of pixels as its short side, or null")
-        if self.kind not in KINDS:
-            raise ValueError(f"{self.folder} has classes of the kind {self.kind!r}, wanted one of "
-                             f"{', '.join(KINDS)}")
+        self.masks, self.classes = manifest["masks"], manifest["classes"]
+        self.kind, self.pictures = self.classes["kind"], manifest["pictures"]
+        self.generator = manifest["generator"]
+        self.version = transforms.Version(**manifest.get("augmentation", {}))
+        self.preparation = self.stride = None
+        if self.masks != "binary":
+            self.preparation = Preparation(**manifest["preparation"])
+            self.stride = manifest["stride"]
+        self.vocabulary, self.width = None, None
+        if self.kind in ("closed", "open"):
+            classes = tuple(map(tuple, self.classes["vocabulary"]))
+            self.vocabulary = Vocabulary(f"classes of {self.folder.name}", classes,
+                                         (True,) * len(classes), tuple(range(len(classes))))
+            self.width = len(classes) + 1
+        elif self.kind == "embeddings":
+            self.width = len(self.classes["void_embedding"])
         if self.preparation:
             for name, picture in self.pictures.items():
                 self._check_sizes(name, picture)
@@ -129,6 +172,9 @@ class Bundle:
                                     "again")
         arrays = _read_arrays(file)
         masks = self._masks_of(arrays, file)
+        if masks.ndim != 3:
+            raise ValueError(f"{file} holds masks of the shape {masks.shape}, wanted one of [Q, h, "
+                             "w]; make the bundle again")
         name = "class_embeddings" if self.kind == "embeddings" else "class_logits"
         classes = arrays.get(name)
         picture = self.pictures[image_id]
@@ -192,8 +238,13 @@ class Bundle:
 
     def _masks_of(self, arrays: dict, file: epath.Path) -> np.ndarray:
         if self.masks == "binary" and {"mask_bits", "mask_size"} <= arrays.keys():
-            width = int(arrays["mask_size"][1])
-            return np.unpackbits(arrays["mask_bits"], axis=-1, count=width).astype(bool)
+            bits, size = arrays["mask_bits"], arrays["mask_size"].ravel().tolist()
+            wanted = (len(size) == 2 and bits.ndim == 3 and bits.dtype == np.uint8
+                      and bits.shape[1:] == (size[0], -(-size[1] // 8)))
+            if not wanted:
+                raise ValueError(f"{file} holds mask_bits of {bits.dtype} and shape {bits.shape}, "
+                                 f"which are no masks of the size {size}; make the bundle again")
+            return np.unpackbits(bits, axis=-1, count=int(size[1])).astype(bool)
         if self.masks == "probabilities" and "mask_probabilities" in arrays:
             return arrays["mask_probabilities"]
         if self.masks == "logits" and "mask_logits" in arrays:
@@ -254,15 +305,19 @@ def _read_arrays(file: epath.Path) -> dict[str, np.ndarray]:
         content = io.BytesIO(file.read_bytes())
         with zipfile.ZipFile(content) as parts:  # decompresses beside other threads
             arrays = {name.removesuffix(".npy"): parts.read(name) for name in parts.namelist()}
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{file} is no npz file ({error}); make the bundle again") from None
     # numpy reads headers with Python's parser, which up to 3.11 fails now and then when two
     # threads are in it ("AST constructor recursion depth mismatch").
-    with _HEADERS:
-        return {name: np.load(io.BytesIO(data)) for name, data in arrays.items()}
+    try:
+        with _HEADERS:
+            return {name: np.load(io.BytesIO(data), allow_pickle=False)
+                    for name, data in arrays.items()}
+    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
+        raise ValueError(f"{file} holds no arrays ({error}); make the bundle again") from None
 
 
-def _read_manifest(folder: epath.Path) -> dict:
+def _read_manifest(folder: epath.Path) -> _Manifest:
     file = folder / bundle_writer.MANIFEST
     if not file.is_file():
         if (folder / bundle_writer.FOLDER).is_dir():
@@ -271,12 +326,21 @@ def _read_manifest(folder: epath.Path) -> dict:
         raise FileNotFoundError(f"no bundle in {folder}: wanted {bundle_writer.MANIFEST} and "
                                 f"{bundle_writer.FOLDER}/<id>.npz, as launch/export and "
                                 "`maskclippp masks` write them")
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error})") from None
-    kind = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
+    data = file.read_bytes()
+    kind = tuple(typed.decode(data, _Kind, file).values())
     if kind != (bundle_writer.FORMAT, bundle_writer.VERSION):
         raise ValueError(f"{file} is of the format {kind}, wanted "
                          f"{(bundle_writer.FORMAT, bundle_writer.VERSION)}")
+    manifest = typed.decode(data, _Manifest, file)
+    lacking = [key for key in _CLASSES_NEED[manifest["classes"]["kind"]]
+               if key not in manifest["classes"]]
+    is_binary = manifest["masks"] == "binary"
+    if not is_binary:
+        lacking += [key for key in ("stride", "preparation") if key not in manifest]
+    for name, picture in manifest["pictures"].items():
+        wanted = ("mask_size",) if is_binary else _GENERATED_NEED
+        lacking += [f"{key} of {name}" for key in wanted if key not in picture]
+    if lacking:
+        raise ValueError(f"{file} does not say {', '.join(lacking[:5])}, see "
+                         "maskclippp_jax/data/bundle_writer.py")
     return manifest

@@ -1,6 +1,5 @@
 """What an evaluation counts, picture by picture, and how it goes on after a stop."""
 
-import io
 import json
 import time
 import typing
@@ -21,7 +20,7 @@ from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 from maskclippp_jax.naming.segmenter import Found
-from maskclippp_jax.runtime import hosts, storage
+from maskclippp_jax.runtime import hosts, storage, typed
 
 _SAVE_EVERY = 60  # seconds
 
@@ -138,7 +137,7 @@ class Extremes:
         folder.mkdir(parents=True, exist_ok=True)
         self.scores: dict[str, float] = {}
         if self._file.exists():
-            self.scores = json.loads(self._file.read_text())
+            self.scores = typed.read(self._file, dict[str, float])
 
     def add(self, image_id: str, score: float, labels: np.ndarray) -> None:
         """Takes a picture into account: its score, and the label map [H, W] it got."""
@@ -197,8 +196,7 @@ class Progress:
             self.mine = metrics.load([self.file], evaluation.metrics)
         self.done = set()  # by any host
         for file in folder.glob("[0-9]*.npz"):
-            with np.load(io.BytesIO(file.read_bytes())) as arrays:
-                self.done |= set(json.loads(str(arrays["done"])))
+            self.done |= set(metrics.read(file)[0])
         if self.hosts > 1:  # nobody may write before everybody has read
             hosts.wait_for_all("progress was read")
         self._saved = time.monotonic()
@@ -218,7 +216,7 @@ class Progress:
         self.folder.mkdir(parents=True, exist_ok=True)
         now = json.loads(json.dumps(protocol))
         if file.exists():
-            then = json.loads(file.read_text())
+            then = typed.read(file, dict[str, typing.Any])
             changed = [k for k in {**then, **now} if then.get(k) != now.get(k)]
             if changed:
                 raise ValueError(

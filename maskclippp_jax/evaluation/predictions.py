@@ -18,7 +18,7 @@ from etils import epath
 from maskclippp_jax.data import coco_files
 from maskclippp_jax.drawing import report
 from maskclippp_jax.metrics import run_lengths
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary
 
 _PARTS, _MANIFEST = ".parts", "predictions.json"
@@ -117,7 +117,16 @@ class Writer:
         return int(image_id) if image_id.isdigit() else image_id
 
 
-def read_manifest(folder: str) -> dict | None:
+class Manifest(typing.TypedDict):
+    """predictions.json."""
+
+    vocabulary: str
+    classes: list[list[str]]
+    pictures: dict[str, int | str]
+    protocol: typing.NotRequired[dict[str, typing.Any]]
+
+
+def read_manifest(folder: str) -> Manifest | None:
     """The content of predictions.json; None for a folder that another tool wrote.
 
     Raises:
@@ -127,7 +136,7 @@ def read_manifest(folder: str) -> dict | None:
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     if (path / _MANIFEST).is_file():
-        return json.loads((path / _MANIFEST).read_text())
+        return typed.read(path / _MANIFEST, Manifest)
     if (path / _PARTS).is_dir():
         raise FileNotFoundError(f"the predictions in {folder} are not finished; start the command "
                                 "that writes them again")

@@ -16,7 +16,6 @@ published.json. A benchmark that has results is not run again.
 """
 
 import importlib
-import json
 import pkgutil
 import types
 import typing
@@ -28,7 +27,8 @@ from rich.table import Table
 
 from maskclippp_jax.data import catalogue, records
 from maskclippp_jax.drawing import report
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.evaluation import tables
+from maskclippp_jax.runtime import storage, typed
 
 _ENDINGS = ("", ".safetensors", ".pth", ".pt")
 # Where a metric's value is in the results of a model.
@@ -94,7 +94,7 @@ def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,
             file = folder / "results.json"
             if file.exists():
                 logging.info("%s on %s: has results", row, benchmark)
-                model, = json.loads(file.read_text())["models"]
+                model, = typed.read(file, tables.Results)["models"]
             else:
                 logging.info("%s on %s", row, benchmark)
                 model, = evaluate(config, name, bundle, folder)

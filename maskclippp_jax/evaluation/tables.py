@@ -16,6 +16,12 @@ from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 
+class Results(typing.TypedDict):
+    """results.json, as far as others read it."""
+
+    models: list[dict[str, typing.Any]]
+
+
 class Shown(typing.NamedTuple):
     """Pictures of one model."""
 

@@ -9,6 +9,8 @@ import io
 import json
 import pathlib
 import typing
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -35,6 +37,24 @@ def dump(metrics: typing.Mapping[str, Metric], done: typing.Sequence[str]) -> by
     return content.getvalue()
 
 
+def read(path: pathlib.Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The ids of the pictures, and the arrays, in a file of `dump`.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            arrays = dict(file)
+        ids = json.loads(str(arrays.pop("done")))
+        if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+            raise ValueError("it lists no pictures")
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and its pictures are counted "
+                         "again") from None
+    return ids, arrays
+
+
 def load(paths: typing.Sequence[pathlib.Path], metrics: typing.Mapping[str, Metric]) -> list[str]:
     """Adds what files of `dump` hold to metrics that were just made or reset.
 
@@ -51,9 +71,7 @@ def load(paths: typing.Sequence[pathlib.Path], metrics: typing.Mapping[str, Metr
     """
     done: list[str] = []
     for path in paths:
-        with np.load(io.BytesIO(path.read_bytes())) as file:
-            arrays = dict(file)
-        ids = json.loads(str(arrays.pop("done")))
+        ids, arrays = read(path)
         names = sorted({key.split("/")[0] for key in arrays})
         if names != sorted(metrics):
             raise ValueError(f"{path} holds {', '.join(names)}, wanted "

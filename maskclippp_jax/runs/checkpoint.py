@@ -26,6 +26,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.models import maskclippp
 from maskclippp_jax.runtime import hosts, storage, typed
 
 # What may differ between two starts of the same run: where data lie, what is kept, shown and put up
@@ -89,7 +90,7 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
     wanted = configuration.to_json(config)
     file = workdir / "config.json"
     if hosts.agree(str(file), file.exists()):
-        found, now = _flat(json.loads(file.read_text())), _flat(wanted)
+        found, now = _flat(typed.read(file, dict[str, typing.Any])), _flat(wanted)
         differing = {k: f"{k.replace('/', '.')} was {found.get(k)!r}, is now {now.get(k)!r}"
                      for k in sorted(set(found) | set(now)) if found.get(k) != now.get(k)}
         refused = [words for k, words in differing.items() if k not in _FREE_KEYS]
@@ -350,7 +351,12 @@ def read_config(folder: epath.Path) -> ml_collections.ConfigDict:
     if not file.exists():
         raise FileNotFoundError(f"no run in {workdir} (no config.json there); give the --workdir "
                                 "of a training run or a checkpoint file")
-    return configuration.from_json(json.loads(file.read_text()))
+    config = configuration.from_json(typed.read(file, dict[str, typing.Any]))
+    lacking = [key for key in ("model", "weights", "templates", "seed") if key not in config]
+    if lacking or not isinstance(config.model, maskclippp.MaskCLIPppConfig):
+        raise ValueError(f"{file} is no configuration of a run (it lacks "
+                         f"{', '.join(lacking) or 'the sizes of the model'}); is it damaged?")
+    return config
 
 
 def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, str]:

@@ -231,11 +231,18 @@ class Profile:
             self._running = False
 
 
-def _step_of(line: str) -> int | None:
+def row_of(line: str) -> dict | None:
+    """What a line of a log holds, its step among it; None of a line that a killed run cut."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return None  # a line cut by a killed run
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _step_of(line: str) -> int | None:
+    row = row_of(line)
+    return None if row is None else row["step"]
 
 
 def _duration(seconds: float) -> str:

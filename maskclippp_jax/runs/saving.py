@@ -1,7 +1,6 @@
 """Saves the checkpoints of a training run in the background, and keeps the newest and the best."""
 
 import contextlib
-import json
 import logging as standard_logging
 import math
 import time
@@ -12,7 +11,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from maskclippp_jax.runs import checkpoint
+from maskclippp_jax.runs import checkpoint, run_log
 
 _BY = "eval/mask_accuracy"  # what the best checkpoints are chosen by
 _GRACE = 30  # seconds in which processes that fail together may still finish a save
@@ -38,8 +37,7 @@ class Best:
         self._count, self._accuracy = count, {}  # percent, by step
         if count and (workdir / "metrics.jsonl").exists():
             for line in (workdir / "metrics.jsonl").read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # cut off by the end of a run
-                    row = json.loads(line)
+                if (row := run_log.row_of(line)) is not None:
                     self.add(row["step"], row)
 
     def add(self, step: int, metrics: typing.Mapping[str, float]) -> bool:

@@ -17,7 +17,8 @@ from rich.table import Column, Table
 
 from maskclippp_jax import config as configuration, configs
 from maskclippp_jax.drawing import report, visualize
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.evaluation import tables
+from maskclippp_jax.runtime import storage, typed
 
 # What is shown: title, and the way to it in the results of `evaluate`.
 _COLUMNS = (("mask accuracy", "mask_accuracy", "mMaskAcc"), ("seen", "mask_accuracy", "seen"),
@@ -123,7 +124,7 @@ def measure(place: epath.Path, variant: Variant, seed: str | None,
         settings.append(f"--config.seed={seed}")
     made_with = dict(settings=settings, config=read_config(variant.config))
     results, stored = place / "results" / "results.json", place / "made_with.json"
-    known = json.loads(stored.read_text()) if stored.exists() else None
+    known = typed.read(stored, dict[str, typing.Any]) if stored.exists() else None
     if known != made_with and (known or results.exists()):
         raise ValueError(f"{place} was made with other settings or another configuration (see "
                          f"{stored}); take another --workdir")
@@ -135,7 +136,7 @@ def measure(place: epath.Path, variant: Variant, seed: str | None,
             checkpoint = str(place / "run")
             _call("train", *settings, f"--workdir={checkpoint}")
         _call("evaluate", *settings, f"--workdir={results.parent}", f"--checkpoint={checkpoint}")
-    found = json.loads(results.read_text())["models"][0]
+    found = typed.read(results, tables.Results)["models"][0]
     return {title: found[metric][key] for title, metric, key in _COLUMNS}
 
 

@@ -5,10 +5,12 @@ array a leaf, with "~" for "/" in its name; a file `checkpoint.bv-LAST` beside i
 step. Both are brought to one form of names here, so that one rule table (`big_vision`) reads all.
 """
 
+import math
 import pathlib
 import re
 import typing
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -78,10 +80,12 @@ class NpzFile(Source):
         try:
             self._file = np.load(path, allow_pickle=False)
             self.shapes = {}
-            for member in self._file.zip.namelist():
-                with self._file.zip.open(member) as head:
-                    self.shapes[member.removesuffix(".npy")] = _read_header(head)
-        except (zipfile.BadZipFile, ValueError, AttributeError, EOFError) as error:
+            for info in self._file.zip.infolist():
+                name = info.filename.removesuffix(".npy")
+                with self._file.zip.open(info) as head:
+                    self.shapes[name] = _read_header(head, info.file_size)
+        except (zipfile.BadZipFile, ValueError, AttributeError, EOFError, OSError, SyntaxError,
+                zlib.error, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"{path} is no .npz file, or was cut short ({error})") from None
         self._path = path
 
@@ -95,11 +99,19 @@ class NpzFile(Source):
         return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
-def _read_header(head: typing.BinaryIO) -> tuple[int, ...]:
+def _read_header(head: typing.BinaryIO, size: int) -> tuple[int, ...]:
+    """The shape of an array of so many bytes, with its header.
+
+    Raises:
+      ValueError: the header tells of more numbers, or fewer, than there are.
+    """
     version = np.lib.format.read_magic(head)
     header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
               else np.lib.format.read_array_header_2_0)
-    return header(head)[0]
+    shape, _, dtype = header(head)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != size - head.tell():
+        raise ValueError(f"an array of the shape {shape} and type {dtype} has {size} bytes")
+    return shape
 
 
 class TensorStoreFolder(Source):

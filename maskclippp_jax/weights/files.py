@@ -11,6 +11,9 @@ from maskclippp_jax.weights import big_vision_file, hub
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
 
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8",
+           "BOOL")
+
 
 class SafetensorsFile(Source):
     """The tensors of a .safetensors file.
@@ -28,8 +31,12 @@ class SafetensorsFile(Source):
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is no safetensors file, or was cut short ({error})") from None
-        self.shapes = {name: tuple(self._file.get_slice(name).get_shape())
-                       for name in self._file.keys()}
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+        for name, part in slices.items():
+            if part.get_dtype() not in _DTYPES:
+                raise ValueError(f"{path} stores {name} as {part.get_dtype()}; read here are "
+                                 f"{', '.join(_DTYPES)}, so save it as one of these")
+        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)

@@ -12,10 +12,14 @@ and no code is looked at.
 
 import collections
 import dataclasses
+import io
 import math
 import pathlib
 import pickle
+import pickletools
+import struct
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +32,10 @@ _STORAGES = {
     "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_LARGEST_PICKLE = 1 << 26  # bytes; that of a model of 10 billion parameters has some 100 kB
+_MOST = 1 << 48            # numbers of a tensor, or along one of its axes
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, KeyError, EOFError, OSError,
+            NotImplementedError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +68,7 @@ class TorchFile(Source):
             raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
         try:
             self._archive = zipfile.ZipFile(self._path)
-        except zipfile.BadZipFile:
+        except _DAMAGED:
             raise ValueError(_not_an_archive(self._path)) from None
         pickles = [n for n in self._archive.namelist() if n.split("/")[-1] == "data.pkl"]
         if len(pickles) != 1:
@@ -68,11 +76,10 @@ class TorchFile(Source):
                              "checkpoint")
         self._root = pickles[0][:-len("data.pkl")]
         if f"{self._root}byteorder" in self._archive.namelist():
-            if self._archive.read(f"{self._root}byteorder") != b"little":
+            if self._member("byteorder", "its byte order") != b"little":
                 raise ValueError(f"{path} holds big-endian numbers; save it again on a common "
                                  "machine")
-        with self._archive.open(pickles[0]) as file:
-            self.content = _unpickle(file, path)
+        self.content = _unpickle(self._member("data.pkl", "its list of tensors"), path)
         tensors = self.content
         if isinstance(tensors, _Module):
             tensors = tensors.tensors()
@@ -84,24 +91,40 @@ class TorchFile(Source):
             raise ValueError(f"{path} holds a {type(tensors).__name__}, wanted a dictionary of "
                              "tensors")
         self._entries = {k: v for k, v in tensors.items() if isinstance(v, TensorEntry)}
+        odd = next((k for k in self._entries if not isinstance(k, str)), None)
+        if odd is not None:
+            raise ValueError(f"{path} calls a tensor {odd!r}, wanted names")
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
-        try:
-            raw = self._archive.read(f"{self._root}data/{entry.storage}")
-        except (KeyError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{self._path} is damaged: the numbers of {name!r} cannot be read "
-                             f"({error}); download it again") from None
-        item = np.dtype(entry.dtype).itemsize
-        flat = np.frombuffer(raw, entry.dtype)
-        reach = entry.offset + sum((n - 1) * s for n, s in zip(entry.shape, entry.strides)) + 1
         if math.prod(entry.shape) == 0:
             return np.zeros(entry.shape, entry.dtype)
+        raw = self._member(f"data/{entry.storage}", f"the numbers of {name!r}")
+        item = np.dtype(entry.dtype).itemsize
+        flat = np.frombuffer(raw[:len(raw) // item * item], entry.dtype)
+        reach = entry.offset + sum((n - 1) * s for n, s in zip(entry.shape, entry.strides)) + 1
         if entry.offset < 0 or min(entry.strides, default=0) < 0 or reach > len(flat):
             raise ValueError(f"{self._path} is damaged: {name!r} reaches beyond its storage")
+        # Before anything is copied: strides of 0 could make any size of a single number.
+        if math.prod(entry.shape) > len(flat):
+            raise ValueError(f"{self._path} is damaged: {name!r} of the shape {entry.shape} has "
+                             f"only {len(flat)} numbers in the file; save it again with "
+                             "contiguous tensors")
         return np.lib.stride_tricks.as_strided(
             flat[entry.offset:], entry.shape, [s * item for s in entry.strides], writeable=False)
+
+
+    def _member(self, name: str, what: str) -> bytes:
+        """A file of the archive; torch does not compress them."""
+        try:
+            info = self._archive.getinfo(f"{self._root}{name}")
+            if info.file_size > self._path.stat().st_size:
+                raise EOFError("it should have more bytes than the file")
+            return self._archive.read(info)
+        except _DAMAGED as error:
+            raise ValueError(f"{self._path} is damaged: {what} cannot be read ({error}); download "
+                             "it again") from None
 
 
 def _not_an_archive(path: pathlib.Path) -> str:
@@ -125,8 +148,11 @@ class _Storage:
 
 def _rebuild_tensor(storage, offset, shape, strides, *_unused):
     dtype, key, size = storage
-    return TensorEntry(key, dtype, size, int(offset),
-                       tuple(map(int, shape)), tuple(map(int, strides)))
+    shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+    sizes = (size, int(offset), *shape, *strides)
+    if len(shape) != len(strides) or not all(0 <= n < _MOST for n in sizes):
+        raise pickle.UnpicklingError(f"a tensor has the shape {shape} and the steps {strides}")
+    return TensorEntry(key, dtype, size, int(offset), shape, strides)
 
 
 def _rebuild_parameter(tensor, *_unused):
@@ -136,14 +162,17 @@ def _rebuild_parameter(tensor, *_unused):
 class _Module:
     """Stands for a TorchScript module while unpickling: nothing but attributes."""
 
-    def tensors(self, prefix: str = "") -> dict[str, TensorEntry]:
-        """Tensors of this module and of all below it, by dotted name."""
-        found = {}
-        for name, value in vars(self).items():
-            if isinstance(value, _Module):
-                found |= value.tensors(f"{prefix}{name}.")
-            elif isinstance(value, TensorEntry):
-                found[f"{prefix}{name}"] = value
+    def tensors(self) -> dict[str, TensorEntry]:
+        """Tensors of this module and of all below it, by dotted name; each module counts once."""
+        found, entered, waiting = {}, {id(self)}, [("", self)]
+        while waiting:
+            prefix, module = waiting.pop()
+            for name, value in vars(module).items():
+                if isinstance(value, TensorEntry):
+                    found[f"{prefix}{name}"] = value
+                elif isinstance(value, _Module) and id(value) not in entered:
+                    entered.add(id(value))
+                    waiting.append((f"{prefix}{name}.", value))
         return found
 
 
@@ -167,9 +196,15 @@ class _TensorUnpickler(pickle.Unpickler):
         return storage.dtype, str(key), int(size)
 
 
-def _unpickle(file, path):
+def _unpickle(data: bytes, path: str):
     try:
-        return _TensorUnpickler(file).load()
+        if len(data) > _LARGEST_PICKLE:
+            raise pickle.UnpicklingError(f"its list of tensors has {len(data)} bytes")
+        # Pickle makes room for as many objects as the largest number it is told to remember.
+        for count, (code, argument, _) in enumerate(pickletools.genops(data)):
+            if "PUT" in code.name and argument > count:
+                raise pickle.UnpicklingError(f"it numbers an object {argument} of {count}")
+        return _TensorUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile or cut pickle can raise anything
         raise ValueError(f"{path} is refused: a checkpoint may hold tensors, dictionaries and "
                          f"numbers only, but {error}") from None

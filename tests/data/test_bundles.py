@@ -153,9 +153,16 @@ def test_many_threads_may_read(tmp_path):
     (lambda m: m["pictures"]["a"].update(padded=[48, 64]), "padded size .48, 64., but .*32, 48"),
     (lambda m: m["pictures"]["a"].update(resized=[32, 41]), "resized size .32, 41."),
     (lambda m: m["preparation"].update(multiple=32), r"gives \[32, 64\]"),
-    (lambda m: m.pop("generator"), "does not say 'generator'"),
+    (lambda m: m.pop("generator"), "manifest.json: there is no generator"),
+    (lambda m: m.pop("stride"), "manifest.json does not say stride, see"),
+    (lambda m: m["pictures"]["a"].pop("padded"), "does not say padded of a, see"),
+    (lambda m: m.update(pictures=[1]), "at pictures: got array, wanted object"),
+    (lambda m: m["pictures"]["a"].update(size=[40, "x"]), r"at pictures.*a.*size.*: got str, wan"),
+    (lambda m: m["pictures"]["a"].update(size=[40, -1]), "expected int >= 1"),
+    (lambda m: m["classes"].update(kind="closed"), "does not say vocabulary, see"),
+    (lambda m: m["classes"].update(kind="closed", vocabulary="x"), "vocabulary: got str, wanted"),
     (lambda m: m.update(version=7), "wanted .'maskclippp masks', 1."),
-    (lambda m: m["classes"].update(kind="x"), "classes of the kind 'x'")])
+    (lambda m: m["classes"].update(kind="x"), "at classes.kind: invalid enum value 'x'")])
 def test_manifests_that_contradict_themselves_are_refused(tmp_path, change_, says):
     write_bundle(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -163,6 +170,31 @@ def test_manifests_that_contradict_themselves_are_refused(tmp_path, change_, say
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=says):
         bundles.Bundle(tmp_path)
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", "it is empty"), (b"[" * 100_000, "got array, wanted object"), (b"5", "got int, wanted"),
+    (b'{"format": "maskclippp masks", "version": 1, "version": 1}', "gives 'version' twice")])
+def test_manifests_that_are_none_are_refused(tmp_path, content, says):
+    write_bundle(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"manifest.json.*{says}"):
+        bundles.Bundle(tmp_path)
+
+
+@pytest.mark.parametrize("change_", [
+    dict(mask_bits=np.zeros((1, 40, 6), np.uint8)), dict(mask_bits=np.zeros((40, 7), np.uint8)),
+    dict(mask_bits=np.zeros((1, 40, 7), np.int64)), dict(mask_size=np.array([40])),
+    dict(mask_size=np.array([40, 2**40])), dict(mask_size=np.array([-40, 50]))])
+def test_masks_of_bits_must_fill_their_size(tmp_path, change_):
+    writer = bundle_writer.Writer(tmp_path, masks="binary", classes=dict(kind="none"),
+                                  generator=dict(name="test"))
+    writer.add("a", np.ones((1, 40, 50), bool), ((40, 50),))
+    writer.finish()
+    assert bundles.Bundle(tmp_path).read("a").masks.shape == (1, 40, 50)
+    change(tmp_path, **change_)
+    with pytest.raises(ValueError, match="a.npz holds mask_bits of .* no masks of the size"):
+        bundles.Bundle(tmp_path).read("a")
 
 
 def test_pictures_of_another_data_set_are_named(tmp_path):
@@ -263,6 +295,27 @@ def test_masks_of_a_mirrored_version_leave_mirrored_back(tmp_path, source):
 def test_pictures_leave_under_their_ids(tmp_path, source):
     bundle_tools.write_pictures(source, str(tmp_path))
     assert images.read_image(str(tmp_path / "b%2Fc.png")).shape == (50, 40, 3)
+
+
+def test_a_conversion_that_failed_leaves_nothing_and_does_not_refuse_the_next_one(
+        tmp_path, source):
+    write = lambda pattern: bundle_tools.from_files(
+        f"{tmp_path}/b", f"{tmp_path}/{pattern}", source, "two", nothing=None, allow_missing=False)
+    for name, size in SIZES.items():
+        file = name.replace("/", "%2F")
+        mask_files.write_masks(tmp_path / f"{file}.json", np.ones((1, *size)))
+        photo = np.arange(size[0] * size[1], dtype=np.uint16).reshape(size) * 25
+        (tmp_path / f"{file}.png").write_bytes(images.encode_png(photo % 65000))
+    (tmp_path / "b%2Fc.json").write_text('[{"segmentation": {"size": [50, 40], "counts": [1]}}]')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="b%2Fc.json, mask 0 has runs of 1 pixels"):
+        write("{id}.json")
+    assert sorted(tmp_path.iterdir()) == before
+    write("{id}.png")
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "b"])
+    assert set(bundles.Bundle(tmp_path / "b").pictures) == set(SIZES)
+    with pytest.raises(FileExistsError, match="holds a finished bundle"):
+        write("{id}.png")
 
 
 def test_missing_files_are_named(tmp_path, source):

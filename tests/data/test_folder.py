@@ -227,7 +227,7 @@ def test_masks_of_a_class_without_a_name_are_named(own, name, words):
 @pytest.mark.parametrize("entry, words", [
     (dict(segmentation=[[0, 0, 5, 0, 5, 5]]), "mask 0: wanted segmentation, and category_id or"),
     (dict(label="cat"), "mask 0: wanted segmentation"),
-    (dict(segmentation=[], category_id=5), "has the category_id 5, to which names.txt gives no"),
+    (dict(segmentation=[], category_id=5), "has the class 5, to which names.txt gives no"),
     (dict(segmentation=dict(size=[3, 4], counts=[12]), label="cat"), "the mask is for 4x3 pixels"),
 ])
 def test_a_json_of_masks_that_lacks_something_is_named(own, entry, words):
@@ -260,7 +260,7 @@ def test_annotations_that_do_not_fit_at_all_are_explained(own):
     with pytest.raises(ValueError, match=r"at annotations\[0, id 1\]: there is no image_id"):
         read(own, str(own / "instances.json"), names=None)
     (own / "instances.json").write_text("[]")
-    with pytest.raises(ValueError, match="instances.json: got array, wanted object"):
+    with pytest.raises(ValueError, match="instances.json is an empty list, wanted a file of COCO"):
         read(own, str(own / "instances.json"))
 
 

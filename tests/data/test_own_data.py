@@ -1,5 +1,7 @@
 """Own data as people have them: each form gives its right value, or a sentence (public reports)."""
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -296,6 +298,7 @@ def test_what_the_numbers_mean_is_said(place):
     place.label(numbers(255, 0, 1))
     data = place.read("labels", names="red\nblue\n")
     assert data.reading.notes == [
+        "took the labels for label maps, 1 of them have a picture",
         "in the label maps 0 is 'red', 1 is 'blue'; 255, 65535 means nothing"]
     with pytest.raises(ValueError, match="gives the class 'red' the number 70000, but label maps"):
         place.read("labels", names="red\tthing\t70000\nblue\n")
@@ -332,6 +335,150 @@ def _upright(label, picture):
     copy = Image.fromarray(label)
     copy.getexif()[0x0112] = picture.getexif()[0x0112]
     return ImageOps.exif_transpose(copy)
+
+
+# --- Files of annotation tools --------------------------------------------------------------------
+
+TWO = "red box\nblue box\n"
+BOXES = {"red box": box(RED), "blue box": box(BLUE)}
+
+
+def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray] = BOXES) -> None:
+    assert set(found) == set(wanted)
+    for name, mask in found.items():
+        np.testing.assert_array_equal(mask, wanted[name])
+
+
+def pairs(polygon) -> list:
+    return np.reshape(polygon, (-1, 2)).tolist()
+
+
+def write_json(place, content, name="labels/p.json"):
+    (place.path / name).parent.mkdir(exist_ok=True)
+    (place.path / name).write_text(json.dumps(content))
+
+
+def label_me(*shapes, **more):
+    return dict(version="5.4.1", flags={}, shapes=[dict(label="red box", group_id=None) | s
+                                                   for s in shapes], imageData=None, **more)
+
+
+def test_labelme_is_read(place):
+    png = io.BytesIO()
+    Image.fromarray(np.full((20, 30), 255, np.uint8)).save(png, "PNG")
+    patch = base64.b64encode(png.getvalue()).decode()
+    rectangle = dict(label="blue box", shape_type="rectangle", points=[[50, 35], [75, 55]])
+    for red in (dict(shape_type="polygon", points=pairs(RED)), dict(points=pairs(RED)),
+                dict(shape_type="mask", points=[[10, 10], [39, 29]], mask=patch)):
+        write_json(place, label_me(red, rectangle, imageHeight=60, imageWidth=80))
+        same(place.masks("labels", names=TWO))
+    write_json(place, label_me(dict(shape_type="circle", points=[[40, 30], [50, 30]])))
+    circle = place.masks("labels", names=TWO)["red box"]
+    assert abs(circle.sum() - np.pi * 100) < 8 and circle[30, 40] and not circle[30, 52]
+
+
+@pytest.mark.parametrize("content, says", [
+    (label_me(dict(shape_type="line", points=[[1, 1], [5, 5]])), "shape 0 is a line, which has no"),
+    (label_me(dict(shape_type="rectangle", points=[[1, 1]])), "a rectangle of 1 points, wanted 2"),
+    (label_me(dict(shape_type="mask", points=[[1, 1], [2, 2]], mask="?")), "no picture in base 64"),
+    (label_me(dict(label="sky", points=[])), "shape 0: names.txt has no class 'sky'"),
+    (label_me(imageHeight=80, imageWidth=60), "of 60x80 pixels, .* was it turned by its EXIF"),
+    (label_me(dict(points=[[1]])), "at shapes.0..points.0.: expected array of length 2"),
+    (dict(version=1), "neither shapes, as LabelMe writes them, nor annotations"),
+    ([dict(segmentation=[RED], area=600, predicted_iou=0.9)], "without classes, as SAM's")])
+def test_json_files_that_say_too_little_are_named(place, content, says):
+    write_json(place, content)
+    with pytest.raises(ValueError, match=f"p.json.*{says}"):
+        place.masks("labels", names=TWO)
+
+
+def test_yolos_polygons_are_read_with_their_data_yaml(place):
+    (place.path / "labels").mkdir()
+    shares = lambda polygon: " ".join(f"{n / side:.6f}" for n, side in zip(polygon, [80, 60] * 4))
+    (place.path / "labels/p.txt").write_text(f"0 {shares(RED)}\n\n1 {shares(BLUE)}\n")
+    same(place.masks("labels", names=TWO))
+    for names in ("names: [red box, blue box]\n", "nc: 2\nnames:\n  0: red box\n  1: blue box\n"):
+        (place.path / "data.yaml").write_text(names)
+        data = folder.read(str(place.path / "images"), str(place.path / "labels"),
+                           str(place.path / "data.yaml"))
+        assert data.vocabulary.classes == (("red box",), ("blue box",))
+        assert "took the labels for YOLO's polygons, 1 of" in data.reading.notes[0]
+    for text, says in (("names: 5", "has no names of classes"), ("[", "is no YAML"),
+                       ("names: [cat, cat]", "'cat' is 'cat' of line 1")):
+        (place.path / "data.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"data.yaml.*{says}"):
+            folder.read(str(place.path / "images"), str(place.path / "labels"),
+                        str(place.path / "data.yaml"))
+
+
+@pytest.mark.parametrize("line, says", [
+    ("0 0.5 0.5 0.2 0.2", "line 1 is a box, wanted a polygon"),
+    ("7 0 0 1 0 1 1", "line 1 has the class 7, to which names.txt"),
+    ("0 10 10 40 10 40 30", "points beyond the picture, .* are they pixels"),
+    ("0 0 0 1 0 1 nan", "points beyond the picture"), ("0 0 0 1 0 1", "wanted a class' number, th"),
+    ("cat 0 0 1 0 1 1", "wanted a class' number, then")])
+def test_lines_that_are_no_polygons_are_named(place, line, says):
+    (place.path / "labels").mkdir()
+    (place.path / "labels/p.txt").write_text(line)
+    with pytest.raises(ValueError, match=f"p.txt, {says}|p.txt, line 1.*{says}"):
+        place.masks("labels", names=TWO)
+
+
+def task(*results, **more):
+    return [dict(id=3, data=dict(image="/data/upload/1/ab12-p.png"), annotations=[
+        dict(result=[dict(original_width=80, original_height=60) | r for r in results])]) | more]
+
+
+def percent(polygon):
+    return (np.reshape(polygon, (-1, 2)) / [0.8, 0.6]).tolist()
+
+
+def test_label_studio_is_read(place):
+    red = dict(type="polygonlabels", value=dict(points=percent(RED), polygonlabels=["red box"]))
+    blue = dict(type="rectanglelabels", value=dict(
+        x=50 / 0.8, y=35 / 0.6, width=25 / 0.8, height=20 / 0.6, rotation=0,
+        rectanglelabels=["blue box"]))
+    write_json(place, task(red, blue, dict(type="choices", value={})), "a.json")
+    same(place.masks("a.json", names=TWO))
+    # Turned by a quarter around its corner: 20 wide, 30 high, to the left of it.
+    blue["value"] |= dict(x=50, y=50 / 3, width=30 / 0.8, height=20 / 0.6, rotation=90)
+    write_json(place, task(blue), "a.json")
+    wanted = np.zeros(SIZE, bool)
+    wanted[10:40, 20:40] = True
+    same(place.masks("a.json", names=TWO), {"blue box": wanted})
+
+
+@pytest.mark.parametrize("tasks, says", [
+    (task(dict(type="brushlabels", value={})), "was drawn with a brush; export brush labels as"),
+    (task(dict(type="polygonlabels", value=dict(points=[], polygonlabels=[]))), "has 0 labels"),
+    (task(dict(type="rectanglelabels", value=dict(x=1.0, rectanglelabels=["red box"]))),
+     "a rectangle without height, width, y"),
+    (task(annotations=[dict(result=[dict(type="x")])] * 2), "2 annotations by different people"),
+    (task() + task(), "two tasks of the picture p"), (task(data={}), "3 has no picture in its dat"),
+    ([dict(id=1)], "at .0, id 1.: there is no")])
+def test_tasks_that_cannot_be_used_are_named(place, tasks, says):
+    write_json(place, tasks, "a.json")
+    with pytest.raises(ValueError, match=says):
+        place.masks("a.json", names=TWO)
+
+
+def test_masks_may_lie_in_folders_of_their_classes(place):
+    for name, mask in BOXES.items():
+        place.label(mask, f"{name.replace(' ', '_')}/p.png")
+    same(place.masks("labels", names=TWO))
+
+
+def test_labels_of_other_names_are_found_by_a_pattern(place):
+    place.label(numbers(255, 0, 1), "p_segmentation.png")
+    with pytest.raises(FileNotFoundError, match="for other names give a pattern like"):
+        place.read("labels", names=TWO)
+    np.testing.assert_array_equal(
+        place.classes("labels/{stem}_segmentation.png", names=TWO), WANTED)
+    # Beside the pictures: a label is no picture.
+    (place.path / "labels/p_segmentation.png").rename(place.path / "images/p_mask.png")
+    np.testing.assert_array_equal(place.classes("images/{stem}_mask.png", names=TWO), WANTED)
+    with pytest.raises(ValueError, match="would be its own label; for labels beside the pictures"):
+        place.read("images", names=TWO)
 
 
 # --- Nothing to learn -----------------------------------------------------------------------------

@@ -178,6 +178,22 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
         weights.load_weights(str(tmp_path), model, shapes_of(model))
 
 
+def test_numbers_of_8_bits_are_refused_with_the_types_that_are_read(tmp_path):
+    header = json.dumps(dict(x=dict(dtype="F8_E4M3", shape=[2], data_offsets=[0, 2]))).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    with pytest.raises(ValueError, match="stores x as F8_E4M3; read here are F64, F32, F16, BF16"):
+        files.read(str(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("parts, says", [
+    ({}, "names no tensor"), (dict(a="x.safetensors.index.json"), "names x.safetensors.index.json"),
+    (dict(a="../x.safetensors"), "names ../x.safetensors"), ([], "at weight_map: got array")])
+def test_an_index_names_files_beside_it(tmp_path, parts, says):
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps(dict(weight_map=parts)))
+    with pytest.raises(ValueError, match=f"{says}.*download it again"):
+        files.read(str(tmp_path / "x.safetensors.index.json"))
+
+
 def test_the_clip_inside_a_mask_generator_is_found(tmp_path):
     model = maskclippp.MaskCLIPppConfig(CONVNEXT, TEXT, None)
     params = random_params(model)

@@ -152,6 +152,55 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
         file["t"]
 
 
+def test_sizes_are_checked_before_anything_is_copied(tmp_path):
+    """A stride of 0 makes any size of one number; shapes of a damaged file go beyond all bounds."""
+    four = np.zeros(4, np.float32).tobytes()
+    content = tensor_pickle("FloatStorage", 4, 0, (255, 255), (0, 0))
+    file = TorchFile(archive(tmp_path / "x.pt", content, **{"0": four}))
+    assert file.shapes["t"] == (255, 255)
+    with pytest.raises(ValueError, match="of the shape .255, 255. has only 4 numbers in the file"):
+        file["t"]
+    repeated = TorchFile(archive(tmp_path / "y.pt", tensor_pickle(
+        "FloatStorage", 4, 0, (1, 4), (0, 1)), **{"0": four}))
+    assert repeated["t"].shape == (1, 4)  # as torch stores what was expanded
+    huge = content.replace(b"(K\xffK\xfft", b"(\x8a\x09" + (2**63).to_bytes(9, "little") + b"t", 1)
+    huge = huge.replace(b"(K\x00K\x00t", b"(K\x00t", 1)
+    with pytest.raises(ValueError, match="refused: .* a tensor has the shape .9223372036854775808"):
+        TorchFile(archive(tmp_path / "z.pt", huge, **{"0": four}))
+
+
+def test_a_module_that_holds_itself_ends(tmp_path):
+    """As TorchScript writes modules: m.self = m."""
+    cycle = b"\x80\x02c__torch__\nM\n)\x81q\x00}X\x04\x00\x00\x00selfh\x00sb."
+    assert not len(TorchFile(archive(tmp_path / "x.pt", cycle)))
+
+
+def test_a_pickle_that_asks_for_memory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="refused: .* it numbers an object 4294967040 of 2"):
+        TorchFile(archive(tmp_path / "x.pt", b"\x80\x02}r\x00\xff\xff\xff."))
+    names = b"\x80\x02}K\x01" + tensor_pickle("FloatStorage", 4, 0, (4,), (1,))[9:]
+    with pytest.raises(ValueError, match="calls a tensor 1, wanted names"):
+        TorchFile(archive(tmp_path / "y.pt", names, **{"0": bytes(16)}))
+
+
+def test_damaged_members_of_an_archive_are_named(tmp_path):
+    whole = pathlib.Path(archive(tmp_path / "x.pt", tensor_pickle("FloatStorage", 4, 0, (4,), (1,)),
+                                 **{"0": np.arange(4, dtype=np.float32).tobytes()})).read_bytes()
+    outcomes = set()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        (tmp_path / "y.pt").write_bytes(damaged)
+        try:
+            file = TorchFile(str(tmp_path / "y.pt"))
+            arrays = {name: file[name] for name in file}
+            outcomes.add("read")
+            assert all(a.nbytes <= 16 for a in arrays.values())
+        except ValueError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}  # not every byte of a zip file matters
+
+
 def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
     save_file({"backbone.w": np.zeros(2, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="layout nobody here knows.*backbone.w"):

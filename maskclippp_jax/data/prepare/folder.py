@@ -5,12 +5,15 @@ without its ending, with its sub-folder if there is one):
 
 - label maps, `x.png`: the number of a class in every pixel (its place in the names file from 0, or
   the file's third column), or its colour (the fourth);
-- folders of masks, `x/<class name>_<number>.png`: what is not 0 is the mask, of cut-outs what is
-  not transparent; masks may overlap;
-- one JSON file a picture, `x.json`: a list of masks, each with `segmentation` (run-length code or
-  polygons, as in COCO) and `category_id` (a number as above) or `label` (a name);
-- one JSON file for all, in COCO's instance or panoptic form (the PNG files of the latter lie beside
-  it, or in a folder of its name).
+- folders of masks, `x/<class name>_<number>.png` or `<class name>/x.png`: what is not 0 is the
+  mask, of cut-outs what is not transparent; masks may overlap;
+- one JSON file a picture, `x.json`: of LabelMe; or a list of masks, each with `segmentation`
+  (run lengths or polygons, as in COCO) and `category_id` (a number as above) or `label` (a name);
+- polygons of YOLO, `x.txt`: the number of a class, then x and y in shares of the picture's sides;
+- one JSON file for all: in COCO's instance or panoptic form (the PNG files of the latter lie beside
+  it, or in a folder of its name), or of Label Studio.
+
+Files of other names are found by a pattern, `labels/{stem}_mask.png`.
 """
 
 import functools
@@ -20,17 +23,18 @@ import re
 import typing
 
 import numpy as np
+import yaml
 
-from maskclippp_jax.data import coco_files, images, label_maps, records
+from maskclippp_jax.data import images, label_maps, records
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import labels, own_coco, paths
+from maskclippp_jax.data.prepare import labels, own_coco, own_masks, own_tasks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
-from maskclippp_jax.metrics import run_lengths
-from maskclippp_jax.runtime import storage, typed
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary, plain
 
 _PICTURE = r"\.(?:jpg|jpeg|JPG|JPEG|png|PNG|bmp|tif|tiff|webp)"
-_LAYOUT = "x.png (label maps), x/<class>_<n>.png (folders of masks) or x.json (masks) for x.jpg"
+_LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.json (LabelMe, "
+           "masks) or x.txt (YOLO) for x.jpg")
 
 
 class OwnData(typing.NamedTuple):
@@ -54,7 +58,7 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
 
     Args:
       image_dir: folder of the pictures.
-      annotations: folder, or JSON file in COCO's form.
+      annotations: folder, pattern of files with {stem} for a picture's name, or a JSON file.
       names_file: one class a line; may be None for COCO's form, which names its categories.
       choices: what the files cannot tell.
 
@@ -64,58 +68,131 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
     """
     if not pathlib.Path(image_dir).is_dir():
         raise FileNotFoundError(f"no folder --images={image_dir}; give the one of your pictures")
-    if not pathlib.Path(annotations).is_dir() and not (
-            annotations.endswith(".json") and pathlib.Path(annotations).is_file()):
-        raise FileNotFoundError(f"no --labels={annotations}; give a folder with {_LAYOUT}, or a "
-                                "JSON file in COCO's form")
+    is_file = annotations.endswith(".json") and pathlib.Path(annotations).is_file()
+    folder, pattern = _pattern_of(annotations)
+    if not is_file and not pathlib.Path(folder).is_dir():
+        raise FileNotFoundError(f"no --labels={annotations}; give a folder with {_LAYOUT}, a "
+                                "pattern like labels/{stem}_mask.png, or a JSON file of COCO or "
+                                "Label Studio")
     pictures_at = Files(image_dir)
-    if annotations.endswith(".json"):
+    if is_file and not own_tasks.are_in(annotations):
         reading, vocabulary, kind = own_coco.read(
             pictures_at, _PICTURE, pathlib.Path(annotations), names_file,
             leave_out=choices.leave_out, keep_crowds=choices.keep_crowds)
     else:
         if names_file is None:
             raise ValueError("got no --names; give a file with one class a line, synonyms "
-                             "separated by commas")
-        vocabulary = Vocabulary.from_file(names_file, skip=choices.nothing or ())
-        reading, kind = _read_folder(pictures_at, Files(annotations), vocabulary, choices)
+                             "separated by commas, or a data.yaml of YOLO")
+        vocabulary = _read_names(names_file, choices.nothing or ())
+        masks = own_masks.Masks(vocabulary, tuple(map(plain, choices.leave_out)),
+                                choices.keep_crowds)
+        if is_file:
+            reading, kind = own_tasks.read(pictures_at, _PICTURE, annotations, masks), "instance"
+        else:
+            reading, kind = _read_folder(pictures_at, Files(folder), pattern, masks, choices)
     splits = _split(reading.splits["train"], choices.validation)
     chosen = repr([item[0] for item in splits.get("validation", ())])
     fingerprint = reading.fingerprint + hashlib.sha1(chosen.encode()).hexdigest()
     return OwnData(reading._replace(splits=splits, fingerprint=fingerprint), vocabulary, kind)
 
 
-def _read_folder(pictures_at: Files, labels_at: Files, vocabulary: Vocabulary,
+def _read_names(path: str, skip: typing.Sequence[int]) -> Vocabulary:
+    """A names file, or the names in a data.yaml of YOLO: a list, or a name for each number."""
+    if not path.endswith((".yaml", ".yml")):
+        return Vocabulary.from_file(path, skip)
+    if not storage.path(path).is_file():
+        raise FileNotFoundError(f"no names file {path}")
+    try:
+        content = yaml.safe_load(storage.read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML ({error})") from None
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names or not all(
+            isinstance(k, int) and k >= 0 and isinstance(v, str) for k, v in names.items()):
+        raise ValueError(f"{path} has no names of classes, wanted names: [cat, dog], or a name for "
+                         "each number")
+    rows = [f"{name}\tthing\t{number}" for number, name in sorted(names.items())]
+    vocabulary = Vocabulary.from_text("\n".join(rows), pathlib.Path(path).name)
+    vocabulary.check_names("\n".join(rows), path)
+    return vocabulary
+
+
+def _pattern_of(annotations: str) -> tuple[str, str]:
+    """"labels/{stem}_mask.png" -> the folder "labels", and a regular expression of files in it."""
+    if "{stem}" not in annotations:
+        return annotations, ""
+    before, _, after = annotations.partition("{stem}")
+    folder, _, start = before.rpartition("/")
+    return folder or ("/" if before.startswith("/") else "."), (
+        f"{re.escape(start)}(.+){re.escape(after)}")
+
+
+class _Form(typing.NamedTuple):
+    """A form that annotations may have."""
+
+    title: str
+    kind: str
+    files: dict       # by the id of a picture
+    make: typing.Callable
+
+
+def _read_folder(pictures_at: Files, labels_at: Files, pattern: str, masks: own_masks.Masks,
                  choices: Choices) -> tuple[Reading, str]:
-    pictures = pictures_at.find(f"(.+){_PICTURE}")
-    pngs = labels_at.find(r"(.+)\.(?:png|PNG|tif|tiff)")
-    folders: dict[str, list[File]] = {}
-    for key, file in pngs.items():
-        folders.setdefault(key.rpartition("/")[0], []).append(file)
-    of_masks = _Masks(vocabulary, tuple(map(plain, choices.leave_out)), choices.keep_crowds)
-    forms = [("semantic", pngs, functools.partial(_label_map, vocabulary, choices.nothing)),
-             ("instance", folders, functools.partial(_mask_folder, of_masks)),
-             ("instance", labels_at.find(r"(.+)\.json"), functools.partial(_mask_json, of_masks))]
-    kind, found, make = max(forms, key=lambda form: len(set(form[1]) & set(pictures)))
+    pictures = pictures_at.find(f"(.+){_PICTURE}", leave_out=pattern)
+    forms = _forms(labels_at, pattern, pictures, masks, choices)
+    form = max(forms, key=lambda form: len(set(form.files) & set(pictures)))
+    common = len(set(form.files) & set(pictures))
+    # A picture is never its own label.
+    itself = next((key for key, file in form.files.items() if pictures.get(key) == file), None)
+    if itself is not None:
+        raise ValueError(f"{form.files[itself]} would be its own label; for labels beside the "
+                         "pictures give a pattern like --labels=images/{stem}_mask.png")
     jpegs = labels_at.find(r"(.+)\.(?:jpe?g|JPE?G)")
-    if labels_at.folder != pictures_at.folder and len(set(jpegs) & set(pictures)) > len(
-            set(found) & set(pictures)):
+    if not pattern and labels_at.folder != pictures_at.folder and len(
+            set(jpegs) & set(pictures)) > common:
         raise ValueError(f"the labels in {labels_at.folder} are JPEG files ({next(iter(jpegs))}"
                          ".jpg, ...), which change numbers; save label maps as PNG")
-    if not set(found) & set(pictures):
+    if not common:
         raise FileNotFoundError(
             f"none of the {len(pictures)} pictures in {pictures_at.folder} has an annotation in "
-            f"{labels_at.folder}; wanted {_LAYOUT}")
-    notes = []
-    if kind == "semantic":
+            f"{labels_at.folder}; wanted {_LAYOUT}; for other names give a pattern like "
+            "--labels=labels/{stem}_mask.png")
+    notes = [f"took the labels for {form.title}, {common} of them have a picture"]
+    if form.kind == "semantic":
         if choices.leave_out:
             raise ValueError("--leave_out is for masks with names, these are label maps; give the "
                              "numbers that mean nothing as --nothing")
-        notes.append(_numbers(vocabulary, choices.nothing))
-    items, missing = labels.pair(pictures, {k: f for k, f in found.items() if k},
+        notes.append(_numbers(masks.vocabulary, choices.nothing))
+    items, missing = labels.pair(pictures, {k: f for k, f in form.files.items() if k},
                                  what="picture or annotation")
-    fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr(choices)
-    return Reading({"train": items}, make, missing, fingerprint, notes=notes), kind
+    fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr((pattern, choices))
+    return Reading({"train": items}, form.make, missing, fingerprint, notes=notes), form.kind
+
+
+def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own_masks.Masks,
+           choices: Choices) -> list[_Form]:
+    """Every form, with the files that could be of it."""
+    find = lambda ending: labels_at.find(pattern or rf"(.+)\.(?:{ending})") if (
+        not pattern or re.search(rf"\.(?:{ending})$", pattern.replace("\\", ""))) else {}
+    pngs = find("png|PNG|tif|tiff")
+    folders: dict[str, list[File]] = {}
+    by_class: dict[str, list[tuple[str, File]]] = {}
+    for key, file in pngs.items():
+        folders.setdefault(key.rpartition("/")[0], []).append(file)
+        name, _, image_id = key.partition("/")
+        if image_id in pictures and key not in pictures:
+            by_class.setdefault(image_id, []).append((name, file))
+    of = lambda make: functools.partial(make, masks)
+    return [
+        _Form("label maps", "semantic", pngs,
+              functools.partial(_label_map, masks.vocabulary, choices.nothing)),
+        _Form("folders of masks", "instance", folders, of(own_masks.from_folder)),
+        _Form("masks in folders of their classes", "instance", by_class,
+              of(own_masks.from_class_folders)),
+        _Form("JSON files of masks", "instance", find("json"), of(own_masks.from_json)),
+        _Form("YOLO's polygons", "instance", find("txt"), of(own_masks.from_yolo))]
 
 
 def _numbers(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> str:
@@ -190,82 +267,6 @@ def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, void: typing.Sequence[
         raise ValueError(f"{file} holds the colour #{red:02x}{green:02x}{blue:02x}, which "
                          f"{vocabulary.name} gives to no class{black}")
     return np.array([*classes, *[labels.VOID_16] * len(void)])[place]
-
-
-class _Masks(typing.NamedTuple):
-    """How masks with names become those of classes."""
-
-    vocabulary: Vocabulary
-    left_out: tuple[str, ...]  # as `plain` gives them
-    keep_crowds: bool
-
-    def class_named(self, text: str, file: File) -> int | None:
-        """The class with this name, None if it is left out; a number at its end is allowed."""
-        for name in (text, re.sub(r"[ _.-]*\d+$", "", text)):
-            if plain(name) in self.left_out:
-                return None
-            if (found := self.vocabulary.find(name)) is not None:
-                return found
-        raise ValueError(f"{file}: {self.vocabulary.name} has no class {text!r}; add it, or leave "
-                         "its masks out with --leave_out=NAME")
-
-
-def _mask_folder(of_masks: _Masks, item: tuple[str, File, list[File]]) -> list[dict]:
-    image_id, picture, mask_files = item
-    image = labels.read_picture(picture)
-    size = images.size_of(image)
-    rows, masks = [], []
-    for file in mask_files:
-        c = of_masks.class_named(pathlib.PurePath(file.path).stem, file)
-        if c is None:
-            continue
-        mask = labels.upright(images.decode_mask(file.read(), str(file)), picture)
-        if mask.shape != size:
-            raise ValueError(f"{file} has {mask.shape[1]}x{mask.shape[0]} pixels, its picture "
-                             f"{size[1]}x{size[0]}")
-        rows.append(records.Segment(c, of_masks.vocabulary.is_thing[c]))
-        masks.append(run_lengths.encode(mask))
-    return [records.instance_record(image, image_id, size, masks, rows)]
-
-
-_NAMES = ("label", "class", "category", "name")  # keys of a mask's name in a JSON
-
-
-_Entry = typing.TypedDict("_Entry", dict(
-    segmentation=list | dict | None, category_id=typed.Id, iscrowd=coco_files.Flag | None,
-    **{name: str | int for name in _NAMES}), total=False)
-
-
-class _Entries(typing.TypedDict):
-    annotations: list[_Entry]
-
-
-def _mask_json(of_masks: _Masks, item: tuple[str, File, File]) -> list[dict]:
-    image_id, picture, json_file = item
-    vocabulary = of_masks.vocabulary
-    image = labels.read_picture(picture)
-    size = images.size_of(image)
-    content = json_file.json(list[_Entry] | _Entries)
-    entries = content["annotations"] if isinstance(content, dict) else content
-    rows, masks = [], []
-    for n, entry in enumerate(entries):
-        name = next((entry[k] for k in _NAMES if k in entry), None)
-        if "segmentation" not in entry or (name is None and "category_id" not in entry):
-            raise ValueError(f"{json_file}, mask {n}: wanted segmentation, and category_id or "
-                             "label")
-        if name is not None:
-            c = of_masks.class_named(str(name), json_file)
-        elif entry["category_id"] in vocabulary.dataset_ids:
-            c = vocabulary.dataset_ids.index(entry["category_id"])
-        else:
-            raise ValueError(f"{json_file}, mask {n} has the category_id {entry['category_id']}, "
-                             f"to which {vocabulary.name} gives no name")
-        if c is None:
-            continue
-        is_crowd = bool(entry.get("iscrowd")) and not of_masks.keep_crowds
-        rows.append(records.Segment(c, vocabulary.is_thing[c], is_crowd))
-        masks.append(coco_files.mask_of(dict(entry, id=n), size, str(json_file)))
-    return [records.instance_record(image, image_id, size, masks, rows)]
 
 
 def _split(items: list[tuple], validation: str) -> dict[str, list[tuple]]:

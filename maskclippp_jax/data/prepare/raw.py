@@ -98,25 +98,28 @@ class Files:
         # Archives first: they are whole, a folder may have been unpacked in part.
         self._files = packed | {k: v for k, v in plain.items() if k not in packed}
 
-    def find(self, pattern: str, below: str | None = None) -> dict[str, File]:
+    def find(self, pattern: str, below: str | None = None, leave_out: str = ""
+             ) -> dict[str, File]:
         """Files whose path ends as the pattern says, by what its groups match, joined with "_".
 
         Args:
           pattern: regular expression of the last parts of a path.
           below: regular expression of a folder's or archive's name; if there is one, only files
             in it count.
+          leave_out: regular expression of files that do not count.
 
         Raises:
           ValueError: two files have the same key.
         """
         ending = re.compile(f"(?:^|/)(?:{pattern})$")
         inside = re.compile(f"(?:^|/)(?:{below})/") if below else None
+        other = re.compile(f"(?:^|/)(?:{leave_out})$") if leave_out else None
         if inside and not any(map(inside.search, self._files)):
             inside = None
         found: dict[str, File] = {}
         for path, file in self._files.items():
             match = ending.search(path)
-            if not match or (inside and not inside.search(path)):
+            if not match or (inside and not inside.search(path)) or (other and other.search(path)):
                 continue
             key = "_".join(match.groups())
             if key not in found:

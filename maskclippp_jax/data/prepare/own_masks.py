@@ -1,0 +1,276 @@
+"""A user's own masks in files of one picture each, as annotation tools write them.
+
+Each function makes the record of an item (id, picture, file or files) of one form.
+"""
+
+import base64
+import binascii
+import pathlib
+import re
+import typing
+
+import numpy as np
+
+from maskclippp_jax.data import coco_files, images, records
+from maskclippp_jax.data.prepare import labels
+from maskclippp_jax.data.prepare.raw import File
+from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.runtime import typed
+from maskclippp_jax.vocabulary import Vocabulary, plain
+
+_NAMES = ("label", "class", "category", "name")  # keys of a mask's name in a JSON
+_CORNERS = 64  # of a circle's polygon
+
+_Entry = typing.TypedDict("_Entry", dict(
+    segmentation=list | dict | None, category_id=typed.Id, iscrowd=coco_files.Flag | None,
+    **{name: str | int for name in _NAMES}), total=False)
+
+
+class _Shape(typing.TypedDict):
+    """Of LabelMe; points are [x, y] in pixels."""
+
+    label: str
+    points: list[tuple[float, float]]
+    shape_type: typing.NotRequired[str | None]
+    mask: typing.NotRequired[str | None]  # PNG in base 64, of the rectangle of two points
+
+
+class _OfPicture(typing.TypedDict):
+    """A JSON of one picture: of LabelMe, or a list of masks under `annotations`."""
+
+    annotations: typing.NotRequired[list[_Entry]]
+    shapes: typing.NotRequired[list[_Shape]]
+    imageHeight: typing.NotRequired[typed.Side | None]
+    imageWidth: typing.NotRequired[typed.Side | None]
+
+
+class _Value(typing.TypedDict, total=False):
+    """Of Label Studio; numbers are percent of the picture's sides."""
+
+    points: list[tuple[float, float]]
+    x: float
+    y: float
+    width: float
+    height: float
+    rotation: float
+    polygonlabels: list[str]
+    rectanglelabels: list[str]
+
+
+class _Result(typing.TypedDict):
+    type: str
+    value: typing.NotRequired[_Value]
+
+
+class _Work(typing.TypedDict):
+    result: list[_Result]
+    was_cancelled: typing.NotRequired[bool | None]
+
+
+class Task(typing.TypedDict):
+    """A picture in Label Studio's JSON."""
+
+    id: typing.NotRequired[int | str]
+    data: dict[str, typing.Any]
+    annotations: list[_Work]
+
+
+class Masks(typing.NamedTuple):
+    """How masks with names become those of classes."""
+
+    vocabulary: Vocabulary
+    left_out: tuple[str, ...]  # as `plain` gives them
+    keep_crowds: bool
+
+    def class_named(self, text: str, where: object) -> int | None:
+        """The class with this name, None if it is left out; a number at its end is allowed."""
+        for name in (text, re.sub(r"[ _.-]*\d+$", "", text)):
+            if plain(name) in self.left_out:
+                return None
+            if (found := self.vocabulary.find(name)) is not None:
+                return found
+        raise ValueError(f"{where}: {self.vocabulary.name} has no class {text!r}; add it, or leave "
+                         "its masks out with --leave_out=NAME")
+
+    def class_numbered(self, number: int, where: object) -> int:
+        """The class with this number."""
+        if number not in self.vocabulary.dataset_ids:
+            raise ValueError(f"{where} has the class {number}, to which {self.vocabulary.name} "
+                             "gives no name")
+        return self.vocabulary.dataset_ids.index(number)
+
+    def record(self, image_id: str, image: bytes,
+               found: typing.Sequence[tuple[int | None, dict, bool]]) -> list[dict]:
+        """The record of a picture and its masks: class (None: left out), run lengths, crowd."""
+        kept = [(c, code, crowd) for c, code, crowd in found if c is not None]
+        rows = [records.Segment(c, self.vocabulary.is_thing[c], crowd and not self.keep_crowds)
+                for c, _, crowd in kept]
+        return [records.instance_record(image, image_id, images.size_of(image),
+                                        [code for _, code, _ in kept], rows)]
+
+
+def from_folder(masks: Masks, item: tuple[str, File, list[File]]) -> list[dict]:
+    """`x/<class name>_<number>.png`."""
+    return from_class_folders(masks, (*item[:2], [
+        (pathlib.PurePath(file.path).stem, file) for file in item[2]]))
+
+
+def from_class_folders(masks: Masks, item: tuple[str, File, list[tuple[str, File]]]
+                       ) -> list[dict]:
+    """`<class name>/x.png`: for each file the name of its class."""
+    image_id, picture, files = item
+    image = labels.read_picture(picture)
+    size, found = images.size_of(image), []
+    for name, file in files:
+        c = masks.class_named(name, file)
+        if c is None:
+            continue
+        mask = labels.upright(images.decode_mask(file.read(), str(file)), picture)
+        if mask.shape != size:
+            raise ValueError(f"{file} has {mask.shape[1]}x{mask.shape[0]} pixels, its picture "
+                             f"{size[1]}x{size[0]}")
+        found.append((c, run_lengths.encode(mask), False))
+    return masks.record(image_id, image, found)
+
+
+def from_json(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
+    """`x.json`: LabelMe's, or a list of masks, also under `annotations`."""
+    image_id, picture, file = item
+    content = file.json(list[_Entry] | _OfPicture)
+    image = labels.read_picture(picture)
+    size = images.size_of(image)
+    if isinstance(content, dict) and "shapes" in content:
+        stated = content.get("imageHeight"), content.get("imageWidth")
+        if None not in stated and stated != size:
+            raise ValueError(f"{file} is of a picture of {stated[1]}x{stated[0]} pixels, "
+                             f"{picture} has {size[1]}x{size[0]}" + (
+                                 "; was it turned by its EXIF orientation?"
+                                 if stated == size[::-1] else ""))
+        found = [_of_shape(masks, shape, size, f"{file}, shape {n}")
+                 for n, shape in enumerate(content["shapes"])]
+        return masks.record(image_id, image, found)
+    if isinstance(content, dict) and "annotations" not in content:
+        raise ValueError(f"{file} has neither shapes, as LabelMe writes them, nor annotations")
+    entries = content["annotations"] if isinstance(content, dict) else content
+    found = []
+    for n, entry in enumerate(entries):
+        where = f"{file}, mask {n}"
+        name = next((entry[k] for k in _NAMES if k in entry), None)
+        if "segmentation" not in entry or (name is None and "category_id" not in entry):
+            raise ValueError(f"{where}: wanted segmentation, and category_id or label; masks "
+                             "without classes, as SAM's, are for predict and evaluate")
+        c = (masks.class_named(str(name), file) if name is not None
+             else masks.class_numbered(entry["category_id"], where))
+        code = coco_files.mask_of(dict(entry, id=n), size, str(file))
+        found.append((c, code, bool(entry.get("iscrowd"))))
+    return masks.record(image_id, image, found)
+
+
+def from_yolo(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
+    """`x.txt`: a polygon a line, its class' number, then x and y in shares of the sides."""
+    image_id, picture, file = item
+    image = labels.read_picture(picture)
+    size, found = images.size_of(image), []
+    scale = np.array(size[::-1], np.float64)
+    try:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text in UTF-8, wanted lines of numbers") from None
+    for n, line in enumerate(lines, start=1):
+        where = f"{file}, line {n}"
+        if not line.strip():
+            continue
+        number, *shares = line.split()
+        if len(shares) == 4:
+            raise ValueError(f"{where} is a box, wanted a polygon (class x y x y x y ...); export "
+                             "labels of segmentation")
+        try:
+            number, points = int(number), np.array(shares, np.float64).reshape(-1, 2)
+        except ValueError:
+            raise ValueError(f"{where}: got {line[:60]!r}, wanted a class' number, then x and y of "
+                             "each point") from None
+        if not ((points >= -0.5) & (points <= 1.5)).all():
+            raise ValueError(f"{where} has points beyond the picture, wanted shares of its sides "
+                             "in 0 ... 1; are they pixels?")
+        code = run_lengths.of_polygons([(points * scale).tolist()], size)
+        found.append((masks.class_numbered(number, where), code, False))
+    return masks.record(image_id, image, found)
+
+
+def from_task(masks: Masks, item: tuple[str, File, Task]) -> list[dict]:
+    """A task of Label Studio."""
+    image_id, picture, task = item
+    image = labels.read_picture(picture)
+    size, found = images.size_of(image), []
+    scale = np.array(size[::-1], np.float64) / 100
+    works = [w for w in task["annotations"] if not w.get("was_cancelled") and w["result"]]
+    if len(works) > 1:
+        raise ValueError(f"{image_id}: the task {task.get('id')} has {len(works)} annotations by "
+                         "different people; keep one")
+    for n, result in enumerate(works[0]["result"] if works else ()):
+        where, value = f"{image_id}, result {n}", result.get("value", {})
+        if result["type"] == "polygonlabels":
+            points = np.array(value.get("points", ()), np.float64).reshape(-1, 2) * scale
+        elif result["type"] == "rectanglelabels":
+            points = _turned_rectangle(value, scale, where)
+        elif result["type"] == "brushlabels":
+            raise ValueError(f"{where} was drawn with a brush; export brush labels as PNG or as "
+                             "COCO")
+        else:
+            continue  # choices, texts and the like
+        names = value.get(result["type"]) or []
+        if len(names) != 1:
+            raise ValueError(f"{where} has {len(names)} labels, wanted one")
+        found.append((masks.class_named(names[0], where),
+                      run_lengths.of_polygons([points.tolist()], size), False))
+    return masks.record(image_id, image, found)
+
+
+def _turned_rectangle(value: _Value, scale: np.ndarray, where: str) -> np.ndarray:
+    """The corners of a rectangle that is turned clockwise around its first one, in pixels."""
+    lacking = {"x", "y", "width", "height"} - set(value)
+    if lacking:
+        raise ValueError(f"{where} is a rectangle without {', '.join(sorted(lacking))}")
+    corner = np.array([value["x"], value["y"]]) * scale
+    width, height = np.array([value["width"], value["height"]]) * scale
+    angle = np.deg2rad(value.get("rotation", 0.0))
+    along = width * np.array([np.cos(angle), np.sin(angle)])
+    down = height * np.array([-np.sin(angle), np.cos(angle)])
+    return np.array([corner, corner + along, corner + along + down, corner + down])
+
+
+def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
+              ) -> tuple[int | None, dict, bool]:
+    """Class, run lengths, and that it is no crowd, of a shape of LabelMe."""
+    c = masks.class_named(shape["label"], where)
+    points, kind = np.array(shape["points"], np.float64).reshape(-1, 2), shape.get("shape_type")
+    wanted = dict(rectangle=2, circle=2, mask=2).get(kind or "polygon", len(points))
+    if len(points) != wanted:
+        raise ValueError(f"{where} is a {kind} of {len(points)} points, wanted {wanted}")
+    if kind == "mask":
+        return c, _of_patch(shape.get("mask") or "", points, size, where), False
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points
+        points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    elif kind == "circle":
+        turns = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+        radius = np.hypot(*(points[1] - points[0]))
+        points = points[0] + radius * np.stack([np.cos(turns), np.sin(turns)], -1)
+    elif kind not in (None, "polygon"):
+        raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon, or leave its "
+                         "label out with --leave_out")
+    return c, run_lengths.of_polygons([points.tolist()], size), False
+
+
+def _of_patch(text: str, points: np.ndarray, size: tuple[int, int], where: str) -> dict:
+    """A mask that LabelMe keeps as a picture of its rectangle."""
+    try:
+        patch = images.decode_mask(base64.b64decode(text, validate=True), where)
+    except binascii.Error:
+        raise ValueError(f"{where} holds no picture in base 64") from None
+    left, top = (int(n) for n in points[0])
+    mask = np.zeros(size, bool)
+    if left < 0 or top < 0 or top + patch.shape[0] > size[0] or left + patch.shape[1] > size[1]:
+        raise ValueError(f"{where} is a mask that reaches beyond the picture")
+    mask[top:top + patch.shape[0], left:left + patch.shape[1]] = patch
+    return run_lengths.encode(mask)
