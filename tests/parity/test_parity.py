@@ -30,6 +30,8 @@ CASES = (
     "evaluation/void", "evaluation/semantic", "evaluation/panoptic", "evaluation/instance",
     "evaluation/tta", "evaluation/pipeline_open", "evaluation/pipeline_given_masks",
     "generators/offline_segmentor", "generators/generator_classes",
+    "generators/position_encoding_sine", "generators/ms_deform_attn",
+    "generators/pixel_decoder_fcclip",
     "eomt/network", "eomt/rect", "eomt/layouts", "eomt/giant", "eomt/e2e", "eomt/preprocess",
     "eomt/windows", "eomt/postprocess", "eomt/postprocess_windows", "eomt/position_table",
     "eomt/published_keys",
