@@ -1,21 +1,27 @@
 """Cases of what FC-CLIP and Mask2Former have in common: positions, pixel decoder, mask decoder."""
 
+import re
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators import pixel_decoder as network_file
+from maskclippp_jax.generators.fcclip import ClassHead
+from maskclippp_jax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
 from maskclippp_jax.generators.pixel_decoder import (
     DeformableAttention,
     PixelDecoder,
     PixelDecoderConfig,
+    PixelFeatures,
     sample,
 )
 from maskclippp_jax.models import layers
 from maskclippp_jax.parity.case import Case, Check, channels_last
 from maskclippp_jax.parity.eomt import compare
-from maskclippp_jax.weights import mask_decoders, rules
+from maskclippp_jax.weights import fcclip, mask_decoders, rules
 
 
 def position_encoding(case: Case) -> list[Check]:
@@ -91,14 +97,44 @@ def pixel_decoder(case: Case) -> list[Check]:
     sizes = case.spec["config"]
     config = pixel_decoder_config(sizes)
     build, params = load_part(case, lambda: PixelDecoder(config, rngs=parameters.Keys(0)),
-                              "pixel_decoder", mask_decoders.pixel_decoder_rules(sizes["prefix"]),
-                              sizes["prefix"])
+                              "pixel_decoder", mask_decoders.pixel_decoder_rules(sizes["prefix"]))
     maps = maps_of(case, sizes["in_features"])
     features = jax.jit(lambda p: build(p)(maps))(params)
     levels = [jnp.moveaxis(level, -1, 1) for level in features.levels]
     return [compare(case, "mask_features", jnp.moveaxis(features.mask_features, -1, 1)),
             compare(case, "encoder_out", levels[0]),
             *(compare(case, f"multi_scale_{i}", level) for i, level in enumerate(levels))]
+
+
+def transformer_decoder(case: Case) -> list[Check]:
+    """From features of pixels to masks and classes, by names or closed."""
+    sizes = case.spec["config"]
+    features = PixelFeatures(
+        channels_last(case.arrays["mask_features"]),
+        maps_of(case, [f"multi_scale_{i}" for i in range(sizes["num_feature_levels"])]))
+    is_open = sizes["family"] == "fcclip"
+    prefix = sizes["prefix"]
+    table = mask_decoders.mask_decoder_rules("query_feat" if is_open else "static_query", prefix)
+    build, params = load_part(case, lambda: MaskDecoder(
+        mask_decoder_config(sizes, case.weights), rngs=parameters.Keys(0)), "decoder", table)
+    queries, masks = jax.jit(lambda p: build(p)(features))(params)
+    checks = [compare(case, "pred_masks", masks)]
+    if not is_open:
+        kernel, bias = (case.weights[f"{prefix}class_embed.{name}"] for name in ("weight", "bias"))
+        logits = jnp.einsum("bqc,kc->bqk", queries, kernel) + bias[None, None]
+        return [*checks, compare(case, "pred_logits", logits)]
+    build, params = load_part(case, lambda: ClassHead(
+        sizes["hidden_dim"], sizes["mask_dim"], sizes["clip_embedding_dim"],
+        rngs=parameters.Keys(0)), "class_head",
+        [r for r in fcclip.HEAD_RULES if r.paths and r.paths[0].startswith("class_head/")])
+    embed = jax.jit(lambda p: build(p)(queries, masks, features.mask_features))
+    embeddings = embed(params)
+    for name, changed in (("pred_logits", params),
+                          ("pred_logits_scale5", params | {"logit_scale": jnp.asarray(5.0)})):
+        if name in case.arrays:
+            names = build(changed).compare(embeddings, jnp.asarray(case.arrays["all_embs"]))
+            checks.append(compare(case, name, best_names(names, case.arrays["num_synonyms"])))
+    return checks
 
 
 # ---- Shared with `fcclip` and `mask2former` -----------------------------------------------------
@@ -111,22 +147,35 @@ def pixel_decoder_config(sizes: dict) -> PixelDecoderConfig:
         sizes["enc_layers"], sizes["enc_dim_feedforward"], sizes["n_points"])
 
 
+def mask_decoder_config(sizes: dict, weights: typing.Iterable[str]) -> MaskDecoderConfig:
+    """The sizes as a case states them, and as many layers as the names of its weights."""
+    depth = len([name for name in weights if re.search(r"ffn_layers\.\d+\.norm\.weight", name)])
+    return MaskDecoderConfig(
+        sizes["num_queries"], sizes["hidden_dim"], sizes["mask_dim"], sizes["nheads"], depth,
+        sizes["dim_feedforward"], sizes["num_feature_levels"])
+
+
+def best_names(name_logits: jax.Array, num_synonyms: np.ndarray) -> np.ndarray:
+    """Logits [B, Q, S + 1] of names -> [B, Q, C + 1] of classes, the last as it is."""
+    starts = np.concatenate([[0], np.cumsum(num_synonyms)])
+    return np.maximum.reduceat(np.asarray(name_logits), starts, -1)
+
+
 def maps_of(case: Case, names) -> list[jnp.ndarray]:
     """Stored maps [B, h, w, D], in this order."""
     return [channels_last(case.arrays[name]) for name in names]
 
 
-def load_part(case: Case, make, name: str, table, prefix: str):
+def load_part(case: Case, make, name: str, table):
     """One part of a network from a case's weights: `build` and its parameters.
 
     Args:
       case: it.
       make: makes the module.
       name: beginning of its paths in the rules.
-      table: the rules.
-      prefix: of its names.
+      table: the rules; what they do not know is of other parts.
     """
     build, shapes = parameters.abstract(make)
-    source = {k: x for k, x in case.weights.items() if k.startswith(prefix)}
+    source = {k: x for k, x in case.weights.items() if rules.paths_for(k, table)}
     params, _ = rules.load(source, table, {name: shapes})
     return build, params[name]
