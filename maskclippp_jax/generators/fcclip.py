@@ -22,6 +22,7 @@ from maskclippp_jax.generators.pixel_decoder import (
     PixelDecoder,
     PixelDecoderConfig,
     PixelFeatures,
+    check_padded,
 )
 from maskclippp_jax.models import clip_convnext, layers, similarity
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
@@ -108,11 +109,7 @@ class FCCLIP(nnx.Module):
 
     def maps(self, image: jax.Array, image_size: jax.Array) -> list[jax.Array]:
         """The trunk's maps of pictures, see `__call__`: [B, H/s, W/s, D] for s = 4, 8, 16, 32."""
-        height, width = image.shape[1:3]
-        if height % self.config.patch_size or width % self.config.patch_size:
-            raise ValueError(f"got pictures of {height}x{width} pixels, wanted sides that are "
-                             f"multiples of {self.config.patch_size}: pad them below and at the "
-                             "right")
+        check_padded(image, self.config.patch_size)
         return self.image(layers.normalize(image, image_size))
 
     def predict(self, maps: typing.Sequence[jax.Array]) -> Predictions:

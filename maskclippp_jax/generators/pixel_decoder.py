@@ -234,6 +234,14 @@ def cut(tokens: jax.Array, shapes: typing.Sequence[tuple[int, int]]) -> list[jax
     return maps
 
 
+def check_padded(image: jax.Array, multiple: int):
+    """Refuses pictures [B, H, W, 3] whose sides are no multiples of so many pixels."""
+    height, width = image.shape[1:3]
+    if height % multiple or width % multiple:
+        raise ValueError(f"got pictures of {height}x{width} pixels, wanted sides that are "
+                         f"multiples of {multiple}: pad them below and at the right")
+
+
 def resize(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
     """[B, h, w, C] -> [B, *size, C], bilinear and never antialiased."""
     rows, columns = (resample.bilinear_taps(n, resample.Stage(n_in, n))

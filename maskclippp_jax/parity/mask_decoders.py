@@ -137,7 +137,7 @@ def transformer_decoder(case: Case) -> list[Check]:
     return checks
 
 
-# ---- Shared with `fcclip` and `mask2former` -----------------------------------------------------
+# ---- Shared with `mask_generators` ------------------------------------------------------------
 
 
 def pixel_decoder_config(sizes: dict) -> PixelDecoderConfig:
@@ -176,6 +176,10 @@ def load_part(case: Case, make, name: str, table):
       table: the rules; what they do not know is of other parts.
     """
     build, shapes = parameters.abstract(make)
-    source = {k: x for k, x in case.weights.items() if rules.paths_for(k, table)}
-    params, _ = rules.load(source, table, {name: shapes})
-    return build, params[name]
+    return build, load_part_of(case.weights, table, shapes, name)
+
+
+def load_part_of(weights: typing.Mapping[str, np.ndarray], table, shapes, name: str):
+    """The parameters of one part, see `load_part`."""
+    source = {k: weights[k] for k in weights if rules.paths_for(k, table)}
+    return rules.load(source, table, {name: shapes})[0][name]

@@ -11,11 +11,10 @@ import typing
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig
-from maskclippp_jax.generators.mask_decoder import MaskDecoderConfig
-from maskclippp_jax.generators.pixel_decoder import PixelDecoderConfig
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.weights import files, open_clip, rules
 from maskclippp_jax.weights.mask_decoders import (
+    decoder_sizes,
     mask_decoder_rules,
     pixel_decoder_rules,
     three_layers_rules,
@@ -72,37 +71,10 @@ def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int =
       ValueError: no FC-CLIP or MAFT+, or nothing tells one of its sizes.
     """
     found = rules.shapes_for(shapes, HEAD_RULES)
-    count = lambda kind: 1 + max((int(m[1]) for p in found if (m := re.match(
-        rf"{kind}/(\d+)/", p))), default=-1)
-    num_levels = count("pixel_decoder/projections")
-    needed = ("void_embedding", "decoder/queries", "decoder/level_embed",
-              "pixel_decoder/lateral/kernel", "pixel_decoder/mask_features/kernel",
-              "pixel_decoder/layers/0/mlp/fc1/kernel",
-              "pixel_decoder/layers/0/attention/weights/kernel", "decoder/layers/0/mlp/fc1/kernel",
-              *(f"pixel_decoder/projections/{i}/kernel" for i in range(max(num_levels, 1))))
-    missing = [name for name in needed if name not in found]
-    if missing:
-        shown = ", ".join(sorted(shapes)[:3]) or "nothing"
-        raise ValueError(f"{path} holds no whole FC-CLIP or MAFT+ (it lacks {missing[0]} and holds "
-                         f"{shown}, ...); give an fcclip_*.pth or maftp_*.pth, or download it "
-                         "again")
-    width_in, width = found["pixel_decoder/lateral/kernel"][2:]
-    channels = (width_in, *(found[f"pixel_decoder/projections/{i}/kernel"][2]
-                            for i in reversed(range(num_levels))))
-    shares = found["pixel_decoder/layers/0/attention/weights/kernel"][1]
-    if shares % (num_heads * num_levels) or width % num_heads:
-        raise ValueError(f"{path} has {shares} points in its deformable attention and {width} "
-                         f"channels, wanted multiples of {num_heads} heads (and {num_levels} "
-                         "maps); say how many heads it has")
-    mask_width = found["pixel_decoder/mask_features/kernel"][3]
-    hidden = lambda part: found[f"{part}/layers/0/mlp/fc1/kernel"][1]
-    return FCCLIPConfig(
-        _image_of(shapes, channels, found["void_embedding"][-1], path),
-        PixelDecoderConfig(channels, width, mask_width, num_heads, count("pixel_decoder/layers"),
-                           hidden("pixel_decoder"), shares // (num_heads * num_levels)),
-        MaskDecoderConfig(found["decoder/queries"][0], width, mask_width, num_heads,
-                          count("decoder/layers"), hidden("decoder"),
-                          found["decoder/level_embed"][0]))
+    pixels, decoder = decoder_sizes(found, shapes, path, "FC-CLIP or MAFT+", ("void_embedding",),
+                                    num_heads)
+    return FCCLIPConfig(_image_of(shapes, pixels.channels, found["void_embedding"][-1], path),
+                        pixels, decoder)
 
 
 def _image_of(shapes, channels: tuple[int, ...], embed_dim: int, path: str) -> ConvNeXtConfig:

@@ -3,6 +3,11 @@
 Both come from Mask2Former's code (github.com/facebookresearch/Mask2Former), and so do their names.
 """
 
+import re
+import typing
+
+from maskclippp_jax.generators.mask_decoder import MaskDecoderConfig
+from maskclippp_jax.generators.pixel_decoder import PixelDecoderConfig
 from maskclippp_jax.weights.rules import (
     Rule,
     conv,
@@ -70,3 +75,52 @@ def mask_decoder_rules(queries: str, prefix: str = f"{_HEAD}predictor.") -> tupl
 def three_layers_rules(source: str, path: str) -> tuple[Rule, ...]:
     """`mask_decoder.ThreeLayers`."""
     return linear_rules(f"{source}.layers.{{i}}", f"{path}/layers/{{i}}")
+
+
+def decoder_sizes(found: typing.Mapping[str, tuple], shapes: typing.Mapping[str, tuple], path: str,
+                  kind: str, needed: typing.Sequence[str], num_heads: int
+                  ) -> tuple[PixelDecoderConfig, MaskDecoderConfig]:
+    """The sizes of both decoders in a file.
+
+    Args:
+      found: shapes of our parameters that it fills, by path.
+      shapes: of its tensors, by name.
+      path: for messages.
+      kind: what it should hold, for messages.
+      needed: paths that must be there besides those of the decoders.
+      num_heads: of both, which no shape tells.
+
+    Raises:
+      ValueError: one of the sizes cannot be told.
+    """
+    count = lambda part: 1 + max((int(m[1]) for p in found if (m := re.match(
+        rf"{part}/(\d+)/", p))), default=-1)
+    num_levels = count("pixel_decoder/projections")
+    hidden = "{}/layers/0/mlp/fc1/kernel"
+    attention = "pixel_decoder/layers/0/attention/weights/kernel"
+    missing = [name for name in (
+        *needed, "decoder/queries", "decoder/level_embed", "pixel_decoder/lateral/kernel",
+        "pixel_decoder/mask_features/kernel", attention, hidden.format("pixel_decoder"),
+        hidden.format("decoder"),
+        *(f"pixel_decoder/projections/{i}/kernel" for i in range(max(num_levels, 1))))
+        if name not in found]
+    if missing:
+        shown = ", ".join(sorted(shapes)[:3]) or "nothing"
+        raise ValueError(f"{path} holds no whole {kind} (it lacks {missing[0]} and holds {shown}, "
+                         "...); give the file of one, or download it again")
+    width_in, width = found["pixel_decoder/lateral/kernel"][2:]
+    channels = (width_in, *(found[f"pixel_decoder/projections/{i}/kernel"][2]
+                            for i in reversed(range(num_levels))))
+    shares = found[attention][1]
+    if shares % (num_heads * num_levels) or width % num_heads:
+        raise ValueError(f"{path} has {shares} points in its deformable attention and {width} "
+                         f"channels, wanted multiples of {num_heads} heads (and {num_levels} "
+                         "maps); say how many heads it has")
+    mask_width = found["pixel_decoder/mask_features/kernel"][3]
+    return (PixelDecoderConfig(channels, width, mask_width, num_heads,
+                               count("pixel_decoder/layers"),
+                               found[hidden.format("pixel_decoder")][1],
+                               shares // (num_heads * num_levels)),
+            MaskDecoderConfig(found["decoder/queries"][0], width, mask_width, num_heads,
+                              count("decoder/layers"), found[hidden.format("decoder")][1],
+                              found["decoder/level_embed"][0]))

@@ -1,8 +1,10 @@
-"""Cases of FC-CLIP and MAFT+: heads, the way from a photograph to masks, names in files."""
+"""Cases of FC-CLIP, MAFT+ and Mask2Former: trunks, heads, from a photograph to masks, files."""
 
 import dataclasses
 import functools
 import json
+import types
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,30 +13,52 @@ import numpy as np
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.mask_chain import MaskSizes
-from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig, Predictions
+from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig
+from maskclippp_jax.generators.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2FormerConfig
+from maskclippp_jax.generators.swin import Swin, SwinConfig
 from maskclippp_jax.models import layers, resample
+from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.maskclippp import MaskCLIPpp, MaskCLIPppConfig
 from maskclippp_jax.naming import inference
 from maskclippp_jax.parity.case import Absent, Case, Check, channels_last, cosine, equal
 from maskclippp_jax.parity.eomt import compare
-from maskclippp_jax.parity.mask_decoders import best_names, maps_of
-from maskclippp_jax.weights import fcclip, open_clip, rules
+from maskclippp_jax.parity.mask_decoders import best_names, load_part_of, maps_of
+from maskclippp_jax.weights import fcclip, mask2former, open_clip, rules
 
 # Least cosine of the maps of a trunk in bfloat16 with those of the reference, a row a cell.
 _COSINE = 0.99
 
 
+class _Family(typing.NamedTuple):
+    """What the generators differ in."""
+
+    files: types.ModuleType
+    endings: tuple[str, ...]  # of files with the same weights
+    first_map: str            # how cases call a trunk's maps
+    mean: tuple
+    std: tuple
+
+
+_FCCLIP = _Family(fcclip, (".safetensors", ".pth"), "stage1_f", layers.PIXEL_MEAN, layers.PIXEL_STD)
+_MASK2FORMER = _Family(mask2former, (".safetensors", ".pkl"), "res2_f", PIXEL_MEAN, PIXEL_STD)
+
+
+def _family(case: Case) -> _Family:
+    return _MASK2FORMER if any(name.startswith("res2_f") for name in case.arrays) else _FCCLIP
+
+
 def head(case: Case) -> list[Check]:
     """From a trunk's maps to masks and classes, from every file with the same weights."""
-    sizes = case.spec["config"]
+    sizes, family = case.spec["config"], _family(case)
     maps = maps_of(case, sizes["pixel_decoder"]["in_features"])
-    files = [case.file.with_name(case.spec["weights"]), case.file.with_suffix(".pth")]
-    config, checks = _config(case, str(files[0])), []
-    build, shapes = fcclip.abstract(config)
+    paths = [case.file.with_suffix(ending) for ending in family.endings]
+    config, checks = _config(case, family, str(paths[0])), []
+    build, shapes = family.files.abstract(config)
     run = jax.jit(lambda p: build(p).predict(maps))
-    for file in (f for f in files if f.is_file()):
-        checks.append(equal(f"{file.name}: sizes", _config(case, str(file)) == config, True))
-        params = fcclip.load_head(fcclip.open_file(str(file)), shapes, str(file))
+    for path in (p for p in paths if p.is_file()):
+        checks.append(equal(f"{path.name}: sizes", _config(case, family, str(path)) == config,
+                            True))
+        params = family.files.load_head(family.files.open_file(str(path)), shapes, str(path))
         params["image"] = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes["image"])
         found = run(params)
         masks = jax.nn.sigmoid(found.mask_logits)
@@ -42,7 +66,7 @@ def head(case: Case) -> list[Check]:
                 compare(case, "pred_logits", _class_logits(case, build(params), found))]
         for i, (size, final) in enumerate(zip(sizes["image_sizes"], sizes["final_sizes"])):
             some += _enlarged(case, i, masks[i], sizes["padded_size"], size, final)
-        checks += [dataclasses.replace(c, name=f"{file.name}: {c.name}") for c in some]
+        checks += [dataclasses.replace(c, name=f"{path.name}: {c.name}") for c in some]
     return checks
 
 
@@ -52,31 +76,31 @@ def whole(case: Case) -> list[Check]:
     In reduced precision only the trunk's maps are compared: masks near 0 tip over.
     """
     encoder, path = case.spec["config"]["encoder"], str(case.file.with_name(case.spec["weights"]))
-    config = dataclasses.replace(_config(case, path), short_side=encoder["short_side"])
+    family = _family(case)
+    config = dataclasses.replace(_config(case, family, path), short_side=encoder["short_side"])
     multiple, checks = encoder["size_divisibility"], [
-        equal("pixel_mean", layers.PIXEL_MEAN, encoder["pixel_mean"]),
-        equal("pixel_std", layers.PIXEL_STD, encoder["pixel_std"]),
-        equal("layer_norm_eps", config.image.norm_epsilon, encoder["layer_norm_eps"]),
-        equal("dims", config.image.widths, encoder["dims"]),
-        equal("depths", config.image.depths, encoder["depths"])]
+        equal("pixel_mean", family.mean, encoder["pixel_mean"]),
+        equal("pixel_std", family.std, encoder["pixel_std"]),
+        equal("size_divisibility", config.patch_size, encoder["size_divisibility"]),
+        *_trunk_sizes(config.image, encoder)]
     for i, step in enumerate(case.spec["config"].get("short_side_sizes", ())):
         resized = _resized(step["image"], FCCLIPConfig.short_side)
         checks += [equal(f"resized {i}", resized, step["resized"]),
                    equal(f"padded {i}", -(-resized // multiple) * multiple, step["padded"])]
-    build, _ = fcclip.abstract(config, dtype=case.dtype)
-    params = fcclip.load(fcclip.open_file(path), config, path)
-    images = [np.moveaxis(case.arrays[f"image_{i}"], 0, -1)
-              for i in range(len(case.spec["config"]["final_sizes"]))]
+    build, _ = family.files.abstract(config, dtype=case.dtype)
+    params = family.files.load(family.files.open_file(path), config, path)
     inputs, sizes = [], []
-    for i, (image, final) in enumerate(zip(images, case.spec["config"]["final_sizes"])):
+    for i, final in enumerate(case.spec["config"]["final_sizes"]):
+        image = np.moveaxis(case.arrays[f"image_{i}"], 0, -1)
         resized = _resized(image.shape[:2], config.short_side)
         padded = -(-resized // multiple) * multiple
         pixels = inference.to_network_size(jnp.asarray(image), np.array(image.shape[:2]), resized,
                                            tuple(padded.tolist()))
-        checks.append(compare(case, f"input_{i}", _normalized(pixels[None], resized[None])))
         maps, found = _run(build, params, pixels[None], resized[None])
-        for stage, got in enumerate(maps, start=1):
-            checks.append(_compare_map(case, f"stage{stage}_f_{i}", got))
+        first = int(family.first_map[-3])
+        checks += [compare(case, f"input_{i}", _normalized(family, pixels[None], resized[None])),
+                   *(_compare_map(case, f"{family.first_map[:-3]}{n}_f_{i}", got)
+                     for n, got in enumerate(maps, start=first))]
         inputs.append(pixels)
         sizes.append(resized)
         if case.dtype == jnp.float32:
@@ -90,9 +114,34 @@ def whole(case: Case) -> list[Check]:
     batch = jnp.stack([jnp.pad(x, [(0, canvas[0] - len(x)), (0, canvas[1] - x.shape[1]), (0, 0)])
                        for x in inputs])
     _, found = _run(build, params, batch, np.stack(sizes))
-    return [*checks, compare(case, "batch_input", _normalized(batch, np.stack(sizes))),
+    return [*checks, compare(case, "batch_input", _normalized(family, batch, np.stack(sizes))),
             compare(case, "batch_mask_probs", jax.nn.sigmoid(found.mask_logits)),
             compare(case, "batch_logits", _class_logits(case, build(params), found))]
+
+
+def swin(case: Case) -> list[Check]:
+    """The maps of a Swin, of pixels of any size."""
+    sizes, path = case.spec["config"], str(case.file.with_name(case.spec["weights"]))
+    source, prefix = mask2former.open_file(path), sizes["prefix"]
+    config = mask2former.swin_of(source.shapes, path, prefix)
+    mask2former.check_distances(source, config.window, path)
+    build, shapes = parameters.abstract(lambda: Swin(config, dtype=case.dtype,
+                                                     rngs=parameters.Keys(0)))
+    params = load_part_of(source, mask2former.swin_rules(prefix), shapes, "image")
+    checks, run = _trunk_sizes(config, sizes), jax.jit(lambda p, x: build(p)(x))
+    for name in (k for k in case.arrays if k.startswith("x_")):
+        for n, got in enumerate(run(params, channels_last(case.arrays[name])), start=2):
+            checks.append(_compare_map(case, f"res{n}_{name[2:]}", got))
+    return checks
+
+
+def _trunk_sizes(config: ConvNeXtConfig | SwinConfig, stated: dict) -> list[Check]:
+    if isinstance(config, ConvNeXtConfig):
+        got = dict(dims=config.widths, depths=config.depths, layer_norm_eps=config.norm_epsilon)
+    else:
+        got = dict(embed_dim=config.width, depths=config.depths, num_heads=config.num_heads,
+                   window_size=config.window)
+    return [equal(name, value, stated[name]) for name, value in got.items()]
 
 
 # The sizes of every published file, and the CLIP in it or beside it.
@@ -106,20 +155,45 @@ _PUBLISHED = {
     "maftp_l_pano": (FCCLIPConfig.maftp_large, MaskCLIPppConfig.convnext_large_d_320),
 }
 
+_PUBLISHED_MASK2FORMER = {
+    "maskformer2_swin_tiny_bs16_50ep_final_9fd0ae": Mask2FormerConfig.coco_panoptic_tiny,
+    "maskformer2_swin_large_IN21k_384_bs16_100ep_final_f07440":
+        Mask2FormerConfig.coco_panoptic_large,
+}
+
 
 def published_keys(case: Case) -> list[Check | Absent]:
     """Names, shapes and numbers of parameters of the published files."""
     checks = []
     for name in case.spec["models"]:
         file = case.file.with_name(case.spec["folder"]) / f"{name}.json"
-        if name not in _PUBLISHED:
+        if name not in _PUBLISHED and name not in _PUBLISHED_MASK2FORMER:
             checks.append(Absent(name))
             continue
         facts = json.loads(file.read_text())
         theirs = {k: tuple(shape) for k, shape in facts["used_by_reference"].items()}
-        checks += [dataclasses.replace(c, name=f"{name}: {c.name}")
-                   for c in _published(theirs, facts["counts"], *_PUBLISHED[name])]
+        found = _published(theirs, facts["counts"], *_PUBLISHED[name]) if name in _PUBLISHED else (
+            _published_mask2former(theirs, facts, _PUBLISHED_MASK2FORMER[name]()))
+        checks += [dataclasses.replace(c, name=f"{name}: {c.name}") for c in found]
     return checks
+
+
+def _published_mask2former(theirs: dict[str, tuple], facts: dict, config: Mask2FormerConfig
+                           ) -> list[Check]:
+    _, shapes = mask2former.abstract(config)
+    parts = {part: parameters.count(tree) for part, tree in shapes.items()}
+    got = dict(swin=parts["image"], pixel_decoder=parts["pixel_decoder"],
+               predictor=parts["decoder"] + parts["class_head"])
+    table = (*mask2former.HEAD_RULES, *mask2former.swin_rules())
+    rest = [k for k in theirs if not rules.paths_for(k, table)]
+    found = dataclasses.replace(mask2former.config_of(theirs, "the file"),
+                                short_side=config.short_side)  # which no file tells
+    return [
+        equal("numbers of parameters", [got[part] for part in facts["counts"]],
+              list(facts["counts"].values())),
+        equal("sizes", found == config, True), *_trunk_sizes(config.image, facts["swin"]),
+        equal("shapes", rules.shapes_for(theirs, table) == _shapes(shapes), True),
+        equal("names left out", [k for k in rest if "relative_position_index" not in k], [])]
 
 
 def _published(theirs: dict[str, tuple], counts: dict[str, int], sizes, clip) -> list[Check]:
@@ -156,16 +230,17 @@ def _resized(size, short_side: int) -> np.ndarray:
     return inference.shorter_side_to(np.array([size], np.int64), short_side)[0]
 
 
-def _normalized(pixels, sizes):
-    return jnp.moveaxis(layers.normalize(pixels, jnp.asarray(sizes)), -1, 1)
+def _normalized(family: _Family, pixels, sizes):
+    return jnp.moveaxis(layers.normalize(pixels, jnp.asarray(sizes), family.mean, family.std), -1,
+                        1)
 
 
-def _run(build, params, pixels, sizes) -> tuple[list[jax.Array], Predictions]:
+def _run(build, params, pixels, sizes):
     """The trunk's maps and the predictions."""
 
     @jax.jit
     def run(params):
-        model: FCCLIP = build(params)
+        model = build(params)
         maps = model.maps(pixels, jnp.asarray(sizes))
         return maps, model.predict(maps)
 
@@ -180,8 +255,10 @@ def _compare_map(case: Case, name: str, got) -> Check:
                   _COSINE)
 
 
-def _class_logits(case: Case, model: FCCLIP, found: Predictions) -> np.ndarray:
+def _class_logits(case: Case, model, found) -> np.ndarray:
     """[B, Q, C + 1]."""
+    if not isinstance(model, FCCLIP):
+        return found.class_logits
     names = model.name_logits(found.class_embeddings, jnp.asarray(case.arrays["test_t_embs_f"]))
     return best_names(names, case.arrays["num_synonyms"])
 
@@ -198,12 +275,15 @@ def _resize(masks, sizes: MaskSizes, target: tuple[int, int]):
     return resample.resize_masks(masks, *mask_chain.mask_taps(sizes, target, target))
 
 
-def _config(case: Case, path: str) -> FCCLIPConfig:
+def _config(case: Case, family: _Family, path: str):
     """The sizes that the file tells, with the heads that the case states."""
-    sizes = case.spec["config"]
-    heads = sizes.get("head", sizes.get("pixel_decoder"))["nheads"]
-    shapes = dict(fcclip.open_file(path).shapes)
-    if "head" not in sizes:  # heads without a trunk: make one of single blocks up
-        shapes |= {f"{fcclip.CLIP}visual.trunk.stages.{i}.blocks.0.gamma": (n,)
-                   for i, n in enumerate(sizes["pixel_decoder"]["channels"])}
-    return fcclip.config_of(shapes, path, num_heads=heads)
+    sizes, shapes = case.spec["config"], dict(family.files.open_file(path).shapes)
+    if "head" in sizes:
+        return family.files.config_of(shapes, path, num_heads=sizes["head"]["nheads"])
+    # Heads without a trunk: make one of single blocks up.
+    channels = sizes["pixel_decoder"]["channels"]
+    for i, n in enumerate(channels):
+        shapes |= {f"{fcclip.CLIP}visual.trunk.stages.{i}.blocks.0.gamma": (n,),
+                   f"backbone.layers.{i}.blocks.0.attn.relative_position_bias_table": (9, 1)}
+    shapes["backbone.patch_embed.proj.weight"] = (channels[0], 3, 4, 4)
+    return family.files.config_of(shapes, path, num_heads=sizes["pixel_decoder"]["nheads"])
