@@ -34,13 +34,16 @@ class _Family(typing.NamedTuple):
 
     files: types.ModuleType
     endings: tuple[str, ...]  # of files with the same weights
-    first_map: str            # how cases call a trunk's maps
+    maps: tuple[str, ...]     # how cases call the trunk's maps, finest first
     mean: tuple
     std: tuple
 
 
-_FCCLIP = _Family(fcclip, (".safetensors", ".pth"), "stage1_f", layers.PIXEL_MEAN, layers.PIXEL_STD)
-_MASK2FORMER = _Family(mask2former, (".safetensors", ".pkl"), "res2_f", PIXEL_MEAN, PIXEL_STD)
+_FCCLIP = _Family(fcclip, (".safetensors", ".pth"),
+                  ("stage1_f", "stage2_f", "stage3_f", "stage4_f"),
+                  layers.PIXEL_MEAN, layers.PIXEL_STD)
+_MASK2FORMER = _Family(mask2former, (".safetensors", ".pkl"),
+                       ("res2_f", "res3_f", "res4_f", "res5_f"), PIXEL_MEAN, PIXEL_STD)
 
 
 def _family(case: Case) -> _Family:
@@ -51,7 +54,8 @@ def head(case: Case) -> list[Check]:
     """From a trunk's maps to masks and classes, from every file with the same weights."""
     sizes, family = case.spec["config"], _family(case)
     maps = maps_of(case, sizes["pixel_decoder"]["in_features"])
-    paths = [case.file.with_suffix(ending) for ending in family.endings]
+    weights = case.file.with_name(case.spec["weights"])
+    paths = [weights.with_suffix(ending) for ending in family.endings]
     config, checks = _config(case, family, str(paths[0])), []
     build, shapes = family.files.abstract(config)
     run = jax.jit(lambda p: build(p).predict(maps))
@@ -77,7 +81,7 @@ def whole(case: Case) -> list[Check]:
     """
     encoder, path = case.spec["config"]["encoder"], str(case.file.with_name(case.spec["weights"]))
     family = _family(case)
-    config = dataclasses.replace(_config(case, family, path), short_side=encoder["short_side"])
+    config = dataclasses.replace(_config(case, family, path), short_side=encoder.get("short_side"))
     multiple, checks = encoder["size_divisibility"], [
         equal("pixel_mean", family.mean, encoder["pixel_mean"]),
         equal("pixel_std", family.std, encoder["pixel_std"]),
@@ -97,10 +101,9 @@ def whole(case: Case) -> list[Check]:
         pixels = inference.to_network_size(jnp.asarray(image), np.array(image.shape[:2]), resized,
                                            tuple(padded.tolist()))
         maps, found = _run(build, params, pixels[None], resized[None])
-        first = int(family.first_map[-3])
         checks += [compare(case, f"input_{i}", _normalized(family, pixels[None], resized[None])),
-                   *(_compare_map(case, f"{family.first_map[:-3]}{n}_f_{i}", got)
-                     for n, got in enumerate(maps, start=first))]
+                   *(_compare_map(case, f"{name}_{i}", got)
+                     for name, got in zip(family.maps, maps, strict=True))]
         inputs.append(pixels)
         sizes.append(resized)
         if case.dtype == jnp.float32:
@@ -286,4 +289,6 @@ def _config(case: Case, family: _Family, path: str):
         shapes |= {f"{fcclip.CLIP}visual.trunk.stages.{i}.blocks.0.gamma": (n,),
                    f"backbone.layers.{i}.blocks.0.attn.relative_position_bias_table": (9, 1)}
     shapes["backbone.patch_embed.proj.weight"] = (channels[0], 3, 4, 4)
-    return family.files.config_of(shapes, path, num_heads=sizes["pixel_decoder"]["nheads"])
+    config = family.files.config_of(shapes, path, num_heads=sizes["pixel_decoder"]["nheads"])
+    return dataclasses.replace(config, decoder=dataclasses.replace(
+        config.decoder, num_heads=sizes["transformer_decoder"]["nheads"]))

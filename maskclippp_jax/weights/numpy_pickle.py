@@ -60,6 +60,10 @@ def _encode(text, encoding):
     return text.encode("latin1")
 
 
+def _no_bytes():
+    return b""  # what an empty array of protocol 2 has
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         module = module.replace("numpy._core", "numpy.core")
@@ -67,7 +71,8 @@ class _Unpickler(pickle.Unpickler):
                    ("numpy.core.multiarray", "_reconstruct"): _Array,
                    ("numpy.core.multiarray", "scalar"): _scalar,
                    ("collections", "OrderedDict"): collections.OrderedDict,
-                   ("_codecs", "encode"): _encode}
+                   ("_codecs", "encode"): _encode,
+                   ("__builtin__", "bytes"): _no_bytes}
         if (module, name) in allowed:
             return allowed[module, name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
