@@ -21,8 +21,7 @@ from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.maskclippp import MaskCLIPpp, MaskCLIPppConfig
 from maskclippp_jax.naming import inference
 from maskclippp_jax.parity.case import Absent, Case, Check, channels_last, cosine, equal
-from maskclippp_jax.parity.eomt import compare
-from maskclippp_jax.parity.mask_decoders import best_names, load_part_of, maps_of
+from maskclippp_jax.parity.mask_decoders import best_names, compare, load_part_of, maps_of
 from maskclippp_jax.weights import fcclip, mask2former, open_clip, rules
 
 # Least cosine of the maps of a trunk in bfloat16 with those of the reference, a row a cell.
