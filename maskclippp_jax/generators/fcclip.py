@@ -21,8 +21,8 @@ from maskclippp_jax.generators.pixel_decoder import (
     NORM_EPSILON,
     PixelDecoder,
     PixelDecoderConfig,
-    PixelFeatures,
     check_padded,
+    full_precision,
 )
 from maskclippp_jax.models import clip_convnext, layers, similarity
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
@@ -114,13 +114,11 @@ class FCCLIP(nnx.Module):
 
     def predict(self, maps: typing.Sequence[jax.Array]) -> Predictions:
         """From a trunk's maps, finest first."""
-        return self.decode(self.pixel_decoder(maps))
-
-    def decode(self, features: PixelFeatures) -> Predictions:
-        """From what the pixel decoder makes of maps."""
-        queries, mask_logits = self.decoder(features)
-        return Predictions(mask_logits, self.class_head(
-            queries, mask_logits, features.mask_features))
+        with full_precision():
+            features = self.pixel_decoder(maps)
+            queries, mask_logits = self.decoder(features)
+            return Predictions(mask_logits, self.class_head(
+                queries, mask_logits, features.mask_features))
 
     def name_logits(self, class_embeddings: jax.Array, names: jax.Array) -> jax.Array:
         """How well masks fit names; the logit of a class is the largest of its names.

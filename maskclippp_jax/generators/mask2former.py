@@ -15,6 +15,7 @@ from maskclippp_jax.generators.pixel_decoder import (
     PixelDecoder,
     PixelDecoderConfig,
     check_padded,
+    full_precision,
 )
 from maskclippp_jax.generators.swin import Swin, SwinConfig
 from maskclippp_jax.models import layers
@@ -88,5 +89,6 @@ class Mask2Former(nnx.Module):
 
     def predict(self, maps: typing.Sequence[jax.Array]) -> Predictions:
         """From a trunk's maps, finest first."""
-        queries, mask_logits = self.decoder(self.pixel_decoder(maps))
-        return Predictions(mask_logits, self.class_head(queries))
+        with full_precision():
+            queries, mask_logits = self.decoder(self.pixel_decoder(maps))
+            return Predictions(mask_logits, self.class_head(queries))

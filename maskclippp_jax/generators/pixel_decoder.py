@@ -234,6 +234,14 @@ def cut(tokens: jax.Array, shapes: typing.Sequence[tuple[int, int]]) -> list[jax
     return maps
 
 
+def full_precision():
+    """Makes products of float32 exact on accelerators too, which else round their factors.
+
+    A mask logit near 0 that changes its sign changes what its query sees, and all that follows.
+    """
+    return jax.default_matmul_precision("float32")
+
+
 def check_padded(image: jax.Array, multiple: int):
     """Refuses pictures [B, H, W, 3] whose sides are no multiples of so many pixels."""
     height, width = image.shape[1:3]

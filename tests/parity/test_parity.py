@@ -49,7 +49,8 @@ def run(name, dtype="float32"):
 def test_case_lies_within_its_tolerance(name):
     checks = run(name)
     assert not [c for c in checks if not c.ratio <= 1]
-    if name.startswith("eomt/") and name != "eomt/published_keys":  # nothing may go unlooked at
+    whole = ("eomt/", "generators/pixel", "generators/position", "generators/ms", "generators/tra")
+    if name.startswith(whole) and name != "eomt/published_keys":  # nothing may go unlooked at
         stored = Case(GOLDEN / f"{name}.json", jnp.float32).spec["arrays"]
         outputs = {array for array, facts in stored.items() if facts["role"] == "output"}
         assert outputs <= {c.name.split(": ")[-1] for c in checks}
