@@ -8,6 +8,7 @@ import safetensors
 
 from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.weights import big_vision_file, hub
+from maskclippp_jax.weights.numpy_pickle import NumpyPickle
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
 
@@ -100,14 +101,15 @@ def read(path: str) -> Source:
     """The tensors of a checkpoint file by name, read one by one.
 
     Args:
-      path: a .safetensors file or a file of torch (.pt, .pth, .bin), here, in a bucket
+      path: a .safetensors file, a file of torch (.pt, .pth, .bin), or a pickle of arrays of
+        detectron2's model zoo (.pkl), here, in a bucket
         (`gs://...`), or on the hub (`hf://owner/name/file`, see `hub.fetch`); the index of several
         such files (.index.json); or a checkpoint of big_vision (.npz, or a folder, see
         `big_vision_file.read`).
 
     Raises:
       FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`,
-        `Parts`, `big_vision_file.read`.
+        `NumpyPickle`, `Parts`, `big_vision_file.read`.
     """
     local = hub.fetch(path)
     if big_vision_file.matches(local):
@@ -115,8 +117,8 @@ def read(path: str) -> Source:
     local = storage.local_copy(local)
     if local.endswith(".index.json"):
         return Parts(local, lambda file: read(hub.beside(path, file)))
-    is_safe = pathlib.Path(local).suffix == ".safetensors"
-    file = SafetensorsFile(local) if is_safe else TorchFile(local)
+    readers = {".safetensors": SafetensorsFile, ".pkl": NumpyPickle}
+    file = readers.get(pathlib.Path(local).suffix, TorchFile)(local)
     if len(file) and all(name.startswith("module.") for name in file):
         # Saved by a parallel wrapper.
         return Renamed(file, {name: name.removeprefix("module.") for name in file})

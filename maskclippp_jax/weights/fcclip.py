@@ -1,0 +1,130 @@
+"""Files of FC-CLIP and MAFT+ (fcclip_*.pth, maftp_*.pth; github.com/bytedance/fc-clip).
+
+MAFT+ tuned the trunk of its CLIP, and its files are whole. FC-CLIP did not, so the trunk comes from
+the CLIP it was made from: OpenCLIP's convnext_base_w_320 (laion_aesthetic_s13b_b82k_augreg) or
+convnext_large_d_320 (laion2b_s29b_b131k_ft_soup). Texts are embedded by that CLIP, or by the one in
+a MAFT+ file, which `open_clip.clip_rules` reads with the prefix `CLIP`.
+"""
+
+import re
+import typing
+
+from maskclippp_jax import params as parameters
+from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig
+from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
+from maskclippp_jax.weights import files, open_clip, rules
+from maskclippp_jax.weights.mask_decoders import (
+    decoder_sizes,
+    mask_decoder_rules,
+    pixel_decoder_rules,
+    three_layers_rules,
+)
+from maskclippp_jax.weights.rules import Rule, leading_ones, linear_rules, norm_rules
+from maskclippp_jax.weights.source import Source
+
+CLIP = "backbone.clip_model."  # before the names of the CLIP in a file
+_TRUNK = "visual.trunk.st"     # stem and stages
+_PREDICTOR = "sem_seg_head.predictor."
+
+HEAD_RULES = (
+    *pixel_decoder_rules(),
+    *mask_decoder_rules("query_feat"),
+    *norm_rules(f"{_PREDICTOR}_mask_pooling_proj.0", "class_head/pool_norm"),
+    *linear_rules(f"{_PREDICTOR}_mask_pooling_proj.1", "class_head/pool"),
+    *three_layers_rules(f"{_PREDICTOR}class_embed", "class_head/embed"),
+    Rule(f"{_PREDICTOR}logit_scale", "class_head/logit_scale", leading_ones(1)),
+    Rule("void_embedding.weight", "void_embedding", leading_ones(1)),
+    Rule(r"criterion\.empty_weight", None, why="of the loss"),
+    Rule(r"backbone_t\.clip_model\..*", None, why="MAFT+'s frozen teacher, used in training"),
+    Rule(r"cdt\..*", None, why="MAFT+'s tuning of texts, used in training"),
+)
+
+
+
+def trunk_rules(prefix: str, config: ConvNeXtConfig) -> tuple[Rule, ...]:
+    """Stem and stages of the CLIP below a prefix; the rest of it is left out."""
+    table = open_clip.convnext_rules(f"{prefix}visual.", config)
+    return (*(r for r in table if r.source.startswith(f"{prefix}{_TRUNK}")),
+            Rule(f"{re.escape(prefix)}(?!{re.escape(_TRUNK)}).*", None,
+                 why="the CLIP's heads and text tower, which `open_clip.clip_rules` reads"))
+
+
+def open_file(path: str) -> Source:
+    """The tensors of a file.
+
+    Raises:
+      FileNotFoundError, ValueError: see `files.read`.
+    """
+    return files.read(path)
+
+
+def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int = 8
+              ) -> FCCLIPConfig:
+    """The sizes of the model that a file is of.
+
+    Args:
+      shapes: of its tensors, by name.
+      path: for messages.
+      num_heads: of both decoders, which no shape tells; all published models have 8.
+
+    Raises:
+      ValueError: no FC-CLIP or MAFT+, or nothing tells one of its sizes.
+    """
+    found = rules.shapes_for(shapes, HEAD_RULES)
+    pixels, decoder = decoder_sizes(found, shapes, path, "FC-CLIP or MAFT+", ("void_embedding",),
+                                    num_heads)
+    return FCCLIPConfig(_image_of(shapes, pixels.channels, found["void_embedding"][-1], path),
+                        pixels, decoder)
+
+
+def _image_of(shapes, channels: tuple[int, ...], embed_dim: int, path: str) -> ConvNeXtConfig:
+    """The trunk: one of the published CLIPs, or as the blocks in the file say."""
+    for published in (ConvNeXtConfig.base_w_320(), ConvNeXtConfig.large_d_320()):
+        if (published.widths, published.embed_dim) == (channels, embed_dim):
+            return published
+    blocks = [re.match(rf"{re.escape(CLIP)}visual\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.", name)
+              for name in shapes]
+    depths = [1 + max((int(m[2]) for m in blocks if m and int(m[1]) == i), default=-1)
+              for i in range(len(channels))]
+    if not all(depths):
+        raise ValueError(f"{path} is of a trunk of {channels} channels that it does not hold, and "
+                         "no published CLIP has such a one; give a whole file")
+    return ConvNeXtConfig(320, channels, tuple(depths), embed_dim)
+
+
+def load(source: Source, config: FCCLIPConfig, path: str, clip: Source | None = None
+         ) -> parameters.Tree:
+    """Parameters from a file.
+
+    Args:
+      source: of `open_file`.
+      config: of `config_of`.
+      path: for messages.
+      clip: OpenCLIP's file with the trunk, for FC-CLIP; None: the trunk is in the file itself.
+
+    Raises:
+      ValueError: the file does not fit, or has no trunk; all problems are listed.
+    """
+    _, shapes = abstract(config)
+    if clip is None:
+        if not any(name.startswith(f"{CLIP}{_TRUNK}") for name in source):
+            raise ValueError(f"{path} has no trunk of its own, as FC-CLIP's files; give the file "
+                             "of the CLIP it was made from too (OpenCLIP's convnext_base_w_320 or "
+                             "convnext_large_d_320)")
+        table = (*HEAD_RULES, *trunk_rules(CLIP, config.image))
+        return rules.load(source, table, shapes, name=path)[0]
+    trunk, _ = rules.load(clip, trunk_rules("", config.image), {"image": shapes["image"]},
+                          name="the CLIP")
+    return trunk | load_head(source, shapes, path)
+
+
+def load_head(source: typing.Mapping, shapes: parameters.Tree, path: str) -> parameters.Tree:
+    """All parameters but those of the trunk."""
+    table = (*HEAD_RULES, Rule(r"backbone\..*", None, why="the trunk, from its own file"))
+    without = {name: shape for name, shape in shapes.items() if name != "image"}
+    return rules.load(source, table, without, name=path)[0]
+
+
+def abstract(config: FCCLIPConfig, **settings) -> tuple[typing.Callable, parameters.Tree]:
+    """What `params.abstract` gives of the model; for the settings see `FCCLIP`."""
+    return parameters.abstract(lambda: FCCLIP(config, rngs=parameters.Keys(0), **settings))

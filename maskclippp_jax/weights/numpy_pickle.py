@@ -1,0 +1,119 @@
+"""Reads pickles of numpy arrays (.pkl, as detectron2's model zoo has them) without trusting them.
+
+A pickle is a program; as in `torch_file`, it may ask for a handful of names only, and gets
+stand-ins for them, which do nothing but remember.
+"""
+
+import collections
+import math
+import pathlib
+import pickle
+import pickletools
+
+import numpy as np
+
+from maskclippp_jax.weights.source import Source
+
+_DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
+
+
+class _Dtype:
+    """Stands for a numpy.dtype while unpickling."""
+
+    def __init__(self, code, *_unused):
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state):
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        if self.code not in _DTYPES or self.order not in "<|=":
+            raise pickle.UnpicklingError(f"an array is of {self.code!r} in the order {self.order}")
+        return np.dtype(self.code).newbyteorder("<")
+
+
+class _Array:
+    """Stands for a numpy.ndarray while unpickling."""
+
+    def __init__(self, *_unused):
+        self.shape, self.dtype, self.is_fortran, self.raw = (), None, False, b""
+
+    def __setstate__(self, state):
+        _, shape, dtype, self.is_fortran, raw = state
+        self.raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        self.shape, self.dtype = tuple(map(int, shape)), dtype.numpy()
+        if min(self.shape, default=0) < 0 or (
+                math.prod(self.shape) * self.dtype.itemsize != len(self.raw)):
+            raise pickle.UnpicklingError(f"an array of the shape {self.shape} has {len(self.raw)} "
+                                         "bytes")
+
+
+def _scalar(dtype, raw):
+    array = _Array()
+    array.__setstate__((1, (), dtype, False, raw))
+    return array
+
+
+def _encode(text, encoding):
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes():
+    return b""  # what an empty array of protocol 2 has
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        module = module.replace("numpy._core", "numpy.core")
+        allowed = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
+                   ("numpy.core.multiarray", "_reconstruct"): _Array,
+                   ("numpy.core.multiarray", "scalar"): _scalar,
+                   ("collections", "OrderedDict"): collections.OrderedDict,
+                   ("_codecs", "encode"): _encode,
+                   ("__builtin__", "bytes"): _no_bytes}
+        if (module, name) in allowed:
+            return allowed[module, name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+class NumpyPickle(Source):
+    """The arrays of a pickled dictionary by name, or of the one under its key `model`.
+
+    Raises (on construction):
+      FileNotFoundError: no such file.
+      ValueError: no pickle, damaged, or one that asks for anything but arrays.
+    """
+
+    def __init__(self, path: str):
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
+        content = _unpickle(path)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            content = content["model"]
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, wanted a dictionary of "
+                             "arrays")
+        self._arrays = {k: x for k, x in content.items()
+                        if isinstance(k, str) and isinstance(x, _Array)}
+        self.shapes = {name: x.shape for name, x in self._arrays.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._arrays[name]
+        return np.frombuffer(array.raw, array.dtype).reshape(
+            array.shape, order="F" if array.is_fortran else "C")
+
+
+def _unpickle(path: str):
+    try:
+        with open(path, "rb") as file:
+            # Pickle makes room for as many objects as the largest number it is told to remember.
+            for count, (code, argument, _) in enumerate(pickletools.genops(file)):
+                if "PUT" in code.name and int(argument) > count:
+                    raise pickle.UnpicklingError(f"it numbers an object {argument} of {count}")
+            file.seek(0)
+            return _Unpickler(file, encoding="latin1").load()
+    except Exception as error:  # a hostile or cut pickle can raise anything
+        raise ValueError(f"{path} is refused: a .pkl of weights may hold arrays, dictionaries and "
+                         f"words only, but {error}") from None
