@@ -21,7 +21,7 @@ CASES = (
     "training/psm_dummy", "training/psm_linear", "training/psm_pseudotext",
     "training/psm_pseudotext_residual", "training/psm_pseudotext_clamp", "training/loss",
     "training/train_step_eva02_wtext",
-    "training/trajectory_eva02_decay", "training/trajectory_eva02_wtext", "training/schedule",
+    "training/trajectory_eva02_decay", "training/schedule",
     "training/optimizer_groups", "training/augment",
     "evaluation/synonym_max", "evaluation/category_overlap", "evaluation/test_resize",
     "evaluation/mask_accuracy_head", "evaluation/metric_mask_accuracy",
@@ -33,7 +33,7 @@ CASES = (
     "generators/position_encoding_sine", "generators/ms_deform_attn",
     "generators/pixel_decoder_fcclip", "generators/transformer_decoder_fcclip",
     "generators/published_keys",
-    "eomt/network", "eomt/rect", "eomt/layouts", "eomt/giant", "eomt/e2e", "eomt/preprocess",
+    "eomt/network", "eomt/layouts", "eomt/giant", "eomt/e2e", "eomt/preprocess",
     "eomt/windows", "eomt/postprocess", "eomt/postprocess_windows", "eomt/position_table",
     "eomt/published_keys",
 )
