@@ -40,7 +40,6 @@ HEAD_RULES = (
 )
 
 
-
 def trunk_rules(prefix: str, config: ConvNeXtConfig) -> tuple[Rule, ...]:
     """Stem and stages of the CLIP below a prefix; the rest of it is left out."""
     table = open_clip.convnext_rules(f"{prefix}visual.", config)
