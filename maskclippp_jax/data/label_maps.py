@@ -2,7 +2,8 @@
 
 Every number is a class, or a mask; 0 as well. What means nothing is 255 and 65535, the largest
 numbers of 8 and 16 bits, or whatever a user says (`--nothing=0`). In a map that has numbers between
-these two 255 is one like the others.
+these two 255 is one like the others. Negative numbers, which a .npy file may hold, mean nothing as
+well. With an empty list every number is a mask, as in MaskCLIP++'s reference.
 """
 
 import io
@@ -34,18 +35,19 @@ def read(path: str) -> np.ndarray:
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ValueError(f"{path} holds {labels.dtype} of shape {labels.shape}, wanted a map of "
                          "integers [H, W]")
-    return checked(labels, path)
+    return checked(labels, path, lowest=-2**31)
 
 
-def checked(labels: np.ndarray, name: object) -> np.ndarray:
+def checked(labels: np.ndarray, name: object, lowest: int = 0) -> np.ndarray:
     """A map of integers [H, W] as int32.
 
     Raises:
       ValueError: numbers that cannot be those of classes or masks.
     """
     low, high = (int(f(labels)) for f in (np.min, np.max)) if labels.size else (0, 0)
-    if low < 0 or high > 2**31 - 1:
-        raise ValueError(f"{name} holds numbers in {low} ... {high}, wanted 0 ... {2**31 - 1}")
+    if low < lowest or high > 2**31 - 1:
+        raise ValueError(f"{name} holds numbers in {low} ... {high}, wanted {lowest} ... "
+                         f"{2**31 - 1}")
     return labels.astype(np.int32)
 
 
@@ -72,7 +74,9 @@ def means_nothing(numbers: np.ndarray, nothing: typing.Sequence[int] | None) -> 
     if nothing is None:
         ordinary = ((numbers > NOTHING[0]) & (numbers < NOTHING[1])).any()
         nothing = NOTHING[1:] if ordinary else NOTHING
-    return sorted(set(nothing) & set(numbers.tolist()))
+    elif not len(nothing):
+        return []
+    return [n for n in numbers.tolist() if n < 0 or n in nothing]
 
 
 

@@ -43,6 +43,16 @@ def test_files_without_masks_are_refused(tmp_path, name, content, says):
         mask_files.read_masks(str(tmp_path / name), (5, 7))
 
 
+def test_a_number_is_a_mask_unless_it_means_nothing(tmp_path):
+    labels = np.array([[-1, 0, 1], [255, 1, 7]])
+    np.save(tmp_path / "a.npy", labels)
+    read = lambda *nothing: mask_files.read_masks(str(tmp_path / "a.npy"), (2, 3), *nothing)
+    np.testing.assert_array_equal(read(), [labels == n for n in (0, 1, 7)])
+    np.testing.assert_array_equal(read([0, 7]), [labels == n for n in (1, 255)])
+    # The rule of the reference.
+    np.testing.assert_array_equal(read([]), [labels == n for n in (-1, 0, 1, 7, 255)])
+
+
 def write_bundle(folder, kind="logits", classes=None, names=SIZES, seed=0, finish=True):
     """A bundle of two pictures with 3 and 0 masks; returns the masks by id."""
     rng, given = np.random.default_rng(seed), {}
