@@ -48,10 +48,10 @@ _WHOLE = (
 _NUMBERS = (
     ("ema_decay", 0, 1), ("eval.alpha", 0, 1), ("eval.beta", 0, 1),
     ("eval.object_threshold", 0, 1), ("eval.overlap_threshold", 0, 1),
-    ("optimizer.learning_rate", 0, 1e3), ("optimizer.end_learning_rate", 0, 1e3),
-    ("optimizer.warmup_factor", 0, 1), ("optimizer.image_multiplier", 0, 1e3),
-    ("optimizer.text_multiplier", 0, 1e3), ("optimizer.weight_decay", 0, 1e3),
-    ("optimizer.clip_norm", 0, 1e9), ("loss.temperature", 1e-6, 1e6))
+    ("optimizer.learning_rate", 0, 3e38), ("optimizer.end_learning_rate", 0, 3e38),
+    ("optimizer.warmup_factor", 0, 3e38), ("optimizer.image_multiplier", 0, 3e38),
+    ("optimizer.text_multiplier", 0, 3e38), ("optimizer.weight_decay", 0, 3e38),
+    ("optimizer.clip_norm", 0, 3e38), ("loss.temperature", 1e-6, 1e6))
 
 
 def check(config: ml_collections.ConfigDict | None, *,

@@ -19,7 +19,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 
 _HEADERS = threading.Lock()
 KINDS = ("none", "closed", "open", "embeddings")
-_Size = tuple[typed.Side, typed.Side]  # height, width
+_Size = typed.Size
 
 
 class _Picture(typing.TypedDict):

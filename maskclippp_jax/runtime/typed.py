@@ -13,6 +13,8 @@ _CHECKED = 1 << 24  # bytes; in larger files keys that are given twice are not l
 Id = typing.Annotated[int, msgspec.Meta(ge=-2**63, le=2**63 - 1)]
 Count = typing.Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Side = typing.Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+# Height and width.
+Size = typing.Annotated[list[Side], msgspec.Meta(min_length=2, max_length=2)]
 
 T = typing.TypeVar("T")
 
