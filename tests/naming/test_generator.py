@@ -189,5 +189,5 @@ def test_the_widths_of_heads_are_those_of_a_config_beside(tmp_path):
     place = tiny_eomt.write_folder(tmp_path / "x", num_attention_heads=4)
     assert mc.load_generator(place).config == dataclasses.replace(tiny_eomt.CONFIG, num_heads=4)
     (place / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json beside .* is no JSON"):
+    with pytest.raises(ValueError, match="config.json is no JSON"):
         mc.load_generator(place)
