@@ -75,7 +75,7 @@ def print_published() -> None:
         generators.add_column(column, no_wrap=True)
     for entry in published_generators.GENERATORS:
         generators.add_row(
-            entry.name, entry.task, f"{published_generators.MILLIONS[entry.name]:.1f}",
+            entry.name, entry.task, f"{entry.millions:.1f}",
             str(entry.config.image_size[0]), entry.vocabulary, entry.quality, entry.source)
     # As wide as it needs to be: an address cut in two is of no use.
     console = Console(width=300)

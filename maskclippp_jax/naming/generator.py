@@ -25,7 +25,6 @@ from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary, split_names
 from maskclippp_jax.weights import eomt, files, hub, published_generators
 
-_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OBJECTNESS = 0.5  # the least probability of being any object that makes a query a mask
 
 
@@ -169,7 +168,10 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
             raise FileNotFoundError(
                 f"no file or folder {source}, and no published generator of this name"
                 f"{published_generators.nearest(source)}; `maskclippp convert --list` shows all")
-    path = entry.source if entry else _file_of(source)
+    path = entry.source if entry else source
+    if not hub.is_on_hub(path) and storage.path(hub.fetch(path)).is_dir():
+        raise FileNotFoundError(f"the folder {path} has none of {', '.join(hub.FILES)}; give the "
+                                "file of a generator, or a folder as the hub has it")
     file = eomt.open_file(path)
     facts = {} if entry else _facts_beside(path)
     config = eomt.config_of(file, path, num_heads=facts.get("num_attention_heads"),
@@ -186,17 +188,6 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
         config, facts, path)
     return Generator(config, params, vocabulary, source, objectness=objectness,
                      task=found.task if found else "panoptic", dtype=jnp.dtype(dtype))
-
-
-def _file_of(source: str) -> str:
-    """The file with the weights, of a file or a folder as the hub has it."""
-    if hub.is_on_hub(source) or not storage.path(source).is_dir():
-        return source
-    files = [f for name in _FILES if (f := storage.path(source) / name).exists()]
-    if not files:
-        raise FileNotFoundError(f"the folder {source} has no {' or '.join(_FILES)}; give the file "
-                                "of a generator, or a folder as the hub has it")
-    return os.fspath(files[0])
 
 
 class _Facts(typing.TypedDict):

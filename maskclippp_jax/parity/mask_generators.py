@@ -22,7 +22,7 @@ from maskclippp_jax.models.maskclippp import MaskCLIPpp, MaskCLIPppConfig
 from maskclippp_jax.naming import inference
 from maskclippp_jax.parity.case import Absent, Case, Check, channels_last, cosine, equal
 from maskclippp_jax.parity.mask_decoders import best_names, compare, load_part_of, maps_of
-from maskclippp_jax.weights import fcclip, mask2former, open_clip, rules
+from maskclippp_jax.weights import fcclip, files, mask2former, mask_decoders, open_clip, rules
 
 # Least cosine of the maps of a trunk in bfloat16 with those of the reference, a row a cell.
 _COSINE = 0.99
@@ -61,7 +61,8 @@ def head(case: Case) -> list[Check]:
     for path in (p for p in paths if p.is_file()):
         checks.append(equal(f"{path.name}: sizes", _config(case, family, str(path)) == config,
                             True))
-        params = family.files.load_head(family.files.open_file(str(path)), shapes, str(path))
+        params = mask_decoders.load_head(files.read(str(path)), family.files.HEAD_RULES, shapes,
+                                         str(path))
         params["image"] = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes["image"])
         found = run(params)
         masks = jax.nn.sigmoid(found.mask_logits)
@@ -91,7 +92,7 @@ def whole(case: Case) -> list[Check]:
         checks += [equal(f"resized {i}", resized, step["resized"]),
                    equal(f"padded {i}", -(-resized // multiple) * multiple, step["padded"])]
     build, _ = family.files.abstract(config, dtype=case.dtype)
-    params = family.files.load(family.files.open_file(path), config, path)
+    params = family.files.load(files.read(path), config, path)
     inputs, sizes = [], []
     for i, final in enumerate(case.spec["config"]["final_sizes"]):
         image = np.moveaxis(case.arrays[f"image_{i}"], 0, -1)
@@ -124,7 +125,7 @@ def whole(case: Case) -> list[Check]:
 def swin(case: Case) -> list[Check]:
     """The maps of a Swin, of pixels of any size."""
     sizes, path = case.spec["config"], str(case.file.with_name(case.spec["weights"]))
-    source, prefix = mask2former.open_file(path), sizes["prefix"]
+    source, prefix = files.read(path), sizes["prefix"]
     config = mask2former.swin_of(source.shapes, path, prefix)
     mask2former.check_distances(source, config.window, path)
     build, shapes = parameters.abstract(lambda: Swin(config, dtype=case.dtype,
@@ -279,7 +280,7 @@ def _resize(masks, sizes: MaskSizes, target: tuple[int, int]):
 
 def _config(case: Case, family: _Family, path: str):
     """The sizes that the file tells, with the heads that the case states."""
-    sizes, shapes = case.spec["config"], dict(family.files.open_file(path).shapes)
+    sizes, shapes = case.spec["config"], dict(files.read(path).shapes)
     if "head" in sizes:
         return family.files.config_of(shapes, path, num_heads=sizes["head"]["nheads"])
     # Heads without a trunk: make one of single blocks up.

@@ -12,9 +12,10 @@ import typing
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
-from maskclippp_jax.weights import files, open_clip, rules
+from maskclippp_jax.weights import open_clip, rules
 from maskclippp_jax.weights.mask_decoders import (
     decoder_sizes,
+    load_head,
     mask_decoder_rules,
     pixel_decoder_rules,
     three_layers_rules,
@@ -46,15 +47,6 @@ def trunk_rules(prefix: str, config: ConvNeXtConfig) -> tuple[Rule, ...]:
     return (*(r for r in table if r.source.startswith(f"{prefix}{_TRUNK}")),
             Rule(f"{re.escape(prefix)}(?!{re.escape(_TRUNK)}).*", None,
                  why="the CLIP's heads and text tower, which `open_clip.clip_rules` reads"))
-
-
-def open_file(path: str) -> Source:
-    """The tensors of a file.
-
-    Raises:
-      FileNotFoundError, ValueError: see `files.read`.
-    """
-    return files.read(path)
 
 
 def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int = 8
@@ -96,7 +88,7 @@ def load(source: Source, config: FCCLIPConfig, path: str, clip: Source | None = 
     """Parameters from a file.
 
     Args:
-      source: of `open_file`.
+      source: of `files.read`.
       config: of `config_of`.
       path: for messages.
       clip: OpenCLIP's file with the trunk, for FC-CLIP; None: the trunk is in the file itself.
@@ -114,14 +106,7 @@ def load(source: Source, config: FCCLIPConfig, path: str, clip: Source | None = 
         return rules.load(source, table, shapes, name=path)[0]
     trunk, _ = rules.load(clip, trunk_rules("", config.image), {"image": shapes["image"]},
                           name="the CLIP")
-    return trunk | load_head(source, shapes, path)
-
-
-def load_head(source: typing.Mapping, shapes: parameters.Tree, path: str) -> parameters.Tree:
-    """All parameters but those of the trunk."""
-    table = (*HEAD_RULES, Rule(r"backbone\..*", None, why="the trunk, from its own file"))
-    without = {name: shape for name, shape in shapes.items() if name != "image"}
-    return rules.load(source, table, without, name=path)[0]
+    return trunk | load_head(source, HEAD_RULES, shapes, path)
 
 
 def abstract(config: FCCLIPConfig, **settings) -> tuple[typing.Callable, parameters.Tree]:

@@ -10,7 +10,7 @@ from maskclippp_jax.runtime import storage
 
 # What a repository calls its CLIP, the one to take first: OpenCLIP's names, then transformers'.
 # An index stands for a checkpoint that was cut into several files.
-_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
           "pytorch_model.bin")
 _SCHEME = "hf://"
@@ -34,7 +34,7 @@ def fetch(path: str) -> str:
 
     Args:
       path: "hf://owner/name/file", or "hf://owner/name" for the repository's CLIP (the first of
-        `_FILES` that it has); a folder that holds a copy of such a repository.
+        `FILES` that it has); a folder that holds a copy of such a repository.
 
     Raises:
       ValueError: not such a path.
@@ -49,7 +49,7 @@ def fetch(path: str) -> str:
     from huggingface_hub import errors
 
     offline = None
-    for candidate in (file,) if file else _FILES:
+    for candidate in (file,) if file else FILES:
         try:
             # Once the network failed, only the cache is asked: each try takes half a minute.
             return huggingface_hub.hf_hub_download(
@@ -71,11 +71,12 @@ def fetch(path: str) -> str:
             f"{path} is not in the cache of huggingface_hub and cannot be fetched (no network, or "
             "HF_HUB_OFFLINE is set); fetch it on a machine with network and give the file's path")
     raise FileNotFoundError(f"the repository {owner}/{name} has no file "
-                            f"{file or ' or '.join(_FILES)}; give hf://owner/name/file")
+                            f"{file or ' or '.join(FILES)}; give hf://owner/name/file")
 
 
 def _in_folder(path: str) -> str:
+    """The file to take of a folder; anything else stays."""
     folder = storage.path(path)
     if not folder.is_dir():
         return path
-    return next((os.fspath(folder / file) for file in _FILES if (folder / file).is_file()), path)
+    return next((os.fspath(folder / file) for file in FILES if (folder / file).is_file()), path)

@@ -8,7 +8,7 @@ import numpy as np
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.mask2former import Mask2Former, Mask2FormerConfig
 from maskclippp_jax.generators.swin import SwinConfig, distances
-from maskclippp_jax.weights import files, rules
+from maskclippp_jax.weights import rules
 from maskclippp_jax.weights.mask_decoders import (
     decoder_sizes,
     mask_decoder_rules,
@@ -56,15 +56,6 @@ HEAD_RULES = (
 )
 
 
-def open_file(path: str) -> Source:
-    """The tensors of a file.
-
-    Raises:
-      FileNotFoundError, ValueError: see `files.read`.
-    """
-    return files.read(path)
-
-
 def swin_of(shapes: typing.Mapping[str, tuple], path: str, prefix: str = "backbone."
             ) -> SwinConfig:
     """The sizes of the Swin in a file; see `config_of`."""
@@ -105,7 +96,7 @@ def load(source: Source, config: Mask2FormerConfig, path: str) -> parameters.Tre
     """Parameters from a file.
 
     Args:
-      source: of `open_file`.
+      source: of `files.read`.
       config: of `config_of`.
       path: for messages.
 
@@ -115,13 +106,6 @@ def load(source: Source, config: Mask2FormerConfig, path: str) -> parameters.Tre
     check_distances(source, config.image.window, path)
     _, shapes = abstract(config)
     return rules.load(source, (*HEAD_RULES, *swin_rules()), shapes, name=path)[0]
-
-
-def load_head(source: typing.Mapping, shapes: parameters.Tree, path: str) -> parameters.Tree:
-    """All parameters but those of the trunk."""
-    table = (*HEAD_RULES, Rule(r"backbone\..*", None, why="the trunk"))
-    without = {name: shape for name, shape in shapes.items() if name != "image"}
-    return rules.load(source, table, without, name=path)[0]
 
 
 def check_distances(source: typing.Mapping[str, np.ndarray], window: int, path: str):

@@ -6,8 +6,10 @@ Both come from Mask2Former's code (github.com/facebookresearch/Mask2Former), and
 import re
 import typing
 
+from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.mask_decoder import MaskDecoderConfig
 from maskclippp_jax.generators.pixel_decoder import PixelDecoderConfig
+from maskclippp_jax.weights import rules
 from maskclippp_jax.weights.rules import (
     Rule,
     conv,
@@ -124,3 +126,18 @@ def decoder_sizes(found: typing.Mapping[str, tuple], shapes: typing.Mapping[str,
             MaskDecoderConfig(found["decoder/queries"][0], width, mask_width, num_heads,
                               count("decoder/layers"), found[hidden.format("decoder")][1],
                               found["decoder/level_embed"][0]))
+
+
+def load_head(source: typing.Mapping, head_rules: tuple[Rule, ...], shapes: parameters.Tree,
+              path: str) -> parameters.Tree:
+    """All parameters of a model but those of its trunk.
+
+    Args:
+      source: of `files.read`.
+      head_rules: the rules for them.
+      shapes: of all parameters of the model.
+      path: for messages.
+    """
+    table = (*head_rules, Rule(r"backbone\..*", None, why="the trunk"))
+    without = {name: shape for name, shape in shapes.items() if name != "image"}
+    return rules.load(source, table, without, name=path)[0]

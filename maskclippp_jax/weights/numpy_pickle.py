@@ -8,10 +8,10 @@ import collections
 import math
 import pathlib
 import pickle
-import pickletools
 
 import numpy as np
 
+from maskclippp_jax.weights import pickles
 from maskclippp_jax.weights.source import Source
 
 _DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
@@ -108,10 +108,7 @@ class NumpyPickle(Source):
 def _unpickle(path: str):
     try:
         with open(path, "rb") as file:
-            # Pickle makes room for as many objects as the largest number it is told to remember.
-            for count, (code, argument, _) in enumerate(pickletools.genops(file)):
-                if "PUT" in code.name and int(argument) > count:
-                    raise pickle.UnpicklingError(f"it numbers an object {argument} of {count}")
+            pickles.check_memo(file)
             file.seek(0)
             return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # a hostile or cut pickle can raise anything

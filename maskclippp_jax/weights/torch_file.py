@@ -16,7 +16,6 @@ import io
 import math
 import pathlib
 import pickle
-import pickletools
 import struct
 import zipfile
 import zlib
@@ -24,6 +23,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
+from maskclippp_jax.weights import pickles
 from maskclippp_jax.weights.source import Source
 
 _STORAGES = {
@@ -32,7 +32,7 @@ _STORAGES = {
     "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-_LARGEST_PICKLE = 1 << 26  # bytes; that of a model of 10 billion parameters has some 100 kB
+_LARGEST_PICKLE = 1 << 26  # bytes of the list of tensors, which has some hundred for each
 _MOST = 1 << 48            # numbers of a tensor, or along one of its axes
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, KeyError, EOFError, OSError,
             NotImplementedError, RuntimeError)
@@ -113,7 +113,6 @@ class TorchFile(Source):
                              "contiguous tensors")
         return np.lib.stride_tricks.as_strided(
             flat[entry.offset:], entry.shape, [s * item for s in entry.strides], writeable=False)
-
 
     def _member(self, name: str, what: str) -> bytes:
         """A file of the archive; torch does not compress them."""
@@ -200,10 +199,7 @@ def _unpickle(data: bytes, path: str):
     try:
         if len(data) > _LARGEST_PICKLE:
             raise pickle.UnpicklingError(f"its list of tensors has {len(data)} bytes")
-        # Pickle makes room for as many objects as the largest number it is told to remember.
-        for count, (code, argument, _) in enumerate(pickletools.genops(data)):
-            if "PUT" in code.name and argument > count:
-                raise pickle.UnpicklingError(f"it numbers an object {argument} of {count}")
+        pickles.check_memo(data)
         return _TensorUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile or cut pickle can raise anything
         raise ValueError(f"{path} is refused: a checkpoint may hold tensors, dictionaries and "

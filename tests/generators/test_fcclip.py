@@ -15,6 +15,7 @@ from maskclippp_jax.generators.mask_decoder import MaskDecoderConfig
 from maskclippp_jax.generators.pixel_decoder import PixelDecoderConfig, PixelFeatures
 from maskclippp_jax.models.clip_convnext import ConvNeXt, ConvNeXtConfig
 from maskclippp_jax.weights import fcclip as files, rules
+from maskclippp_jax.weights.files import read
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
@@ -197,11 +198,11 @@ def written(tmp_path):
 
 def test_a_whole_file_and_one_beside_its_clip_give_the_same(written):
     maftp, fcclip, clip = written
-    source = files.open_file(maftp)
+    source = read(maftp)
     config = files.config_of(source.shapes, maftp, num_heads=2)
     assert config == CONFIG
     loaded = files.load(source, config, maftp)
-    beside = files.load(files.open_file(fcclip), config, fcclip, files.open_file(clip))
+    beside = files.load(read(fcclip), config, fcclip, read(clip))
     want = parameters.flatten(params())
     for found in (loaded, beside):
         found = parameters.flatten(found)
@@ -211,17 +212,17 @@ def test_a_whole_file_and_one_beside_its_clip_give_the_same(written):
 
 def test_a_file_that_does_not_fit_is_refused(written, tmp_path):
     maftp, fcclip, clip = written
-    source = files.open_file(fcclip)
+    source = read(fcclip)
     with pytest.raises(ValueError, match="fcclip.safetensors has no trunk of its own"):
         files.load(source, CONFIG, fcclip)
     with pytest.raises(ValueError, match="of a trunk of .* that it does not hold"):
         files.config_of(source.shapes, fcclip, num_heads=2)
     with pytest.raises(ValueError, match="wanted multiples of 3 heads"):
-        files.config_of(files.open_file(maftp).shapes, maftp, num_heads=3)
+        files.config_of(read(maftp).shapes, maftp, num_heads=3)
     with pytest.raises(ValueError, match="clip.safetensors holds no whole FC-CLIP or MAFT+"):
-        files.config_of(files.open_file(clip).shapes, clip)
+        files.config_of(read(clip).shapes, clip)
     more = named() | {"sem_seg_head.predictor.other": np.ones(1, np.float32)}
     del more["sem_seg_head.predictor.decoder_norm.bias"]
     save_file(more, tmp_path / "more.safetensors")
     with pytest.raises(ValueError, match="2 problems.*predictor.other: unkn.*decoder/norm/bias"):
-        files.load(files.open_file(str(tmp_path / "more.safetensors")), CONFIG, "more")
+        files.load(read(str(tmp_path / "more.safetensors")), CONFIG, "more")

@@ -102,7 +102,7 @@ def test_distances_tell_rows_and_columns_apart():
 def test_a_pickled_file_loads_bit_by_bit(protocol, tmp_path):
     content = {"model": named(), "__author__": "x", "count": np.float64(3)}
     path = write(tmp_path / "x.pkl", content, protocol)
-    source = files.open_file(path)
+    source = any_files.read(path)
     assert files.config_of(source.shapes, path, num_heads=2) == CONFIG
     got, want = (parameters.flatten(x) for x in (files.load(source, CONFIG, path), params()))
     assert got.keys() == want.keys()
