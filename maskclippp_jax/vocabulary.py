@@ -124,15 +124,9 @@ class Vocabulary:
         vocabulary = cls.from_text(text, file.name, skip)
         if any(vocabulary.classes == cls.shipped(name).classes for name in shipped_names()):
             return vocabulary
-        cls.check_names(text, path)
+        check_names(text, path)
         return dataclasses.replace(vocabulary, classes=tuple(
             tuple(name.strip() for name in names) for names in vocabulary.classes))
-
-    @staticmethod
-    def check_names(text: str, path: str) -> None:
-        """Refuses the content of a names file that is no list of names, though it can be read as
-        one; see `from_file`."""
-        _check_names(text, path)
 
     @classmethod
     def shipped(cls, name: str) -> "Vocabulary":
@@ -270,8 +264,9 @@ def plain(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).casefold())).strip()
 
 
-def _check_names(text: str, path: str) -> None:
-    """Refuses what is no list of names, though it can be read as one; see `from_file`."""
+def check_names(text: str, path: str) -> None:
+    """Refuses the content of a names file that is no list of names, though it can be read as one;
+    see `Vocabulary.from_file`."""
     lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1)
              if line.strip() and not line.startswith("# ")]
     only = lambda pattern: all(re.match(pattern, line) for _, line in lines)

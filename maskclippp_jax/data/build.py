@@ -32,7 +32,6 @@ _SPREAD = 8        # shards at least, so that cores can share a small data set, 
 _SMALLEST = 32     # ... this many records for each; fewer are written by this process alone
 _WORKERS = 16      # processes at most: each may hold a compressed archive in memory
 _EXAMPLES = 3      # masks too small to be learnt that are named
-_LEARNABLE = 4     # pixels of a mask that must show
 _FORM = 2          # of what is kept of finished shards
 _MAX_PROBLEMS = 20  # a build stops after so many pictures that cannot be used
 
@@ -59,7 +58,7 @@ class Summary(typing.NamedTuple):
     usable: dict[int, int]  # of each class: masks that can be learnt
     bare: int               # pictures without any of them
     crowds: int             # masks marked as crowds
-    tiny: int               # masks of which fewer than `_LEARNABLE` pixels show ...
+    tiny: int               # masks of which fewer than `records.LEARNABLE` pixels show ...
     examples: list[str]     # ... and where the first ones are
     smallest: tuple[int, int]  # height, width of the smallest and the largest picture
     largest: tuple[int, int]
@@ -261,7 +260,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
             table, visible = record["table"], record.pop("visible")
             classes.update(table["class_id"].tolist())
             segments += len(table["id"])
-            seen = visible >= _LEARNABLE
+            seen = visible >= records.LEARNABLE
             learnable = seen & ~table["is_crowd"]
             usable.update(table["class_id"][learnable].tolist())
             bare += not learnable.any()

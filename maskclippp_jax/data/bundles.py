@@ -18,7 +18,9 @@ from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary
 
 _HEADERS = threading.Lock()
-KINDS = ("none", "closed", "open", "embeddings")
+# The kinds of classes, and what the manifest says of each.
+KINDS = dict(none=(), closed=("vocabulary",), open=("vocabulary",),
+             embeddings=("void_embedding", "logit_scale", "templates"))
 _Size = typed.Size
 
 
@@ -32,7 +34,7 @@ class _Picture(typing.TypedDict):
 
 
 class _Classes(typing.TypedDict):
-    kind: typing.Literal["none", "closed", "open", "embeddings"]
+    kind: typing.Literal[tuple(KINDS)]
     vocabulary: typing.NotRequired[list[list[str]]]
     void_embedding: typing.NotRequired[list[float]]
     logit_scale: typing.NotRequired[float]
@@ -68,10 +70,8 @@ class _Manifest(_Kind):
     augmentation: typing.NotRequired[_Augmentation]
 
 
-# What the kinds of classes and masks need.
-_CLASSES_NEED = dict(none=(), closed=("vocabulary",), open=("vocabulary",),
-                     embeddings=("void_embedding", "logit_scale", "templates"))
-_GENERATED_NEED = ("loaded", "resized", "padded")
+# What the manifest says of a picture whose masks were generated.
+_GENERATED = ("loaded", "resized", "padded")
 
 
 class Preparation(typing.NamedTuple):
@@ -314,8 +314,7 @@ def _read_arrays(file: epath.Path) -> dict[str, np.ndarray]:
             return {name: np.load(io.BytesIO(data), allow_pickle=False)
                     for name, data in arrays.items()}
     except Exception as error:  # numpy reads headers with Python's parser: anything may come
-        raise ValueError(f"{file} holds no arrays ({' '.join(str(error).split())[:200]}); make the "
-                         "bundle again") from None
+        raise ValueError(f"{file} holds no arrays ({error}); make the bundle again") from None
 
 
 def _read_manifest(folder: epath.Path) -> _Manifest:
@@ -333,13 +332,13 @@ def _read_manifest(folder: epath.Path) -> _Manifest:
         raise ValueError(f"{file} is of the format {kind}, wanted "
                          f"{(bundle_writer.FORMAT, bundle_writer.VERSION)}")
     manifest = typed.decode(data, _Manifest, file)
-    lacking = [key for key in _CLASSES_NEED[manifest["classes"]["kind"]]
+    lacking = [key for key in KINDS[manifest["classes"]["kind"]]
                if key not in manifest["classes"]]
     is_binary = manifest["masks"] == "binary"
     if not is_binary:
         lacking += [key for key in ("stride", "preparation") if key not in manifest]
     for name, picture in manifest["pictures"].items():
-        wanted = ("mask_size",) if is_binary else _GENERATED_NEED
+        wanted = ("mask_size",) if is_binary else _GENERATED
         lacking += [f"{key} of {name}" for key in wanted if key not in picture]
     if lacking:
         raise ValueError(f"{file} does not say {', '.join(lacking[:5])}, see "

@@ -55,11 +55,7 @@ def header_size(path: str) -> tuple[int, int]:
       FileNotFoundError: no such file.
       ValueError: no picture.
     """
-    def size(picture: Image.Image) -> tuple[int, int]:
-        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return picture.size if turned else picture.size[::-1]
-
-    return _look(path, size)
+    return _look(path, _shown_size)
 
 
 def check_label_map(path: str, size: tuple[int, int]) -> None:
@@ -177,6 +173,17 @@ def encode_png(array: np.ndarray) -> bytes:
     ok, data = cv2.imencode(".png", array)
     assert ok
     return data.tobytes()
+
+
+def shown_size(data: bytes) -> tuple[int, int]:
+    """Height and width of an encoded picture, upright, from its header."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return _shown_size(picture)
+
+
+def _shown_size(picture: Image.Image) -> tuple[int, int]:
+    turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return picture.size if turned else picture.size[::-1]
 
 
 class _Refused(Exception):

@@ -99,14 +99,10 @@ def read_array(path: str) -> np.ndarray:
     try:
         array = np.load(content, allow_pickle=False)
     except Exception as error:  # numpy reads headers with Python's parser: anything may come
-        raise ValueError(f"{path} is no array ({_line(error)})") from None
+        raise ValueError(f"{path} is no array ({error})") from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} holds several arrays, wanted a .npy file of one")
     return array
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def content_of(path: str) -> bytes:

@@ -34,6 +34,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 
 VERSION = "1.1.0"
 KINDS = ("semantic", "panoptic", "instance")
+LEARNABLE = 4   # pixels of a mask that must show so that something can be learnt from it
 _END = 1 << 16  # bytes of both ends of a record file that `fingerprint` reads
 NAMES_FILE = "names.txt"  # of a data set with a vocabulary of its own
 
@@ -234,7 +235,7 @@ def sizes_of(rows: typing.Sequence[typing.Mapping]) -> dict[str, tuple[int, int]
 
 
 class Learnable(typing.NamedTuple):
-    """What can be learnt from a split: masks that show, and are no crowds."""
+    """What can be learnt from a split: masks of which `LEARNABLE` pixels show, and no crowds."""
 
     bare: int                # pictures without such a mask
     masks: dict[int, int]    # how many each class has

@@ -49,9 +49,7 @@ def decode(data: bytes, wanted: type[T], name: object) -> T:
         content = msgspec.json.decode(data, type=wanted)
     except msgspec.ValidationError as error:
         raise ValueError(f"{name}: {_where(data, wanted, str(error))}") from None
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{name} is no JSON{_why(data, str(error))}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{name} is no JSON{_why(data, str(error))}") from None
     if len(data) <= _CHECKED:
         try:

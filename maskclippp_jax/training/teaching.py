@@ -58,7 +58,9 @@ def _look(rows: typing.Sequence[dict]) -> records.Learnable:
             break
         row = rows[int(number)]
         segments, table = records.decode_segments(row["segments"]), row["table"]
-        learnable = np.isin(table["id"], np.unique(segments)) & ~np.asarray(table["is_crowd"])
+        ids = np.asarray(table["id"], np.int64)
+        pixels = np.bincount(segments.ravel(), minlength=int(ids.max(initial=0)) + 1)
+        learnable = (pixels[ids] >= records.LEARNABLE) & ~np.asarray(table["is_crowd"])
         bare += count < len(some) and not learnable.any()
         for c in np.asarray(table["class_id"])[learnable].tolist():
             masks[c] = masks.get(c, 0) + 1

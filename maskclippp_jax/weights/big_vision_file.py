@@ -84,8 +84,7 @@ class NpzFile(Source):
                 with self._file.zip.open(info) as head:
                     self.shapes[name] = _read_header(head, info.file_size)
         except Exception as error:  # numpy reads headers with Python's parser: anything may come
-            raise ValueError(f"{path} is no .npz file, or was cut short "
-                             f"({' '.join(str(error).split())[:200]})") from None
+            raise ValueError(f"{path} is no .npz file, or was cut short ({error})") from None
         self._path = path
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -5,7 +5,6 @@ stuff-thing maps unpack to folders of the same names as the pictures, so unpacke
 for below a folder `stuffthingmaps*`.
 """
 
-import re
 import typing
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from maskclippp_jax.data import coco_files, images, records
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import labels
+from maskclippp_jax.data.prepare.paths import stem_of
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -80,7 +80,7 @@ Find = typing.Callable[[str], tuple[str, File] | None]
 def by_stem(files: dict[str, File]) -> Find:
     """Files of official archives by their names without folder and ending."""
     def find(path: str) -> tuple[str, File] | None:
-        stem = re.split(r"[/\\]", path)[-1].rsplit(".", 1)[0]
+        stem = stem_of(path)
         return (stem, files[stem]) if stem in files else None
     return find
 

@@ -27,10 +27,10 @@ import yaml
 
 from maskclippp_jax.data import images, label_maps, records
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import labels, own_coco, own_masks, own_tasks, paths
+from maskclippp_jax.data.prepare import labels, own_coco, own_label_studio, own_masks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
-from maskclippp_jax.vocabulary import Vocabulary, plain
+from maskclippp_jax.vocabulary import Vocabulary, check_names, plain
 
 _PICTURE = r"\.(?:jpg|jpeg|JPG|JPEG|png|PNG|bmp|tif|tiff|webp)"
 _LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.json (LabelMe, "
@@ -75,7 +75,7 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
                                 "pattern like labels/{stem}_mask.png, or a JSON file of COCO or "
                                 "Label Studio")
     pictures_at = Files(image_dir)
-    if is_file and not own_tasks.are_in(annotations):
+    if is_file and not own_label_studio.are_in(annotations):
         reading, vocabulary, kind = own_coco.read(
             pictures_at, _PICTURE, pathlib.Path(annotations), names_file,
             leave_out=choices.leave_out, keep_crowds=choices.keep_crowds)
@@ -87,7 +87,8 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
         masks = own_masks.Masks(vocabulary, tuple(map(plain, choices.leave_out)),
                                 choices.keep_crowds)
         if is_file:
-            reading, kind = own_tasks.read(pictures_at, _PICTURE, annotations, masks), "instance"
+            kind = "instance"
+            reading = own_label_studio.read(pictures_at, _PICTURE, annotations, masks)
         else:
             reading, kind = _read_folder(pictures_at, Files(folder), pattern, masks, choices)
     splits = _split(reading.splits["train"], choices.validation)
@@ -115,7 +116,7 @@ def _read_names(path: str, skip: typing.Sequence[int]) -> Vocabulary:
                          "each number")
     rows = [f"{name}\tthing\t{number}" for number, name in sorted(names.items())]
     vocabulary = Vocabulary.from_text("\n".join(rows), pathlib.Path(path).name)
-    vocabulary.check_names("\n".join(rows), path)
+    check_names("\n".join(rows), path)
     return vocabulary
 
 

@@ -83,8 +83,7 @@ def upright(label: np.ndarray, picture: File) -> np.ndarray:
     it, if it fits in no other way.
     """
     data = picture.read()
-    shown = images.size_of(images.upright_rgb(data, str(picture)))
-    if label.shape == shown or label.shape != images.size_of(data):
+    if label.shape == images.shown_size(data) or label.shape != images.size_of(data):
         return label
     return images.turned(label, data)
 

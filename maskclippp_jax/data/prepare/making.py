@@ -171,8 +171,8 @@ def _tell_what_can_be_learnt(name: str, vocabulary: Vocabulary, summary: dict[st
             _complain(f"{name} {split}: {s.crowds} masks are marked as crowds (iscrowd) and teach "
                       "nothing; --crowd=keep makes them masks like the others", options)
         if s.tiny:
-            _complain(f"{name} {split}: of {s.tiny} masks less than 4 pixels show (they are empty, "
-                      f"tiny, or covered): {', '.join(s.examples)}"
+            _complain(f"{name} {split}: of {s.tiny} masks less than {records.LEARNABLE} pixels "
+                      f"show (they are empty, tiny, or covered): {', '.join(s.examples)}"
                       f"{', ...' if s.tiny > len(s.examples) else ''}", options)
 
 

@@ -44,37 +44,6 @@ class _OfPicture(typing.TypedDict):
     imageWidth: typing.NotRequired[typed.Side | None]
 
 
-class _Value(typing.TypedDict, total=False):
-    """Of Label Studio; numbers are percent of the picture's sides."""
-
-    points: list[tuple[float, float]]
-    x: float
-    y: float
-    width: float
-    height: float
-    rotation: float
-    polygonlabels: list[str]
-    rectanglelabels: list[str]
-
-
-class _Result(typing.TypedDict):
-    type: str
-    value: typing.NotRequired[_Value]
-
-
-class _Work(typing.TypedDict):
-    result: list[_Result]
-    was_cancelled: typing.NotRequired[bool | None]
-
-
-class Task(typing.TypedDict):
-    """A picture in Label Studio's JSON."""
-
-    id: typing.NotRequired[int | str]
-    data: dict[str, typing.Any]
-    annotations: list[_Work]
-
-
 class Masks(typing.NamedTuple):
     """How masks with names become those of classes."""
 
@@ -195,48 +164,6 @@ def from_yolo(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
         code = run_lengths.of_polygons([(points * scale).tolist()], size)
         found.append((masks.class_numbered(number, where), code, False))
     return masks.record(image_id, image, found)
-
-
-def from_task(masks: Masks, item: tuple[str, File, Task]) -> list[dict]:
-    """A task of Label Studio."""
-    image_id, picture, task = item
-    image = labels.read_picture(picture)
-    size, found = images.size_of(image), []
-    scale = np.array(size[::-1], np.float64) / 100
-    works = [w for w in task["annotations"] if not w.get("was_cancelled") and w["result"]]
-    if len(works) > 1:
-        raise ValueError(f"{image_id}: the task {task.get('id')} has {len(works)} annotations by "
-                         "different people; keep one")
-    for n, result in enumerate(works[0]["result"] if works else ()):
-        where, value = f"{image_id}, result {n}", result.get("value", {})
-        if result["type"] == "polygonlabels":
-            points = np.array(value.get("points", ()), np.float64).reshape(-1, 2) * scale
-        elif result["type"] == "rectanglelabels":
-            points = _turned_rectangle(value, scale, where)
-        elif result["type"] == "brushlabels":
-            raise ValueError(f"{where} was drawn with a brush; export brush labels as PNG or as "
-                             "COCO")
-        else:
-            continue  # choices, texts and the like
-        names = value.get(result["type"]) or []
-        if len(names) != 1:
-            raise ValueError(f"{where} has {len(names)} labels, wanted one")
-        found.append((masks.class_named(names[0], where),
-                      run_lengths.of_polygons([points.tolist()], size), False))
-    return masks.record(image_id, image, found)
-
-
-def _turned_rectangle(value: _Value, scale: np.ndarray, where: str) -> np.ndarray:
-    """The corners of a rectangle that is turned clockwise around its first one, in pixels."""
-    lacking = {"x", "y", "width", "height"} - set(value)
-    if lacking:
-        raise ValueError(f"{where} is a rectangle without {', '.join(sorted(lacking))}")
-    corner = np.array([value["x"], value["y"]]) * scale
-    width, height = np.array([value["width"], value["height"]]) * scale
-    angle = np.deg2rad(value.get("rotation", 0.0))
-    along = width * np.array([np.cos(angle), np.sin(angle)])
-    down = height * np.array([-np.sin(angle), np.cos(angle)])
-    return np.array([corner, corner + along, corner + along + down, corner + down])
 
 
 def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str

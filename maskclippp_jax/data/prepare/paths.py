@@ -23,7 +23,7 @@ class Paths(typing.Generic[T]):
             for name in {normal(path), normal(path).rsplit(".", 1)[0]}:
                 for tail in _tails(name):
                     self._tails.setdefault(tail, []).append(path)
-        stems = collections.Counter(_stem(path) for path in files)
+        stems = collections.Counter(stem_of(path) for path in files)
         self._unique = max(stems.values(), default=1) == 1
 
     def find(self, name: str) -> tuple[str, T] | None:
@@ -40,7 +40,7 @@ class Paths(typing.Generic[T]):
                     raise ValueError(f"{name!r} could be {found[0]} or {found[1]}; name its folder "
                                      "as well")
                 if found:
-                    return (_stem(found[0]) if self._unique else found[0].rsplit(".", 1)[0],
+                    return (stem_of(found[0]) if self._unique else found[0].rsplit(".", 1)[0],
                             self._files[found[0]])
         return None
 
@@ -56,5 +56,6 @@ def _tails(path: str) -> list[str]:
     return ["/".join(parts[n:]) for n in range(len(parts))]
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
+    """The name of a file without folders and ending."""
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
