@@ -175,8 +175,11 @@ def _read_folder(pictures_at: Files, labels_at: Files, pattern: str, masks: own_
 def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own_masks.Masks,
            choices: Choices) -> list[_Form]:
     """Every form, with the files that could be of it."""
-    find = lambda ending: labels_at.find(pattern or rf"(.+)\.(?:{ending})") if (
-        not pattern or re.search(rf"\.(?:{ending})$", pattern.replace("\\", ""))) else {}
+    def find(endings: str) -> dict[str, File]:
+        if not pattern:
+            return labels_at.find(rf"(.+)\.(?:{endings})")
+        return labels_at.find(pattern) if re.search(rf"\.(?:{endings})$", pattern) else {}
+
     pngs = find("png|PNG|tif|tiff")
     folders: dict[str, list[File]] = {}
     by_class: dict[str, list[tuple[str, File]]] = {}
