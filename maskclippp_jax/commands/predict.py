@@ -11,9 +11,9 @@ cut into regions of like colour (`--regions=superpixels`) or rectangles (`--regi
 only shows that it works.
 
 For every picture it writes an overlay, a label map (a number is the class' place in the list from
-0, 255 is nothing) and a JSON file with the scores into --output,
-in the folders below the one that holds all pictures. {stem} is the picture's path there, without
-its ending.
+0; nothing is 255, or 65535 in maps of 16 bits) and a JSON file with the scores into --output, in
+the folders below the one that holds all pictures. {stem} is the picture's path there, without its
+ending.
 """
 
 from absl import flags, logging
