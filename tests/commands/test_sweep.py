@@ -60,7 +60,8 @@ def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path
                 semantic=dict(mIoU=4.0))])))
 
     config = tmp_path / "c.py"
-    config.write_text("def get_config():\n    return dict(a=0, size=(1, 2))\n")
+    config.write_text("import ml_collections\n\n\ndef get_config():\n"
+                      "    return ml_collections.ConfigDict(dict(a=0, size=(1, 2)))\n")
     monkeypatch.setattr(sweeps, "_call", call)
     common = ["train.steps=3"]
     variant = sweeps.Variant("a=1", str(config), ("a=1",))
@@ -77,7 +78,8 @@ def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path
 
     with pytest.raises(ValueError, match="x was made with other settings"):
         sweeps.measure(tmp_path / "x", variant._replace(overrides=("a=2",)), "7", common)
-    config.write_text("def get_config():\n    return dict(a=0, size=(1, 3))\n")
+    config.write_text("import ml_collections\n\n\ndef get_config():\n"
+                      "    return ml_collections.ConfigDict(dict(a=0, size=(1, 3)))\n")
     with pytest.raises(ValueError, match="x was made with .* another configuration"):
         sweeps.measure(tmp_path / "x", variant, "7", common)
     with pytest.raises(FileNotFoundError, match="no configuration nothing.py"):

@@ -178,7 +178,7 @@ def test_masks_that_are_not_of_the_versions_wanted_are_refused(tmp_path, version
     with pytest.raises(ValueError, match="differ in their generator .*'random'.* and .*'other'"):
         opened(tmp_path, VERSIONS[:2])
     file.write_text(json.dumps(good | dict(augmentation=dict(short_side="24", flipped=True))))
-    with pytest.raises(ValueError, match="wanted a whole number of pixels as its short side"):
+    with pytest.raises(ValueError, match="at augmentation.short_side: got str, wanted int"):
         opened(tmp_path, VERSIONS[:2])
     file.write_text(json.dumps(good | dict(augmentation=dict(short_side=40, flipped=True))))
     with pytest.raises(ValueError, match="with the loaded size .24, 34., but"):
