@@ -9,8 +9,11 @@ import typing
 
 import jax
 import numpy as np
-import optax
+from etils import epy
 from flax import nnx
+
+with epy.lazy_imports():  # slow to import, and nothing to a model that is only used
+    import optax
 
 Tree = typing.Any  # nested dict of arrays, or of anything shaped like one
 

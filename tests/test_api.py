@@ -379,9 +379,11 @@ def test_a_generator_without_masks_of_pictures_is_refused_at_once(tiny, finder):
 def test_importing_the_package_imports_nothing_heavy():
     program = ("import sys, maskclippp_jax; "
                "print([m for m in ('jax', 'numpy', 'absl', 'PIL') if m in sys.modules]); "
-               "print(sorted(set(maskclippp_jax.__all__) - set(dir(maskclippp_jax))))")
+               "print(sorted(set(maskclippp_jax.__all__) - set(dir(maskclippp_jax)))); "
+               "maskclippp_jax.load; print([m for m in ('grain', 'orbax', 'scipy', "
+               "'tensorflow_datasets') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "[]\n[]\n", done
+    assert done.stdout == "[]\n[]\n[]\n", done
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         mc.nothing
 

@@ -20,12 +20,15 @@ import pathlib
 import shutil
 import typing
 
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epy
 
 from maskclippp_jax.data import images, records
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
+
+with epy.lazy_imports():  # slow to import, and needed at the end of a build
+    import tensorflow_datasets as tfds
 
 _SHARD = 256       # records, about, at most
 _SPREAD = 8        # shards at least, so that cores can share a small data set, if there are ...
@@ -157,7 +160,7 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
     if own_names:
         (growing / records.NAMES_FILE).write_text(vocabulary.to_text(), "utf-8")
     tfds.folder_dataset.write_metadata(
-        data_dir=growing, features=records.FEATURES, split_infos=infos, version=records.VERSION,
+        data_dir=growing, features=records.features(), split_infos=infos, version=records.VERSION,
         check_data=False, description=description,
         metadata=tfds.core.MetadataDict(
             vocabulary=vocabulary.name, kind=kind,
@@ -270,7 +273,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
                          table["source_id"][~seen][:_EXAMPLES - len(examples)].tolist()]
             shapes.append(images.size_of(record["segments"]))
             ids.append(record["image_id"])
-            data = records.FEATURES.serialize_example(record | {
+            data = records.features().serialize_example(record | {
                 key: io.BytesIO(record[key]) for key in ("image", "segments")})
             writer.write(data)
             size += len(data)

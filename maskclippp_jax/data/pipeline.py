@@ -13,13 +13,16 @@ import threading
 import typing
 
 import cv2
-import grain
 import jax
 import numpy as np
 from absl import flags, logging
+from etils import epy
 
 from maskclippp_jax.data import transforms
 from maskclippp_jax.data.records import decode_segments, id_of
+
+with epy.lazy_imports():  # slow to import, and not needed to name a photograph
+    import grain
 
 CANVAS = 64  # pixels; sides of evaluation canvases are multiples of it
 
@@ -99,14 +102,14 @@ def family_of(settings) -> SemanticFamily | PanopticFamily:
     return SemanticFamily(settings.size, tuple(settings.short_sides), settings.color_jitter)
 
 
-class _Augment(grain.transforms.RandomMap):
+class _Augment:
     """Decodes a record, augments it, numbers its masks and pads it to the canvas."""
 
     def __init__(self, family, num_masks: int, masks: str, drop_smallest: bool, skip_broken: bool):
         self.family, self.num_masks, self.masks = family, num_masks, masks
         self.drop_smallest, self.skip_broken = drop_smallest, skip_broken
 
-    def random_map(self, record, rng: np.random.Generator) -> dict:
+    def __call__(self, record, rng: np.random.Generator) -> dict:
         canvas = (self.family.size, self.family.size)
         try:
             image, segments, name = decode(record)

@@ -18,19 +18,23 @@ The functions that make records add `visible`, int64 [n]: the pixels of each mas
 not stored.
 """
 
+import functools
 import hashlib
 import pathlib
 import typing
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
-from scipy import ndimage
+from etils import epy
 
 from maskclippp_jax.data.images import encode_png, size_of
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
+
+with epy.lazy_imports():  # slow to import, and not needed to name a photograph
+    import tensorflow_datasets as tfds
+    from scipy import ndimage
 
 VERSION = "1.1.0"
 KINDS = ("semantic", "panoptic", "instance")
@@ -39,29 +43,33 @@ _END = 1 << 16  # bytes of both ends of a record file that `fingerprint` reads
 NAMES_FILE = "names.txt"  # of a data set with a vocabulary of its own
 
 
-def _column(dtype: type, *shape: int) -> tfds.features.Tensor:
+def _column(dtype: type, *shape: int) -> "tfds.features.Tensor":
     # As bytes: TFDS keeps floats of other encodings in 32 bits.
     return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")
 
 
-FEATURES = tfds.features.FeaturesDict({
-    "image": tfds.features.Image(shape=(None, None, 3)),
-    "image_id": tfds.features.Text(),
-    "segments": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
-    "table": {
-        "id": _column(np.int64),
-        "class_id": _column(np.int64),
-        "is_thing": _column(np.bool_),
-        "is_crowd": _column(np.bool_),
-        "area": _column(np.float64),     # pixels
-        "bbox": _column(np.float64, 4),  # left, top, width, height in pixels
-        "source_id": _column(np.int64),
-        "rle": tfds.features.Sequence(tfds.features.Text()),  # counts as COCO compresses them
-    },
-    # LVIS: classes known to be absent, and classes of which there may be more than is annotated.
-    "negative_classes": _column(np.int64),
-    "not_exhaustive_classes": _column(np.int64),
-})
+@functools.cache
+def features() -> "tfds.features.FeaturesDict":
+    """What TFDS is told of a record."""
+    return tfds.features.FeaturesDict({
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "image_id": tfds.features.Text(),
+        "segments": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16,
+                                        encoding_format="png"),
+        "table": {
+            "id": _column(np.int64),
+            "class_id": _column(np.int64),
+            "is_thing": _column(np.bool_),
+            "is_crowd": _column(np.bool_),
+            "area": _column(np.float64),     # pixels
+            "bbox": _column(np.float64, 4),  # left, top, width, height in pixels
+            "source_id": _column(np.int64),
+            "rle": tfds.features.Sequence(tfds.features.Text()),  # counts as COCO compresses them
+        },
+        # LVIS: classes known to be absent, and classes of which there may be more than annotated.
+        "negative_classes": _column(np.int64),
+        "not_exhaustive_classes": _column(np.int64),
+    })
 
 
 class Segment(typing.NamedTuple):

@@ -9,6 +9,8 @@ checksums of all arrays, as the file format does not notice every byte that a di
 position in the data needs no file of its own: it follows from the seed and the step.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import json
@@ -22,12 +24,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import logging
-from etils import epath
-from orbax.checkpoint import v1 as ocp
+from etils import epath, epy
 
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.runtime import hosts, storage, typed
+
+with epy.lazy_imports():  # slow to import, and nothing to files of weights
+    import orbax.checkpoint as ocp
 
 # What may differ between two starts of the same run: where data lie, what is kept, shown and put up
 # with, and what only the hardware asks for, which changes the numbers by their rounding at most.
@@ -165,8 +169,8 @@ def _flat(tree, prefix=""):
 
 def open_checkpoints(
         workdir: epath.Path, keep: int = 2,
-        best: ocp.training.preservation_policies.PreservationPolicy | None = None, *,
-        write: bool = True, newest: int | None = None) -> ocp.training.Checkpointer:
+        best: ocp.v1.training.preservation_policies.PreservationPolicy | None = None, *,
+        write: bool = True, newest: int | None = None) -> ocp.v1.training.Checkpointer:
     """The checkpoints of a run; use as a context manager, or close it.
 
     Args:
@@ -178,13 +182,13 @@ def open_checkpoints(
     """
     if write:
         _remove_half_saved(workdir / "checkpoints", newest)
-    policies, context = ocp.training.preservation_policies, ocp.Context()
+    policies, context = ocp.v1.training.preservation_policies, ocp.v1.Context()
     context.asynchronous.timeout_secs = _PATIENCE
     kept = [policies.LatestN(keep), *([best] if best else [])]
-    return ocp.training.Checkpointer(
+    return ocp.v1.training.Checkpointer(
         workdir / "checkpoints", cleanup_tmp_directories=False, context=context,
         preservation_policy=policies.AnyPreservationPolicy(kept),
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1))
+        save_decision_policy=ocp.v1.training.save_decision_policies.FixedIntervalPolicy(1))
 
 
 def _remove_half_saved(folder: epath.Path, newest: int | None = None) -> None:
@@ -219,7 +223,7 @@ def is_whole(checkpoint: epath.Path) -> bool:
         not in_bucket or (checkpoint / "commit_success.txt").exists())
 
 
-def save(checkpoints: ocp.training.Checkpointer, state: dict, step: int) -> None:
+def save(checkpoints: ocp.v1.training.Checkpointer, state: dict, step: int) -> None:
     """Saves in the background; the state may be donated at once."""
     sums = {path: int(x) for path, x in jax.device_get(_checksums(state)).items()}
     checkpoints.save_checkpointables_async(step, dict(state=state), force=True,
@@ -264,7 +268,7 @@ def restore(workdir: epath.Path, state: dict) -> dict | None:
     return found
 
 
-def _load(checkpoints: ocp.training.Checkpointer, step: int, like: dict) -> dict:
+def _load(checkpoints: ocp.v1.training.Checkpointer, step: int, like: dict) -> dict:
     """One checkpoint, compared with the checksums that were saved with it.
 
     Each process reads another part of it. After everything that may fail on one alone, all of them
@@ -295,7 +299,7 @@ def _together(part: typing.Callable[[], typing.Any]) -> typing.Any:
     return result
 
 
-def _stored_sums(checkpoints: ocp.training.Checkpointer, step: int) -> dict[str, int]:
+def _stored_sums(checkpoints: ocp.v1.training.Checkpointer, step: int) -> dict[str, int]:
     sums = (checkpoints.metadata(step).custom_metadata or {}).get("checksums")
     if not sums:
         raise ValueError("it holds no checksums, so an older version wrote it")
@@ -388,7 +392,7 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
             raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint of step "
                                     f"{step}; it has those of {', '.join(map(str, sorted(steps)))}")
         folder = workdir / "checkpoints" / str(step)
-        metadata = ocp.checkpointables_metadata(folder).metadata["state"]
+        metadata = ocp.v1.checkpointables_metadata(folder).metadata["state"]
         tuned = "ema" if "ema" in metadata else "trainable"
         found = {k: parameters.flatten(metadata[k]) for k in (tuned, "frozen")}
         wanted = parameters.flatten(shapes)
@@ -404,7 +408,7 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
         like = {part: parameters.unflatten({
             p: jax.ShapeDtypeStruct(wanted[p].shape, wanted[p].dtype, sharding=device)
             for p in leaves}) for part, leaves in found.items()}
-        skip = {k: jax.tree.map(lambda _: ocp.PLACEHOLDER, v) for k, v in metadata.items()
+        skip = {k: jax.tree.map(lambda _: ocp.v1.PLACEHOLDER, v) for k, v in metadata.items()
                 if k not in like}
         state = checkpoints.load_checkpointables(step, dict(state=like | skip))["state"]
         state = {part: state[part] for part in like}

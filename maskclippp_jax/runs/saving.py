@@ -1,5 +1,7 @@
 """Saves the checkpoints of a training run in the background, and keeps the newest and the best."""
 
+from __future__ import annotations
+
 import contextlib
 import logging as standard_logging
 import math
@@ -8,10 +10,12 @@ import typing
 
 import jax
 from absl import logging
-from etils import epath
-from orbax.checkpoint import v1 as ocp
+from etils import epath, epy
 
 from maskclippp_jax.runs import checkpoint, run_log
+
+with epy.lazy_imports():
+    import orbax.checkpoint as ocp
 
 _BY = "eval/mask_accuracy"  # what the best checkpoints are chosen by
 _GRACE = 30  # seconds in which processes that fail together may still finish a save
@@ -66,7 +70,7 @@ class Best:
 class Saver:
     """Saves the checkpoints of a run in the background, one after the other."""
 
-    def __init__(self, checkpoints: ocp.training.Checkpointer, owner: checkpoint.Owner):
+    def __init__(self, checkpoints: ocp.v1.training.Checkpointer, owner: checkpoint.Owner):
         """See `open_saver`, which makes it."""
         self._checkpoints, self._owner, self.failures = checkpoints, owner, _Failures()
 

@@ -23,6 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from maskclippp_jax import configs
+from maskclippp_jax.runtime import programs
 
 _PACKAGE = str(pathlib.Path(__file__).parents[1])
 _WARNING = 30  # of the standard library's levels
@@ -80,6 +81,9 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
     """
     flags.DEFINE_bool("debug", False, "show the traceback of an error in the input",
                       module_name=__name__)
+    flags.DEFINE_string("programs", None, "folder in which compiled programs are kept for the next "
+                        "start; empty: they are not kept (default: in ~/.cache/maskclippp_jax)",
+                        module_name=__name__)
     name = command.__name__.rpartition(".")[2]
     given = list(arguments)[:arguments.index("--")] if "--" in arguments else list(arguments)
     if any(a in ("--help", "-h", "-help", "--helpshort", "--helpfull") for a in given):
@@ -99,6 +103,7 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
             raise ValueError(f"got the argument {rest[0]!r}, wanted flags only (--name=value); "
                              f"see maskclippp {name} --help")
         _check_buckets(command.BUCKETS)
+        programs.keep(flags.FLAGS["programs"].value)
         return command.main(rest) or 0
     except Exception as error:
         return complain(error)
@@ -133,7 +138,7 @@ def help_of(command: types.ModuleType, name: str) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     own = flags.FLAGS.flags_by_module_dict().get(command.__name__, [])
     shared = [f for f in flags.FLAGS.flags_by_module_dict().get(__name__, [])
-              if f.name in ("config", "distributed", "nothing", "debug")]
+              if f.name in ("config", "distributed", "nothing", "programs", "debug")]
     known = {f.name for f in own}
     lines = [f"usage: maskclippp {name} {command.POSITIONAL} [--flag=value ...]".replace("  ", " "),
              "", command.__doc__.strip(), "", "flags:"]

@@ -19,11 +19,14 @@ import typing
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
+from etils import epy
 
 from maskclippp_jax import metrics
 from maskclippp_jax.runtime import cli
+
+with epy.lazy_imports():  # slow to import, and nothing to a process that is alone
+    import orbax.checkpoint as ocp
+    from jax.experimental import multihost_utils
 
 _SILENCE = 30  # seconds after which a process that says nothing is taken for lost
 _PATIENCE = 3600  # seconds that one process may load or compile longer than another
@@ -156,7 +159,7 @@ def agree(what: str, mine: bool) -> bool:
 
 def wait_for_all(where: str) -> None:
     """Waits until every process has come here, however long the others take."""
-    multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * _PATIENCE)
+    ocp.multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * _PATIENCE)
 
 
 def connect(mesh: jax.sharding.Mesh) -> None:

@@ -17,9 +17,9 @@ IMAGE = images.encode_png(np.zeros((6, 8, 3), np.uint8))
 def stored(record: dict) -> dict:
     """The record as it is read back."""
     del record["visible"]
-    data = records.FEATURES.serialize_example(record | {
+    data = records.features().serialize_example(record | {
         k: io.BytesIO(record[k]) for k in ("image", "segments")})
-    return records.FEATURES.deserialize_example_np(data, decoders={
+    return records.features().deserialize_example_np(data, decoders={
         k: tfds.decode.SkipDecoding() for k in ("image", "segments")})
 
 
