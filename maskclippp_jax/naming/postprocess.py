@@ -26,7 +26,9 @@ from maskclippp_jax.runtime import sharding
 # with benchmarks/heads.py); accelerators want larger ones.
 _TILE = {"cpu": (64, 128)}
 _LARGE_TILE = (256, 512)
-_CLASSES = 128
+_CLASSES = 32
+# Of sums over masks and of enlarging, relative: more than float32 loses over thousands of terms.
+_ROUNDING = 1e-4
 
 
 def tile_for(platform: str | None = None) -> tuple[int, int]:
@@ -165,6 +167,9 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
     that over versions of the picture (test-time augmentation), each with masks of its own. Masks
     are classified as they are stored and then enlarged, which gives the same and costs least.
 
+    A tile asks classes in the order of what they can score at most there, and stops when none that
+    is left can win a pixel: few of a large vocabulary are looked at, and the labels are the same.
+
     Args:
       masks: [V, N, h, w], see `resample.soft`.
       rows: [V, H, k], taps from each version's masks to the output rows.
@@ -182,29 +187,64 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
     if num_columns > 2**15:
         raise ValueError(f"got {num_columns} classes; labels are int16, wanted at most {2**15}")
     chunk = min(num_columns, _CLASSES)
-    chunks = jnp.pad(scores, [(0, 0), (0, 0), (0, -num_columns % chunk)])
-    chunks = jnp.moveaxis(chunks.reshape(num_versions, num_masks, -1, chunk), 2, 0)
+    by_class = jnp.moveaxis(scores, 2, 0)  # [C, V, N]
+    by_class = jnp.pad(by_class, [(0, -num_columns % chunk), (0, 0), (0, 0)])
 
     def one_tile(tile_taps, _):
         windows = resample.soft(tile_taps.cut(masks))  # [V, N, h', w']
+        bounds, order = jax.lax.top_k(_most_of_a_class(windows, by_class), len(by_class))
+        covered = tile_taps.enlarge(windows.sum(1, keepdims=True))[0]  # [T, U], sum of masks
 
-        def one_chunk(i, best):
-            small = jnp.einsum("vnij,vnc->vcij", windows, chunks[i], precision="highest")
-            return jax.lax.scan(_better, best, tile_taps.enlarge(small))[0]
+        def may_win(state):
+            i, _, best = state
+            bound = bounds[jnp.minimum(i * chunk, len(bounds) - 1)]
+            return (i * chunk < num_classes) & (bound > 0) & (
+                (covered > 0) & (bound * covered >= best)).any()
 
-        start = jnp.int16(0), jnp.zeros(tile, jnp.int16), jnp.full(tile, -1.0)
-        return jax.lax.fori_loop(0, -(-num_classes // chunk), one_chunk, start)[1:]
+        def one_chunk(state):
+            i, labels, best = state
+            numbers = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
+            small = jnp.einsum("vnij,cvn->vcij", windows, by_class[numbers], precision="highest")
+            (labels, best), _ = jax.lax.scan(
+                _better, (labels, best), (numbers.astype(jnp.int16), tile_taps.enlarge(small)))
+            return i + 1, labels, best
+
+        # Class 0 where nothing scores, as the first of equals.
+        start = jnp.int32(0), jnp.zeros(tile, jnp.int16), jnp.zeros(tile)
+        return jax.lax.while_loop(may_win, one_chunk, start)[1:]
 
     labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile)
     return _join(labels, shape), _join(best, shape) / num_versions
 
 
-def _better(best, score):
-    """One more class for the running argmax; on ties the first stays."""
-    number, label, highest = best
-    wins = score > highest
-    return (number + jnp.int16(1), jnp.where(wins, number, label),
-            jnp.where(wins, score, highest)), None
+def _most_of_a_class(windows: jax.Array, by_class: jax.Array) -> jax.Array:
+    """What the score of each class is at most anywhere in a tile, as a share of the masks' sum.
+
+    At a pixel that share is a mean of the masks' scores, weighted by their shares of the sum. So it
+    is at most the largest score of any mask, and at most the sum of scores times the largest share
+    that each mask has anywhere in the window: enlarging, which only takes weighted means, makes no
+    share larger.
+
+    Args:
+      windows: [V, N, h', w'] masks that a tile reads.
+      by_class: [C, V, N] scores.
+
+    Returns:
+      [C] float32, with something added for the rounding of all sums.
+    """
+    total = windows.sum(1, keepdims=True)
+    shares = jnp.where(total > 0, windows / jnp.where(total > 0, total, 1), 0).max((2, 3))
+    bound = jnp.minimum(by_class.max((1, 2)),
+                        jnp.einsum("cvn,vn->c", by_class, shares, precision="highest"))
+    return bound * (1 + _ROUNDING)
+
+
+def _better(best, of_class):
+    """One more class for the running argmax; of equals the first in the vocabulary stays."""
+    label, highest = best
+    number, score = of_class
+    wins = (score > highest) | ((score == highest) & (number < label))
+    return (jnp.where(wins, number, label), jnp.where(wins, score, highest)), None
 
 
 def _join(tiles: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -406,3 +406,43 @@ def test_more_classes_than_are_worked_on_at_once(rng):
     clear = np.diff(np.sort(maps, 0)[-2:], axis=0)[0] > 1e-5
     np.testing.assert_array_equal(np.asarray(labels)[clear], maps.argmax(0)[clear])
     assert len({k // 128 for k in np.unique(labels)}) == 3 and clear.mean() > 0.95
+
+
+SCORES = {  # [N, C] of masks that are sure, unsure, of equal classes, nearly void, or of one class
+    "peaked": lambda rng, shape: rng.dirichlet(np.full(shape[1], 0.02), shape[0]),
+    "flat": lambda rng, shape: 1 + 1e-3 * rng.random(shape),
+    "tied": lambda rng, shape: rng.integers(0, 3, shape) / 4,
+    "void": lambda rng, shape: 1e-12 * rng.random(shape) * (rng.random(shape) < 0.1),
+    "rising": lambda rng, shape: np.linspace(0.5, 0.5001, shape[1]) * rng.random((shape[0], 1)),
+    "one": lambda rng, shape: np.arange(shape[1]) == shape[1] - 1 + np.zeros(shape),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_stopping_early_gives_the_labels_of_asking_every_class(rng, monkeypatch, kind):
+    """Two versions, one mirrored, of a picture much smaller than its canvas, and one that fills it;
+    classes in several chunks and columns without any."""
+    num_classes, columns = 150, 256
+    shapes = (2, 10, num_classes)
+    pictures = []
+    for size, stored in [((21, 33), (6, 9)), ((64, 96), (16, 24))]:
+        masks = np.zeros((2, 10, 16, 24), np.float32)
+        for version in masks:
+            version[:8, :stored[0], :stored[1]] = smooth_masks(rng, 8, stored)
+            version[version < 0.01] = 0
+        scores = np.zeros((2, 10, columns), np.float32)
+        scores[:, :8, :num_classes] = [SCORES[kind](rng, shapes[1:])[:8] for _ in masks]
+        sizes = MaskSizes(*(np.tile(np.array(s, np.int32), (2, 1)) for s in (stored, size, size)))
+        pictures.append((masks, sizes, np.array([False, True]), scores, np.array(size, np.int32)))
+
+    def labels():
+        run = jax.jit(lambda masks, sizes, flipped, scores, size: postprocess.augmented_labels(
+            masks, sizes, flipped, scores, num_classes, size, CANVAS, tile=TILE))
+        return [run(*picture) for picture in pictures]
+
+    early = labels()
+    monkeypatch.setattr(postprocess, "_most_of_a_class",
+                        lambda windows, by_class: jnp.full(len(by_class), jnp.inf))
+    for mine, full in zip(early, labels()):
+        np.testing.assert_array_equal(mine[0], full[0])
+        np.testing.assert_allclose(mine[1], full[1], rtol=1e-6)
