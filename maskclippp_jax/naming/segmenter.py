@@ -39,6 +39,7 @@ class Opinion(typing.NamedTuple):
     scale: np.ndarray       # float32 scalar, of cosines
     lookup: np.ndarray      # [J] int32, test class of each training class
     weights: np.ndarray     # [S'] float32, our share in the ensemble
+    objectness: np.ndarray = np.float32(0)  # see `ensembles.void_given_back`
 
 
 class Found(typing.NamedTuple):
@@ -51,7 +52,8 @@ class Found(typing.NamedTuple):
 
 
 def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarray,
-               embeddings: np.ndarray | None = None, *, must_share: bool = True) -> Opinion:
+               embeddings: np.ndarray | None = None, *, must_share: bool = True,
+               objectness: float = 0.0) -> Opinion:
     """What the device needs to know of a bundle's classes.
 
     Args:
@@ -62,6 +64,7 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
         embeddings.
       must_share: whether one of a closed bundle's classes must be among these; without any, its
         void alone counts.
+      objectness: see `ensembles.void_given_back`.
 
     Raises:
       ValueError: the bundle's logits are of other classes.
@@ -84,7 +87,8 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
     if kind == "embeddings":
         void = np.asarray(bundle.classes["void_embedding"], np.float32)
         void, scale = void / np.linalg.norm(void), np.float32(bundle.classes["logit_scale"])
-    return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights)
+    return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights,
+                   np.float32(objectness))
 
 
 def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen: np.ndarray,
@@ -92,7 +96,8 @@ def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen
     """The same, for the settings of an evaluation (`config.eval`).
 
     Args:
-      settings: share in the ensemble, and the generator's own CLIP if its classes are embeddings.
+      settings: share in the ensemble, `objectness`, and the generator's own CLIP if its classes are
+        embeddings.
       vocabulary: of the test classes.
       seen: [C] bool, which of them the model was tuned on.
       bundle: None: masks without classes.
@@ -103,7 +108,9 @@ def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen
     embeddings = None
     if bundle and bundle.kind == "embeddings":
         embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
-    return opinion_of(bundle, vocabulary, weights, embeddings, must_share=must_share)
+    # Runs of earlier versions do not know the key.
+    return opinion_of(bundle, vocabulary, weights, embeddings, must_share=must_share,
+                      objectness=settings.get("objectness", 0.0))
 
 
 def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
@@ -263,9 +270,10 @@ def _classifier(model_config, kind: str, *, ensemble: bool, dtype,
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         generator, of_test_classes = generator_logits(
             kind, batch.get("classes"), names.synonym_class, opinion)
+        given_back = ensembles.void_given_back(logits, opinion.objectness)
         if ensemble:
             logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
-        return ensembles.scores(logits, generator, batch["mask_valid"])
+        return ensembles.scores(logits, generator, batch["mask_valid"], given_back)
 
     return classify
 
