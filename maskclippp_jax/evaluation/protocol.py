@@ -60,6 +60,10 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Se
         generator=", ".join(f"{k} {v}" for k, v in bundle.generator.items()),
         void=_void(bundle.kind, settings.objectness, oracle),
         missing_pictures=f"{len(missing)} count as missed" if missing else "none")
+    if oracle == "classes":
+        part = {"panoptic": "panoptic segments", "instances": "instances",
+                "semantic": "regions of one class"}[truth.segments_of]
+        protocol["recall"] = f"of {part}, crowds left out, each by the mask that fits best"
     if "panoptic" in truth.parts:
         protocol["thresholds"] = (f"score > {settings.object_threshold}, overlap >= "
                                   f"{settings.overlap_threshold}")
