@@ -12,6 +12,20 @@ import numpy as np
 from maskclippp_jax.data import transforms
 
 
+class Preparation(typing.NamedTuple):
+    """How pictures were brought into a generator."""
+
+    loader_min: int | None  # shorter side after the loader's resize, pixels; None: as stored
+    loader_max: int | None
+    short_side: int | None  # after the generator's own resize, without antialiasing; None: no such
+    multiple: int           # its input was padded to a multiple of this
+    letterbox: int | None = None  # side of a square they were made to fit at last
+
+    def facts(self) -> dict[str, int | None]:
+        """As a manifest has it; most generators have no letterbox."""
+        return {k: v for k, v in self._asdict().items() if v is not None or k != "letterbox"}
+
+
 class Windows(typing.NamedTuple):
     """Squares along the longer side of a resized picture, which together cover it."""
 
