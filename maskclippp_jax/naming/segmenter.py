@@ -107,15 +107,18 @@ def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen
     weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
     embeddings = None
     if bundle and bundle.kind == "embeddings":
-        embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
+        if isinstance(bundle, Bundle):
+            embeddings = _embed_for_generator(settings, bundle, vocabulary)
+        else:  # a generator at hand has a text tower of its own
+            embeddings = bundle.embed(vocabulary)
+        embeddings = np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
     # Runs of earlier versions do not know the key.
     return opinion_of(bundle, vocabulary, weights, embeddings, must_share=must_share,
                       objectness=settings.get("objectness", 0.0))
 
 
-def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
-                         num_columns: int) -> np.ndarray:
-    """[S', E]: every name as the generator's own text tower embeds it, mean over templates."""
+def _embed_for_generator(settings, bundle: Bundle, vocabulary: Vocabulary) -> np.ndarray:
+    """[S, E]: every name as the generator's own text tower embeds it, mean over templates."""
     if settings.generator is None:
         raise ValueError(f"{bundle.folder} stores class embeddings; only the text tower they were "
                          "trained with turns names into logits of theirs, so set "
@@ -129,7 +132,7 @@ def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
         raise ValueError(f"{bundle.folder} stores class embeddings of {bundle.width} channels, the "
                          f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
                          "the CLIP that the generator was built on")
-    return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
+    return embeddings
 
 
 def with_sizes(batch: dict, settings: ml_collections.ConfigDict, short_side: int | None, patch: int
