@@ -32,9 +32,12 @@ from maskclippp_jax.weights.source import Source
 
 
 def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int | None = None,
-         clip: str | None = None, classes: Vocabulary | None = None, dtype: str = "float32"
-         ) -> Generator:
-    """A generator from a file, a folder, or the hub; see `api.load_generator`."""
+         clip: str | None = None, classes: Vocabulary | None = None, dtype: str = "float32",
+         usual_clip: str | None = None) -> Generator:
+    """A generator from a file, a folder, or the hub; see `api.load_generator`.
+
+    `usual_clip` stands for `clip` where one is needed and none was given.
+    """
     source = os.fspath(source)
     if dtype not in configuration.DTYPES:
         raise ValueError(f"got dtype={dtype!r}, wanted {' or '.join(configuration.DTYPES)}")
@@ -60,7 +63,7 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
         return _load_eomt(file, path, source, entry, classes, side, settings)
     if kind == "mask2former":
         return _load_mask2former(file, path, source, entry, classes, settings)
-    return _load_fcclip(file, path, source, entry, classes, clip, settings)
+    return _load_fcclip(file, path, source, entry, classes, clip or usual_clip, settings)
 
 
 def _load_eomt(file, path, source, entry, classes, side, settings) -> Generator:
