@@ -48,7 +48,10 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
             raise FileNotFoundError(
                 f"no file or folder {source}, and no published generator of this name"
                 f"{published_generators.nearest(source)}; `maskclippp convert --list` shows all")
-    path = entry.source if entry else source
+    path = source
+    if entry:
+        path = entry.source if hub.is_on_hub(entry.source) else hub.fetch_download(
+            entry.source, entry.file, what=entry.name)
     if not hub.is_on_hub(path) and storage.path(hub.fetch(path)).is_dir():
         raise FileNotFoundError(f"the folder {path} has none of {', '.join(hub.FILES)}; give the "
                                 "file of a generator, or a folder as the hub has it")
