@@ -1,11 +1,13 @@
 """What a model says of the masks of a picture: scores, maps, drawings, files."""
 
 import functools
+import pathlib
 
 import numpy as np
 from PIL import Image
 
-from maskclippp_jax.data import bundle_tools, label_maps
+from maskclippp_jax.data import annotation_files, bundle_tools, label_maps
+from maskclippp_jax.data.annotation_files import Annotated
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.ensembles import MaskScores
@@ -14,6 +16,9 @@ from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.naming.postprocess import Instances
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
+
+# Left, top, width, height -> left, top, right, bottom.
+_CORNERS_OF_BOX = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 class Result:
@@ -143,6 +148,65 @@ class Result:
         return [dict(image_id=image_id, category_id=self.vocabulary.dataset_ids[c],
                      segmentation=run_lengths.encode(mask), score=float(row[c]))
                 for mask, row, c in zip(self.masks, self.scores, self.classes)]
+
+    def annotated(self, name: str | None = None) -> Annotated:
+        """What annotation tools get of this picture: the masks that have a pixel.
+
+        Args:
+          name: of its files, without ending; may have folders in it. None: of the picture's file.
+        """
+        kept = np.flatnonzero(self.pixels > 0)
+        return Annotated(
+            self._given.path or f"{self._given.name}.png", name or self._given.name,
+            self.vocabulary, self.classes[kept], self.scores.max(-1, initial=0)[kept],
+            self.masks[kept])
+
+    def to_coco_file(self) -> dict:
+        """A whole file of COCO's form for this picture: images, annotations, categories."""
+        return annotation_files.coco([self.annotated()])
+
+    def to_labelme(self, image_path: str | None = None) -> dict:
+        """A JSON of LabelMe; `image_path` is the picture's, as seen from where the JSON will lie
+        (None: beside it)."""
+        picture = self.annotated()
+        return annotation_files.labelme(picture, image_path or pathlib.Path(picture.file).name)
+
+    def to_yolo(self) -> str:
+        """A text of YOLO: for each mask the place of its class from 0, and a polygon.
+
+        YOLO has no holes and no parts: lines without width join them to one polygon.
+        """
+        return annotation_files.yolo(self.annotated())
+
+    def to_voc(self) -> tuple[np.ndarray, np.ndarray]:
+        """Label maps of Pascal VOC: [H, W] int32 of classes from 1, and of objects from 1."""
+        return annotation_files.voc(self.annotated())
+
+    def to_cvat(self) -> str:
+        """An XML file "CVAT for images 1.1" of this picture."""
+        return annotation_files.cvat([self.annotated()])
+
+    def to_labelstudio(self) -> dict:
+        """A task of Label Studio, whose predictions are the masks."""
+        return annotation_files.label_studio(self.annotated())
+
+    def to_supervision(self):
+        """The masks as `supervision.Detections`: boxes, masks, scores, classes and their names.
+
+        Raises:
+          ImportError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise ImportError("the package supervision is not installed; pip install supervision"
+                              ) from None
+        picture = self.annotated()
+        boxes = [run_lengths.box(run_lengths.encode(m)) @ _CORNERS_OF_BOX for m in picture.masks]
+        return supervision.Detections(
+            xyxy=np.array(boxes, np.float32).reshape(-1, 4), mask=picture.masks,
+            confidence=picture.scores, class_id=picture.classes,
+            data={"class_name": np.array(picture.names, str)})
 
     def to_json(self, *, masks_from: str = "", count: int = 5) -> dict:
         """Plain values: the picture's path, the classes, and for each mask its best names.

@@ -449,7 +449,8 @@ def test_label_studio_is_read(place):
 
 
 @pytest.mark.parametrize("tasks, says", [
-    (task(dict(type="brushlabels", value={})), "was drawn with a brush; export brush labels as"),
+    (task(dict(type="brushlabels", value=dict(rle=[0, 0], brushlabels=["red box"]))),
+     "result 0: what was drawn with a brush is cut short"),
     (task(dict(type="polygonlabels", value=dict(points=[], polygonlabels=[]))), "has 0 labels"),
     (task(dict(type="rectanglelabels", value=dict(x=1.0, rectanglelabels=["red box"]))),
      "a rectangle without height, width, y"),

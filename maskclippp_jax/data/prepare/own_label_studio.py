@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 
-from maskclippp_jax.data import images
+from maskclippp_jax.data import brush_codes, images
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import labels, own_masks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
@@ -25,6 +25,8 @@ class _Value(typing.TypedDict, total=False):
     rotation: float
     polygonlabels: list[str]
     rectanglelabels: list[str]
+    rle: list[int]  # of a brush, see `brush_codes`
+    brushlabels: list[str]
 
 
 class _Result(typing.TypedDict):
@@ -74,7 +76,8 @@ def read(pictures_at: Files, pattern: str, path: str, masks: own_masks.Masks) ->
         name = next((v for v in task["data"].values() if isinstance(v, str)), None)
         if name is None:
             raise ValueError(f"{path}: the task {task.get('id', n)} has no picture in its data")
-        picture = pictures.find(_without_id(name)) or pictures.find(name)
+        place = name.rpartition("?d=")[2]  # of local files: "/data/local-files/?d=photos/p.jpg"
+        picture = pictures.find(place) or pictures.find(_without_id(place))
         if picture is None:
             lost.append(name)
             continue
@@ -107,17 +110,22 @@ def _make(masks: own_masks.Masks, item: tuple[str, File, Task]) -> list[dict]:
             points = np.array(value.get("points", ()), np.float64).reshape(-1, 2) * scale
         elif result["type"] == "rectanglelabels":
             points = _turned_rectangle(value, scale, where)
-        elif result["type"] == "brushlabels":
-            raise ValueError(f"{where} was drawn with a brush; export brush labels as PNG or as "
-                             "COCO")
-        else:
+        elif result["type"] != "brushlabels":
             continue  # choices, texts and the like
         names = value.get(result["type"]) or []
         if len(names) != 1:
             raise ValueError(f"{where} has {len(names)} labels, wanted one")
-        found.append((masks.class_named(names[0], where),
-                      run_lengths.of_polygons([points.tolist()], size), False))
+        code = (_of_brush(value, size, where) if result["type"] == "brushlabels"
+                else run_lengths.of_polygons([points.tolist()], size))
+        found.append((masks.class_named(names[0], where), code, False))
     return masks.record(image_id, image, found)
+
+
+def _of_brush(value: _Value, size: tuple[int, int], where: str) -> dict:
+    try:
+        return run_lengths.encode(brush_codes.decode(value.get("rle", ()), size))
+    except ValueError as error:
+        raise ValueError(f"{where}: what was drawn with a brush {error}") from None
 
 
 def _turned_rectangle(value: _Value, scale: np.ndarray, where: str) -> np.ndarray:
