@@ -15,6 +15,9 @@ For every picture it writes an overlay, a label map (a number is the class' plac
 the folders below the one that holds all pictures. {stem} is the picture's path there, without its
 ending. `--format=coco,labelme,yolo,voc,cvat,labelstudio` writes files that annotation tools open,
 each tool's in a folder of its name below --output; add json for those above.
+
+Masks that fit none of the names get the nearest one all the same, unless `--minimum_score=0.4` or
+`--else="other;background"` leaves them without one: they are nothing in the label map then.
 """
 
 from absl import flags, logging
@@ -33,6 +36,10 @@ REGIONS = flags.DEFINE_enum("regions", None, ["superpixels", "grid"],
                             "cuts pictures without looking for objects")
 CLASSES = flags.DEFINE_string("classes", None, "names: classes apart by ;, synonyms by ,")
 NAMES_FILE = flags.DEFINE_string("names_file", None, "the same as a file, one class a line")
+ELSE = flags.DEFINE_string("else", None, "distractors, such as \"other;background\": masks that "
+                           "they fit best get no name")
+MINIMUM_SCORE = flags.DEFINE_float("minimum_score", 0.0, "masks whose best name scores less get "
+                                   "none", lower_bound=0, upper_bound=1)
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
 FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, label map, JSON), "
                            "coco, labelme, yolo, voc, cvat, labelstudio")
@@ -54,6 +61,8 @@ def main(arguments):
         raise ValueError("give either --classes=\"cat;dog,puppy\" or --names_file=FILE")
     vocabulary = (Vocabulary.from_string(CLASSES.value) if CLASSES.value
                   else Vocabulary.from_file(NAMES_FILE.value))
+    if ELSE.value is not None:
+        vocabulary.followed_by(Vocabulary.from_string(ELSE.value))  # refuses what cannot be
     if sum(f.value is not None for f in (MASKS, GENERATOR, REGIONS)) > 1:
         raise ValueError("give one of --generator, --masks and --regions")
     formats = [name for name in FORMAT.value if name != "json"]
@@ -84,9 +93,10 @@ def main(arguments):
 
     results = model.name_many(
         ((p.path, p.masks or masks_of) for p in pictures), vocabulary, batch_size=BATCH_SIZE.value,
-        nothing=NOTHING.value,
+        nothing=NOTHING.value, minimum_score=MINIMUM_SCORE.value,
+        distractors=ELSE.value or (),
         total=len(pictures), on_error=leave_out)
-    masks, written, without, zeros, left_numbers = 0, 0, [], 0, set()
+    masks, nameless, written, without, zeros, left_numbers = 0, 0, 0, [], 0, set()
     writer = annotation_writer.AnnotationWriter(OUTPUT.value, formats) if formats else None
     for picture, result in zip(pictures, results):
         if result is not None:
@@ -94,7 +104,8 @@ def main(arguments):
                 result.save(OUTPUT.value, picture.name, masks_from=picture.masks or masks_from)
             if writer:
                 writer.add(result, picture.name)
-            masks, written = masks + len(result), written + 1
+            written, unnamed = written + 1, int((result.classes < 0).sum())
+            masks, nameless = masks + len(result) - unnamed, nameless + unnamed
             without += [] if len(result) else [picture.path]
             zeros += result.from_label_map and 0 in result.ids
             left_numbers |= set(result.nothing)
@@ -112,6 +123,9 @@ def main(arguments):
     if zeros:
         logging.info("in %d label maps 0 was a mask like the others; --nothing=0 leaves it out",
                      zeros)
+    if nameless:
+        logging.info("%d masks got no name%s", nameless,
+                     "; the JSON files say why" if "json" in FORMAT.value else "")
     left = f"; left out {len(skipped)} that cannot be read" if skipped else ""
     files = ["*.overlay.png, *.labels.png, *.json"] if "json" in FORMAT.value else []
     logging.info("named %d masks of %d pictures%s; wrote %s/%s", masks, written, left, OUTPUT.value,

@@ -108,6 +108,7 @@ def test_a_generator_finds_the_masks(place):
     (["in", "--classes=a", "--generator=eomt-l-64"], "did you mean eomt-l-640?"),
     (["in"], "give either --classes="),
     (["in", "--classes=a;a"], "more than once"),
+    (["in", "--classes=a", "--regions=grid", "--else=b;A"], "'A' is among the classes and among"),
     (["in", "--classes=a", "--regions=grid", "--format=json,pascal"], "formats ['pascal'], wanted"),
     (["--classes=a"], "got no picture"),
     (["in", "nothing*.jpg", "--classes=a"], "no file nothing*.jpg, and none that fits"),

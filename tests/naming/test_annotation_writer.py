@@ -13,6 +13,8 @@ from maskclippp_jax.data import annotation_files, brush_codes, outlines, records
 from maskclippp_jax.data.annotation_files import Annotated
 from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.naming.ensembles import MaskScores
+from maskclippp_jax.naming.given import Given
 from maskclippp_jax.naming.result import Result
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -205,12 +207,12 @@ class _Result(Result):
     """A result of three masks, one of them empty, without a model."""
 
     def __init__(self):
-        self.vocabulary = Vocabulary.from_names(NAMES)
-        self.scores = np.eye(4, dtype=np.float32)[[1, 0, 2]]
-        self.__dict__["masks"] = masks_of()[[1, 0, 2]] & np.array([True, False, True])[:, None,
-                                                                                        None]
-        self._given = types.SimpleNamespace(path="photos/p.png", name="p", segments=None)
-        self.ids = np.arange(1, 4)
+        image = np.zeros((*SIZE, 3), np.uint8)
+        given = Given(image, np.arange(1, 4), None, None, path="photos/p.png")
+        scores = MaskScores(np.eye(4, dtype=np.float32)[[1, 0, 2]], np.zeros(3, np.float32))
+        super().__init__(None, given, Vocabulary.from_names(NAMES), scores)
+        self.__dict__["masks"] = masks_of()[[1, 0, 2]]
+        self.masks[1] = False
 
 
 def test_results_offer_every_tools_form_of_masks_that_have_a_pixel(tmp_path):
