@@ -107,6 +107,19 @@ def test_yolo_comes_back_with_holes_and_parts(tmp_path):
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"]  # one line a mask
 
 
+def test_cvat_comes_back_to_the_pixel(tmp_path):
+    place = Place(tmp_path, ["cvat"])
+    place.same(place.read("cvat/annotations.xml", names=None), least=1)
+
+
+def test_voc_comes_back_object_by_object(tmp_path):
+    place = Place(tmp_path, ["voc"])
+    apart = place.masks.copy()  # where masks overlap only the likelier one is seen
+    apart[2] &= ~place.masks[1]
+    place.masks = apart
+    place.same(place.read("voc", names=None), least=1)
+
+
 def test_label_studio_comes_back_once_predictions_are_accepted(tmp_path):
     place = Place(tmp_path, ["labelstudio"])
     file = tmp_path / "out/labelstudio/tasks.json"
