@@ -14,7 +14,7 @@ import importlib
 # Where the names of this door are; nothing heavy is imported before one is used.
 _DOOR = {
     "load": "api", "load_generator": "api", "Model": "api", "Generator": "api", "Result": "api",
-    "Words": "api", "Bundle": "api",
+    "Words": "api", "Bundle": "api", "AnnotationWriter": "naming.annotation_writer",
     "Vocabulary": "vocabulary", "superpixels": "data.regions", "grid": "data.regions",
 }
 __all__ = sorted(_DOOR)

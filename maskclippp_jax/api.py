@@ -5,6 +5,7 @@ The command line calls what is here, so that both give the same.
 
 import collections
 import concurrent.futures
+import functools
 import os
 import typing
 import warnings
@@ -18,7 +19,7 @@ from maskclippp_jax.naming import generator_loading, given, loading, text_cache
 from maskclippp_jax.naming.generator import OBJECTNESS, Generator
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
-from maskclippp_jax.naming.result import Result
+from maskclippp_jax.naming.result import Result, Unnamed
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import published
@@ -167,7 +168,8 @@ class Model:
         return self._words[classes]
 
     def name(self, image: ImageLike, masks: MasksLike, classes: ClassesLike, *,
-             nothing: typing.Sequence[int] | None = None) -> Result:
+             nothing: typing.Sequence[int] | None = None, minimum_score: float = 0.0,
+             distractors: ClassesLike = ()) -> Result:
         """Names the masks of a picture.
 
         Args:
@@ -180,15 +182,19 @@ class Model:
             function that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
           nothing: numbers that mean nothing in label maps, such as [0]; None: 255 and 65535.
+          minimum_score: in 0 ... 1; masks whose best class scores less get no name.
+          distractors: words such as ["other", "background"] that compete with the classes; masks
+            that they fit best get no name.
 
         Raises:
           FileNotFoundError, ValueError: picture, masks or classes cannot be used.
         """
-        words = self.vocabulary(classes)
-        return self._name([given.read(image, masks, nothing)], words)[0]
+        words, unnamed = self._words_of(classes, minimum_score, distractors)
+        return self._name([given.read(image, masks, nothing)], words, unnamed)[0]
 
     def name_many(self, pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
                   classes: ClassesLike, *, nothing: typing.Sequence[int] | None = None,
+                  minimum_score: float = 0.0, distractors: ClassesLike = (),
                   batch_size: int = 1, total: int | None = None,
                   on_error: typing.Callable[[int, Exception], None] | None = None,
                   show_progress: bool = True) -> typing.Iterator[Result | None]:
@@ -197,7 +203,7 @@ class Model:
         Args:
           pictures: of each, the picture and its masks, as `name` takes them.
           classes: see `vocabulary`.
-          nothing: see `name`.
+          nothing, minimum_score, distractors: see `name`.
           batch_size: pictures the device works on at once; those of like size go together.
           total: how many there are, for the time left, if `len` does not tell.
           on_error: is told the place of a picture that cannot be used, and why; None takes its
@@ -206,11 +212,12 @@ class Model:
         """
         if batch_size < 1:
             raise ValueError(f"got batch_size={batch_size}, wanted at least 1")
-        words = self.vocabulary(classes)
+        words, unnamed = self._words_of(classes, minimum_score, distractors)
         if total is None and hasattr(pictures, "__len__"):
             total = len(pictures)
         read = _read_ahead(pictures, nothing, _AHEAD * batch_size)
-        results = self._in_batches(read, words, batch_size, on_error)
+        results = self._in_batches(read, functools.partial(
+            self._name, words=words, unnamed=unnamed), batch_size, on_error)
         return progress.track(results, "naming", total=total, shown=show_progress)
 
     def encode(self, image: ImageLike, masks: MasksLike, *,
@@ -226,7 +233,8 @@ class Model:
         """
         return self._namer.encode([given.read(image, masks, nothing)])[0]
 
-    def segment(self, image: ImageLike, classes: ClassesLike) -> Result:
+    def segment(self, image: ImageLike, classes: ClassesLike, *, minimum_score: float = 0.0,
+                distractors: ClassesLike = ()) -> Result:
         """Finds and names the segments of a picture: `name` with the masks of `generator`.
 
         Where the generator finds nothing the result has no mask. In `name_many`, give
@@ -238,13 +246,27 @@ class Model:
         """
         if self.generator is None:
             raise ValueError(_NO_GENERATOR)
-        return self.name(image, self.generator, classes)
+        return self.name(image, self.generator, classes, minimum_score=minimum_score,
+                         distractors=distractors)
 
-    def _name(self, pictures: list[Given], words: Words) -> list[Result]:
+    def _words_of(self, classes: ClassesLike, minimum_score: float, distractors: ClassesLike
+                  ) -> tuple[Words, Unnamed]:
+        """Classes with distractors behind them, and which masks get no name."""
+        if not 0 <= minimum_score <= 1:
+            raise ValueError(f"got minimum_score={minimum_score}, wanted 0 ... 1")
+        if isinstance(distractors, typing.Sized) and not len(distractors):
+            return self.vocabulary(classes), Unnamed(minimum_score)
+        others = _vocabulary_of(distractors)
+        words = self.vocabulary(_vocabulary_of(classes).followed_by(others))
+        return words, Unnamed(minimum_score, others.num_classes)
+
+    def _name(self, pictures: list[Given], words: Words, unnamed: Unnamed) -> list[Result]:
         scores = self._namer.score(pictures, words)
-        return [Result(self._namer, p, words.vocabulary, s) for p, s in zip(pictures, scores)]
+        return [Result(self._namer, p, words.vocabulary, s, unnamed)
+                for p, s in zip(pictures, scores)]
 
-    def _in_batches(self, read: typing.Iterator[Given | Exception], words: Words, batch_size: int,
+    def _in_batches(self, read: typing.Iterator[Given | Exception],
+                    name: typing.Callable[[list[Given]], list[Result]], batch_size: int,
                     on_error) -> typing.Iterator[Result | None]:
         """Pictures wait until a batch of their group is full, but no longer than others for them.
         """
@@ -256,7 +278,7 @@ class Model:
             places, pictures = zip(*waiting.pop(group))
             # A batch that is not full is filled up, so that it needs no program of its own.
             filled = [*pictures, *[pictures[0]] * (batch_size - len(pictures))]
-            results.update(zip(places, self._name(filled, words)))
+            results.update(zip(places, name(filled)))
 
         for place, picture in enumerate(read):
             if isinstance(picture, Exception):
@@ -278,6 +300,14 @@ class Model:
             run(group)
         for place in sorted(results):
             yield results[place]
+
+
+def _vocabulary_of(classes: ClassesLike) -> Vocabulary:
+    if isinstance(classes, Words):
+        return classes.vocabulary
+    if isinstance(classes, Vocabulary):
+        return classes
+    return (Vocabulary.from_string if isinstance(classes, str) else Vocabulary.from_names)(classes)
 
 
 def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]],

@@ -183,6 +183,31 @@ class Vocabulary:
                              "keep one of each")
         return cls(name, classes, (True,) * len(classes), tuple(range(len(classes))))
 
+    def first(self, count: int) -> "Vocabulary":
+        """Its first classes."""
+        if count == self.num_classes:
+            return self
+        return dataclasses.replace(
+            self, classes=self.classes[:count], is_thing=self.is_thing[:count],
+            dataset_ids=self.dataset_ids[:count], colors=self.colors[:count])
+
+    def followed_by(self, others: "Vocabulary") -> "Vocabulary":
+        """Its classes, then others', which get the next numbers.
+
+        Raises:
+          ValueError: both have a class of one name.
+        """
+        known = {plain(name): name for names in self.classes for name in names}
+        both = [name for names in others.classes for name in names if plain(name) in known]
+        if both:
+            raise ValueError(f"{', '.join(map(repr, both))} is among the classes and among the "
+                             "distractors (--else); keep one of both")
+        after = max(self.dataset_ids) + 1
+        return dataclasses.replace(
+            self, classes=self.classes + others.classes, is_thing=self.is_thing + others.is_thing,
+            dataset_ids=self.dataset_ids + tuple(range(after, after + others.num_classes)),
+            colors=self.colors and self.colors + (None,) * others.num_classes)
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)

@@ -126,6 +126,48 @@ def test_results_have_the_shapes_and_the_sums_they_promise(model):
     assert result.draw().size[1] >= 64 and result._repr_png_().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_masks_of_distractors_and_of_low_scores_get_no_name(model, soft):
+    image, labels = draw(3)
+    masks = as_stack(labels) if soft else labels
+    plain = model.name(image, masks, CLASSES)
+    others = [n for n in CLASSES if n.split(",")[0] == plain.names[0]]
+    classes = [n for n in CLASSES if n not in others]
+    result = model.name(image, masks, classes, distractors=others)
+    rather = [name == plain.names[0] for name in plain.names]
+    assert [n is None for n in result.names] == rather and any(rather)
+    named = [n for n, r in zip(plain.names, rather) if not r]
+    assert [n for n in result.names if n is not None] == named
+    assert result.scores.shape == (len(plain), len(classes)) and result.vocabulary.classes == tuple(
+        tuple(n.split(", ")) for n in classes)
+    wanted = np.where(plain.labels == plain.classes[0], -1, plain.labels)
+    np.testing.assert_array_equal(result.labels >= 0, wanted >= 0)
+    assert {s["name"] for s in result.panoptic[1]} == set(named)
+    assert set(np.unique(result.panoptic[0])) - {0} == {s["id"] for s in result.panoptic[1]}
+    assert len(result.to_coco()) == len(result.instances.scores) == len(named)
+    told = result.to_json()["masks"]
+    assert told[0]["name"] is None and told[0]["best"][0]["name"] == plain.names[0]
+    assert told[0]["unnamed"] == f"{plain.names[0]!r} is a distractor"
+
+    best = plain.scores.max(-1)
+    least = float(np.median(best))
+    result = model.name(image, masks, CLASSES, minimum_score=least)
+    assert [n is None for n in result.names] == (best < least).tolist() and (best < least).any()
+    nowhere = as_stack(labels)[best < least].any(0)
+    assert (result.labels[nowhere] == -1).all() and (result.panoptic[0][nowhere] == 0).all()
+    np.testing.assert_array_equal(result.labels[~nowhere], plain.labels[~nowhere])
+    assert "scores less than" in result.to_json()["masks"][int(best.argmin())]["unnamed"]
+    assert result.draw().size[1] >= 64 and "no name" in repr(result)
+
+
+def test_what_cannot_leave_masks_unnamed_is_refused(model):
+    image, labels = draw(3)
+    with pytest.raises(ValueError, match="got minimum_score=2, wanted 0 ... 1"):
+        model.name(image, labels, CLASSES, minimum_score=2)
+    with pytest.raises(ValueError, match="'Red one' is among the classes and amo"):
+        model.name(image, labels, CLASSES, distractors=["Red one"])
+
+
 def test_stuff_joins_one_segment_and_is_no_instance(model):
     image, labels = draw(4)
     vocabulary = Vocabulary("two", (("red one",), ("grass",)), (False, False), (3, 8))

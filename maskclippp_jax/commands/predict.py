@@ -13,7 +13,11 @@ only shows that it works.
 For every picture it writes an overlay, a label map (a number is the class' place in the list from
 0; nothing is 255, or 65535 in maps of 16 bits) and a JSON file with the scores into --output, in
 the folders below the one that holds all pictures. {stem} is the picture's path there, without its
-ending.
+ending. `--format=coco,labelme,yolo,voc,cvat,labelstudio` writes files that annotation tools open,
+each tool's in a folder of its name below --output; add json for those above.
+
+Masks that fit none of the names get the nearest one all the same, unless `--minimum_score=0.4` or
+`--else="other;background"` leaves them without one: they are nothing in the label map then.
 """
 
 from absl import flags, logging
@@ -32,7 +36,13 @@ REGIONS = flags.DEFINE_enum("regions", None, ["superpixels", "grid"],
                             "cuts pictures without looking for objects")
 CLASSES = flags.DEFINE_string("classes", None, "names: classes apart by ;, synonyms by ,")
 NAMES_FILE = flags.DEFINE_string("names_file", None, "the same as a file, one class a line")
+ELSE = flags.DEFINE_string("else", None, "distractors, such as \"other;background\": masks that "
+                           "they fit best get no name")
+MINIMUM_SCORE = flags.DEFINE_float("minimum_score", 0.0, "masks whose best name scores less get "
+                                   "none", lower_bound=0, upper_bound=1)
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
+FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, label map, JSON), "
+                           "coco, labelme, yolo, voc, cvat, labelstudio")
 NOTHING = cli.define_nothing()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on at once",
@@ -42,6 +52,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on
 def main(arguments):
     from maskclippp_jax import api
     from maskclippp_jax.data import picture_files, regions
+    from maskclippp_jax.naming import annotation_writer
     from maskclippp_jax.vocabulary import Vocabulary
 
     if not CHECKPOINT.value:
@@ -50,8 +61,13 @@ def main(arguments):
         raise ValueError("give either --classes=\"cat;dog,puppy\" or --names_file=FILE")
     vocabulary = (Vocabulary.from_string(CLASSES.value) if CLASSES.value
                   else Vocabulary.from_file(NAMES_FILE.value))
+    if ELSE.value is not None:
+        vocabulary.followed_by(Vocabulary.from_string(ELSE.value))  # refuses what cannot be
     if sum(f.value is not None for f in (MASKS, GENERATOR, REGIONS)) > 1:
         raise ValueError("give one of --generator, --masks and --regions")
+    formats = [name for name in FORMAT.value if name != "json"]
+    if formats or not FORMAT.value:
+        annotation_writer.check_formats(formats)
     pictures = picture_files.find(arguments, masks=MASKS.value, leave_out=OUTPUT.value)
     # Headers are looked at before anything is written, so that a bad file costs nothing.
     pictures, skipped = picture_files.check(pictures, skip_broken=SKIP_BROKEN.value)
@@ -77,16 +93,24 @@ def main(arguments):
 
     results = model.name_many(
         ((p.path, p.masks or masks_of) for p in pictures), vocabulary, batch_size=BATCH_SIZE.value,
-        nothing=NOTHING.value,
+        nothing=NOTHING.value, minimum_score=MINIMUM_SCORE.value,
+        distractors=ELSE.value or (),
         total=len(pictures), on_error=leave_out)
-    masks, written, without, zeros, left_numbers = 0, 0, [], 0, set()
+    masks, nameless, written, without, zeros, left_numbers = 0, 0, 0, [], 0, set()
+    writer = annotation_writer.AnnotationWriter(OUTPUT.value, formats) if formats else None
     for picture, result in zip(pictures, results):
         if result is not None:
-            result.save(OUTPUT.value, picture.name, masks_from=picture.masks or masks_from)
-            masks, written = masks + len(result), written + 1
+            if "json" in FORMAT.value:
+                result.save(OUTPUT.value, picture.name, masks_from=picture.masks or masks_from)
+            if writer:
+                writer.add(result, picture.name)
+            written, unnamed = written + 1, int((result.classes < 0).sum())
+            masks, nameless = masks + len(result) - unnamed, nameless + unnamed
             without += [] if len(result) else [picture.path]
             zeros += result.from_label_map and 0 in result.ids
             left_numbers |= set(result.nothing)
+    if writer:
+        writer.finish()
     for problem in skipped:
         logging.warning("left out: %s", problem)
     if not written:
@@ -99,6 +123,10 @@ def main(arguments):
     if zeros:
         logging.info("in %d label maps 0 was a mask like the others; --nothing=0 leaves it out",
                      zeros)
+    if nameless:
+        logging.info("%d masks got no name%s", nameless,
+                     "; the JSON files say why" if "json" in FORMAT.value else "")
     left = f"; left out {len(skipped)} that cannot be read" if skipped else ""
-    logging.info("named %d masks of %d pictures%s; wrote %s/*.overlay.png, *.labels.png, *.json",
-                 masks, written, left, OUTPUT.value)
+    files = ["*.overlay.png, *.labels.png, *.json"] if "json" in FORMAT.value else []
+    logging.info("named %d masks of %d pictures%s; wrote %s/%s", masks, written, left, OUTPUT.value,
+                 ", ".join([*files, *(f"{name}/" for name in dict.fromkeys(formats))]))

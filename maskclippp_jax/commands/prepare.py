@@ -36,6 +36,10 @@ LABELS = flags.DEFINE_string("labels", None, "own data: folder or pattern of the
                              "JSON file")
 NAMES = flags.DEFINE_string("names", None, "own data: names file, one class a line, or a data.yaml")
 NAME = flags.DEFINE_string("name", "folder", "own data: name of the data set")
+FORMAT = flags.DEFINE_string("format", None, "own data: the form of the annotations, if it should "
+                             "not be found out: coco, labelstudio, cvat, datumaro, voc (colours "
+                             "with a labelmap.txt), labelmaps, masks, classes (folders), json "
+                             "(LabelMe, Supervisely, masks), yolo")
 VALIDATION = flags.DEFINE_string("validation", "0", "own data: share of the pictures that are for "
                                  "validation, or a file with their names")
 NOTHING = cli.define_nothing()
@@ -45,7 +49,8 @@ CROWD = flags.DEFINE_enum("crowd", "ignore", ["ignore", "keep"], "own data: whet
                           "as crowds (iscrowd, as CVAT marks those of its brush) are left aside "
                           "in training, as COCO means it, or kept as masks like the others")
 
-_OWN = ("images", "labels", "names", "name", "validation", "nothing", "leave_out", "crowd")
+_OWN = ("images", "labels", "names", "name", "format", "validation", "nothing", "leave_out",
+        "crowd")
 
 
 def main(names):
@@ -65,8 +70,8 @@ def main(names):
         if name == "folder":
             making.prepare_folder(making.OwnData(
                 IMAGES.value, LABELS.value, NAMES.value, NAME.value, Choices(
-                    NOTHING.value, LEAVE_OUT.value, CROWD.value == "keep", VALIDATION.value)),
-                options)
+                    NOTHING.value, LEAVE_OUT.value, CROWD.value == "keep", FORMAT.value,
+                    VALIDATION.value)), options)
             continue
         for flag in _OWN:
             if flags.FLAGS[flag].present:

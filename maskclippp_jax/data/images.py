@@ -124,6 +124,16 @@ def decode_colors(data: bytes, name: str) -> np.ndarray:
     return _decode(data, name, _as_color_codes)
 
 
+def decode_shown_colors(data: bytes, name: str) -> np.ndarray:
+    """`decode_colors`, where a palette stands for the colours it shows.
+
+    Raises:
+      ValueError: no picture in colour, or in a format that changes them.
+    """
+    return _decode(data, name, lambda picture: _as_color_codes(
+        picture.convert("RGB") if picture.mode == "P" else picture, picture.format))
+
+
 def upright_rgb(data: bytes, name: str) -> bytes:
     """A picture that any decoder reads as upright RGB: as it is, or encoded anew without loss.
 
@@ -288,9 +298,10 @@ def _as_mask(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB")).any(-1)
 
 
-def _as_color_codes(picture: Image.Image) -> np.ndarray:
-    if picture.format == "JPEG" or picture.mode not in ("RGB", "RGBA"):
-        raise _Refused(f"is a {picture.format} file of mode {picture.mode}, wanted a label map in "
+def _as_color_codes(picture: Image.Image, form: str | None = None) -> np.ndarray:
+    form = form or picture.format  # which a converted picture has lost
+    if form == "JPEG" or picture.mode not in ("RGB", "RGBA"):
+        raise _Refused(f"is a {form} file of mode {picture.mode}, wanted a label map in "
                        "colours (RGB, PNG)")
     red, green, blue = np.moveaxis(np.asarray(picture).astype(np.int32)[..., :3], -1, 0)
     return red + 256 * green + 65536 * blue

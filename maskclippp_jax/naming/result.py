@@ -1,19 +1,29 @@
 """What a model says of the masks of a picture: scores, maps, drawings, files."""
 
 import functools
+import pathlib
+import typing
 
 import numpy as np
 from PIL import Image
 
-from maskclippp_jax.data import bundle_tools, label_maps
+from maskclippp_jax.data import annotation_files, bundle_tools, label_maps
+from maskclippp_jax.data.annotation_files import Annotated
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
 from maskclippp_jax.naming.namer import Namer
-from maskclippp_jax.naming.postprocess import Instances
+from maskclippp_jax.naming.postprocess import Instances, boxes
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
+
+
+class Unnamed(typing.NamedTuple):
+    """Which masks get no name."""
+
+    minimum_score: float = 0.0  # those whose best class scores less
+    distractors: int = 0        # those whose best class is one of so many last ones
 
 
 class Result:
@@ -21,21 +31,28 @@ class Result:
 
     What takes time (maps, masks at full size) is made when it is first asked for.
 
+    A mask has no name if its best class scores too little or is a distractor (`api.Model.name`);
+    such masks are in no map, drawing or file but the JSON, which says why.
+
     Attributes:
       image: [H, W, 3] uint8.
-      vocabulary: the classes.
+      vocabulary: the classes, without distractors.
       from_label_map: whether the masks were a label map.
       ids: [N] int, what the masks are called: the numbers of a label map, else 1 ... N.
-      scores: [N, C] float32 in 0 ... 1. A row sums to 1, or with `void` to 1.
+      scores: [N, C] float32 in 0 ... 1. A row sums to 1, or with `void` and what distractors have.
       nothing: numbers of its label map that meant nothing.
       void: [N] float32, that a mask is no object at all, as its generator has it; else 0.
     """
 
-    def __init__(self, namer: Namer, given: Given, vocabulary: Vocabulary, scores: MaskScores):
-        """Made by `api.Model`."""
+    def __init__(self, namer: Namer, given: Given, vocabulary: Vocabulary, scores: MaskScores,
+                 unnamed: Unnamed = Unnamed()):
+        """Made by `api.Model`; vocabulary and scores are with distractors."""
         self._namer, self._given = namer, given
-        self.image, self.ids, self.vocabulary = given.image, given.ids, vocabulary
-        self.scores, self.void = scores
+        self._unnamed, self._all, self._scores = unnamed, vocabulary, scores
+        self.image, self.ids = given.image, given.ids
+        count = vocabulary.num_classes - unnamed.distractors
+        self.vocabulary, self.scores = vocabulary.first(count), scores.classes[:, :count]
+        self.void = scores.void
         self.nothing, self.from_label_map = given.nothing, given.segments is not None
 
     def __len__(self) -> int:
@@ -43,24 +60,27 @@ class Result:
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
-        found = ", ".join(dict.fromkeys(self.names)) or "no mask"
+        found = ", ".join(dict.fromkeys(n or "no name" for n in self.names)) or "no mask"
         return f"<Result of {width}x{height} pixels, {len(self)} masks: {found}>"
 
     @property
     def classes(self) -> np.ndarray:
-        """[N] int64, the best class of each mask, the first one on ties."""
-        return self.scores.argmax(-1) if len(self) else np.zeros(0, np.int64)
+        """[N] int64, the best class of each mask, the first one on ties; -1: it has no name."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        best = self._scores.classes.argmax(-1)
+        return np.where(self._scores_enough & (best < self.vocabulary.num_classes), best, -1)
 
     @property
-    def names(self) -> list[str]:
-        """Of the best class of each mask."""
-        return [self.vocabulary.classes[c][0] for c in self.classes]
+    def names(self) -> list[str | None]:
+        """Of the best class of each mask; None: it has no name."""
+        return [self.vocabulary.classes[c][0] if c >= 0 else None for c in self.classes]
 
     def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
-        """The best classes of each mask with their scores, best first."""
-        order = np.argsort(-self.scores, axis=-1, kind="stable")[:, :count]
-        return [[(self.vocabulary.classes[c][0], float(row[c])) for c in best]
-                for row, best in zip(self.scores, order)]
+        """The best classes of each mask with their scores, best first, distractors among them."""
+        order = np.argsort(-self._scores.classes, axis=-1, kind="stable")[:, :count]
+        return [[(self._all.classes[c][0], float(row[c])) for c in best]
+                for row, best in zip(self._scores.classes, order)]
 
     @functools.cached_property
     def soft_masks(self) -> np.ndarray:
@@ -85,14 +105,15 @@ class Result:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """[H, W] int32, the class of each pixel; -1 where no mask is.
+        """[H, W] int32, the class of each pixel; -1 where no mask with a name is.
 
         Where masks overlap or are soft it is the class with the largest sum of score times mask.
         """
         if self._given.segments is not None:
             return np.append(-1, self.classes)[self._given.segments].astype(np.int32)
         labels = self._found.labels.astype(np.int32)
-        return np.where((self.soft_masks > 0).any(0), labels, -1)
+        covered = (self.soft_masks[self._scores_enough] > 0).any(0)
+        return np.where(covered & (labels < self.vocabulary.num_classes), labels, -1)
 
     @functools.cached_property
     def panoptic(self) -> tuple[np.ndarray, list[dict]]:
@@ -105,7 +126,7 @@ class Result:
         if self._given.segments is not None:
             ids, segments = self._panoptic_of_segments()
         else:
-            ids, segments = self._found.panoptic
+            ids, segments = self._without_distractors(*self._found.panoptic)
         named = [dict(s, name=self.vocabulary.classes[s["category_id"]][0]) for s in segments]
         return ids.astype(np.int32), named
 
@@ -120,7 +141,7 @@ class Result:
         best = self.scores.max(-1, initial=0) * mean
         is_thing = np.asarray(self.vocabulary.is_thing)[self.classes]
         order = np.argsort(-best, kind="stable")
-        keep = order[(is_thing & (self.pixels > 0))[order]]
+        keep = order[(is_thing & (self.classes >= 0) & (self.pixels > 0))[order]]
         return Instances(best[keep].astype(np.float32), self.classes[keep].astype(np.int32),
                          self.masks[keep])
 
@@ -128,7 +149,8 @@ class Result:
         """The picture with its coloured and named segments."""
         names = [c[0] for c in self.vocabulary.classes]
         best = self.scores.max(-1, initial=0)
-        strongest = {int(c): float(best[self.classes == c].max()) for c in np.unique(self.classes)}
+        strongest = {int(c): float(best[self.classes == c].max())
+                     for c in np.unique(self.classes) if c >= 0}
         return visualize.draw_overlay(self.image, self.labels, names, strongest)
 
     def _repr_png_(self) -> bytes:
@@ -142,20 +164,83 @@ class Result:
         """
         return [dict(image_id=image_id, category_id=self.vocabulary.dataset_ids[c],
                      segmentation=run_lengths.encode(mask), score=float(row[c]))
-                for mask, row, c in zip(self.masks, self.scores, self.classes)]
+                for mask, row, c in zip(self.masks, self.scores, self.classes) if c >= 0]
+
+    def annotated(self, name: str | None = None) -> Annotated:
+        """What annotation tools get of this picture: the masks that have a name and a pixel.
+
+        Args:
+          name: of its files, without ending; may have folders in it. None: of the picture's file.
+        """
+        kept = np.flatnonzero((self.classes >= 0) & (self.pixels > 0))
+        return Annotated(
+            self._given.path or f"{self._given.name}.png", name or self._given.name,
+            self.vocabulary, self.classes[kept], self.scores.max(-1, initial=0)[kept],
+            self.masks[kept])
+
+    def to_coco_file(self) -> dict:
+        """A whole file of COCO's form for this picture: images, annotations, categories."""
+        return annotation_files.coco([self.annotated()])
+
+    def to_labelme(self, image_path: str | None = None) -> dict:
+        """A JSON of LabelMe; `image_path` is the picture's, as seen from where the JSON will lie
+        (None: beside it)."""
+        picture = self.annotated()
+        return annotation_files.labelme(picture, image_path or pathlib.Path(picture.file).name)
+
+    def to_yolo(self) -> str:
+        """A text of YOLO: for each mask the place of its class from 0, and a polygon.
+
+        YOLO has no holes and no parts: lines without width join them to one polygon.
+        """
+        return annotation_files.yolo(self.annotated())
+
+    def to_voc(self) -> tuple[np.ndarray, np.ndarray]:
+        """Label maps of Pascal VOC: [H, W] int32 of classes from 1, and of objects from 1."""
+        return annotation_files.voc(self.annotated())
+
+    def to_cvat(self) -> str:
+        """An XML file "CVAT for images 1.1" of this picture."""
+        return annotation_files.cvat([self.annotated()])
+
+    def to_labelstudio(self) -> dict:
+        """A task of Label Studio, whose predictions are the masks."""
+        return annotation_files.label_studio(self.annotated())
+
+    def to_supervision(self):
+        """The masks as `supervision.Detections`: boxes, masks, scores, classes and their names.
+
+        Raises:
+          ImportError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise ImportError("the package supervision is not installed; pip install supervision"
+                              ) from None
+        picture = self.annotated()
+        return supervision.Detections(
+            xyxy=boxes(picture.masks), mask=picture.masks, confidence=picture.scores,
+            class_id=picture.classes, data={"class_name": np.array(picture.names, str)})
 
     def to_json(self, *, masks_from: str = "", count: int = 5) -> dict:
         """Plain values: the picture's path, the classes, and for each mask its best names.
+
+        The `name` of a mask may be None; `unnamed` says why.
 
         Args:
           masks_from: where the masks are from, for the reader.
           count: how many of the best names.
         """
         masks = []
-        for i, best, pixels in zip(self.ids, self.top(count), self.pixels):
-            name, score = best[0]
+        for i, name, best, pixels in zip(self.ids, self.names, self.top(count), self.pixels):
+            first, score = best[0]
             masks.append(dict(segment=int(i), name=name, score=score, pixels=int(pixels),
                               best=[dict(name=n, score=s) for n, s in best]))
+            if name is None:
+                few = score < self._unnamed.minimum_score
+                masks[-1]["unnamed"] = (f"{first!r} scores less than {self._unnamed.minimum_score}"
+                                        if few else f"{first!r} is a distractor")
         return dict(image=self._given.path, masks_from=masks_from,
                     classes=[list(c) for c in self.vocabulary.classes], masks=masks)
 
@@ -181,6 +266,8 @@ class Result:
         """Of a label map: each mask, or all of one stuff class, is a segment."""
         table, segments, stuff = np.zeros(len(self) + 1, np.int32), [], {}
         for n, c in enumerate(self.classes):
+            if c < 0:
+                continue
             if c not in stuff:
                 segments.append(dict(id=len(segments) + 1, category_id=int(c),
                                      isthing=bool(self.vocabulary.is_thing[c])))
@@ -189,6 +276,20 @@ class Result:
                 stuff.setdefault(c, len(segments))
         return table[self._given.segments], segments
 
+    def _without_distractors(self, ids: np.ndarray, segments: list[dict]
+                             ) -> tuple[np.ndarray, list[dict]]:
+        kept = [s for s in segments if s["category_id"] < self.vocabulary.num_classes]
+        table = np.zeros(len(segments) + 1, ids.dtype)
+        table[[s["id"] for s in kept]] = np.arange(1, len(kept) + 1)
+        return table[ids], [dict(s, id=n) for n, s in enumerate(kept, start=1)]
+
+    @property
+    def _scores_enough(self) -> np.ndarray:
+        """[N] bool, whether the best score is no less than the least that gives a name."""
+        return self._scores.classes.max(-1, initial=0) >= self._unnamed.minimum_score
+
     @functools.cached_property
     def _found(self):
-        return self._namer.look(self._given, MaskScores(self.scores, self.void), self.vocabulary)
+        """Masks that score too little do not compete for pixels; those of distractors do."""
+        classes = self._scores.classes * self._scores_enough[:, None]
+        return self._namer.look(self._given, MaskScores(classes, self.void), self._all)

@@ -83,8 +83,11 @@ def test_broken_pictures_end_all_or_are_named_counted_and_left_out(place, tmp_pa
 def test_a_generator_finds_the_masks(place):
     tiny_eomt.write_folder(place / "generator")
     done = predict(place, "in", "--generator=generator", "--classes=red one;grey grass",
-                   "--output=found", "--batch_size=2")
+                   "--output=found", "--batch_size=2", "--format=json,coco,labelme")
     assert done.returncode == 0, done.stderr
+    assert "wrote found/*.overlay.png, *.labels.png, *.json, coco/, labelme/" in done.stderr
+    coco = json.loads((place / "found/coco/instances.json").read_text())
+    assert [i["file_name"] for i in coco["images"]] == ["a.png", "sub/a.png", "sub/b.jpg"]
     model = mc.load("untuned", f"{place}/tiny.py", generator=place / "generator",
                     keep_embeddings=False)
     for name, ending in (("a", "png"), ("sub/a", "png"), ("sub/b", "jpg")):
@@ -92,6 +95,9 @@ def test_a_generator_finds_the_masks(place):
         assert found["masks_from"] == "generator generator"
         result = model.segment(place / f"in/{name}.{ending}", "red one;grey grass")
         assert [m["segment"] for m in found["masks"]] == result.ids.tolist()
+        shapes = json.loads((place / f"found/labelme/{name}.json").read_text())["shapes"]
+        assert [s["label"] for s in shapes] == [
+            m["name"] for m in found["masks"] if m["pixels"]] != []
         for mask, (best, *_) in zip(found["masks"], result.top()):
             assert mask["name"] == best[0] and mask["score"] == pytest.approx(best[1], abs=1e-4)
 
@@ -102,6 +108,8 @@ def test_a_generator_finds_the_masks(place):
     (["in", "--classes=a", "--generator=eomt-l-64"], "did you mean eomt-l-640?"),
     (["in"], "give either --classes="),
     (["in", "--classes=a;a"], "more than once"),
+    (["in", "--classes=a", "--regions=grid", "--else=b;A"], "'A' is among the classes and among"),
+    (["in", "--classes=a", "--regions=grid", "--format=json,pascal"], "formats ['pascal'], wanted"),
     (["--classes=a"], "got no picture"),
     (["in", "nothing*.jpg", "--classes=a"], "no file nothing*.jpg, and none that fits"),
     (["in", "--classes=a", "--masks=masks/a.png"], "is one file for 3 pictures"),

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from maskclippp_jax.data import records
 from maskclippp_jax.data.prepare import folder, making
+from maskclippp_jax.metrics import run_lengths
 
 SIZE = (60, 80)
 RED, BLUE = [10, 10, 40, 10, 40, 30, 10, 30], [50, 35, 75, 35, 75, 55, 50, 55]
@@ -384,7 +386,7 @@ def test_labelme_is_read(place):
     (label_me(dict(label="sky", points=[])), "shape 0: names.txt has no class 'sky'"),
     (label_me(imageHeight=80, imageWidth=60), "of 60x80 pixels, .* was it turned by its EXIF"),
     (label_me(dict(points=[[1]])), "at shapes.0..points.0.: expected array of length 2"),
-    (dict(version=1), "neither shapes, as LabelMe writes them, nor annotations"),
+    (dict(version=1), "neither shapes, as LabelMe writes them, nor obj"),
     ([dict(segmentation=[RED], area=600, predicted_iou=0.9)], "without classes, as SAM's")])
 def test_json_files_that_say_too_little_are_named(place, content, says):
     write_json(place, content)
@@ -449,17 +451,179 @@ def test_label_studio_is_read(place):
 
 
 @pytest.mark.parametrize("tasks, says", [
-    (task(dict(type="brushlabels", value={})), "was drawn with a brush; export brush labels as"),
+    (task(dict(type="brushlabels", value=dict(rle=[0, 0], brushlabels=["red box"]))),
+     "result 0: what was drawn with a brush is cut short"),
     (task(dict(type="polygonlabels", value=dict(points=[], polygonlabels=[]))), "has 0 labels"),
     (task(dict(type="rectanglelabels", value=dict(x=1.0, rectanglelabels=["red box"]))),
      "a rectangle without height, width, y"),
     (task(annotations=[dict(result=[dict(type="x")])] * 2), "2 annotations by different people"),
-    (task() + task(), "two tasks of the picture p"), (task(data={}), "3 has no picture in its dat"),
+    (task() + task(), "a.json lists the picture p twice"),
+    (task(data={}), "3 has no picture in its dat"),
     ([dict(id=1)], "at .0, id 1.: there is no")])
 def test_tasks_that_cannot_be_used_are_named(place, tasks, says):
     write_json(place, tasks, "a.json")
     with pytest.raises(ValueError, match=says):
         place.masks("a.json", names=TWO)
+
+
+# --- CVAT, VOC, Supervisely, Datumaro -------------------------------------------------------------
+
+
+def cvat(*shapes, size='width="80" height="60"', meta="", kind="image"):
+    return (f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>{meta}'
+            f'<{kind} id="0" name="p.png" {size}>{"".join(shapes)}</{kind}></annotations>')
+
+
+def points(polygon) -> str:
+    return ";".join(f"{x:.2f},{y:.2f}" for x, y in np.reshape(polygon, (-1, 2)))
+
+
+CVAT_RED = f'<polygon label="red box" occluded="0" points="{points(RED)}" z_order="0"/>'
+CVAT_BLUE = '<box label="blue box" xtl="50.0" ytl="35.0" xbr="75.0" ybr="55.0"/>'
+
+
+def test_cvats_xml_is_read(place):
+    file = place.path / "a.xml"
+    mask = '<mask label="red box" rle="0, 600" left="10" top="10" width="30" height="20"></mask>'
+    turned = ('<box label="blue box" xtl="52.5" ytl="32.5" xbr="72.5" ybr="57.5" '
+              'rotation="90.0"><attribute name="x">1</attribute></box><tag label="blue box"/>')
+    for red in (CVAT_RED, mask):
+        for blue in (CVAT_BLUE, turned):
+            file.write_text(cvat(red, blue))
+            same(place.masks("a.xml", names=TWO))
+    file.write_text(cvat('<ellipse label="red box" cx="40" cy="30" rx="10" ry="5"/>'))
+    found = place.masks("a.xml", names=TWO)["red box"]
+    assert abs(found.sum() - np.pi * 50) < 8 and found[30, 49] and not found[36, 40]
+    meta = "".join(f"<label><name>{n}</name></label>" for n in ("sky", "red box"))
+    file.write_text(cvat(CVAT_RED, CVAT_BLUE, meta=f"<meta><task><labels>{meta}</labels></task>"
+                         "</meta>"))
+    data = place.read("a.xml")
+    assert data.vocabulary.classes == (("sky",), ("red box",), ("blue box",))
+    assert data.reading.notes == ["took the labels for those of CVAT, 1 of them have a picture"]
+    assert set(place.masks("a.xml", leave_out=["blue box", "sky"])) == {"red box"}
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY a "haha"><!ENTITY b "&a;&a;">]><annotations>&b;</annotations>'
+
+
+@pytest.mark.parametrize("text, says", [
+    (BOMB, "has a document type"), ("<annotations>", "is no XML"),
+    ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotations/>', "has a document type"),
+    ("<annotation><object/></annotation>", "VOC's boxes are no masks"),
+    (cvat(CVAT_RED, kind="track"), "holds tracks of a video"),
+    (cvat(CVAT_RED, size='width="60" height="80"'), "turned by its EXIF orientation"),
+    (cvat('<polyline label="red box" points="1,1;2,2"/>'), "p, polyline 0 has no inside"),
+    (cvat('<polygon label="red box" points="1;2,2"/>'), "p, polygon 0 has points '1;2,2'"),
+    (cvat('<box label="red box" xtl="1"/>'), "box 0 lacks one of the numbers xtl, ytl"),
+    (cvat('<mask label="red box" rle="0,5" left="1" top="1" width="2" height="2"/>'), "not fill"),
+    (cvat('<mask label="red box" rle="x" left="1" top="1" width="2" height="2"/>'), "not fill"),
+    (cvat('<mask label="red box" rle="0,4" left="79" top="1" width="2" height="2"/>'), "beyond"),
+    (cvat('<polygon label="sky" points="1,1;2,2;1,2"/>'), "has no class 'sky'")])
+def test_xml_that_cannot_be_used_is_named(place, text, says):
+    (place.path / "a.xml").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        place.masks("a.xml", names=TWO)
+
+
+COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (224, 224, 192)], np.uint8)
+LABELMAP = ("# label:color_rgb:parts:actions\nbackground:0,0,0::\nred box:128,0,0::\n"
+            "blue box:0,128,0::\n")
+
+
+def in_palette(label, colors=COLORS) -> Image.Image:
+    image = Image.fromarray(label.astype(np.uint8)).convert("P")
+    image.putpalette(colors.ravel().tolist())
+    return image
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_maps_in_the_colours_of_a_labelmap_are_read(place, indexed):
+    classes, objects = numbers(0, 1, 2), numbers(0, 2, 1)
+    classes[0] = 3  # the edge of VOC's objects
+    (place.path / "masks").mkdir()
+    (place.path / "masks/labelmap.txt").write_text(LABELMAP)
+    for folder_name, label in (("Class", classes), ("Object", objects)):
+        (place.path / f"masks/Segmentation{folder_name}").mkdir()
+        image = in_palette(label) if indexed else Image.fromarray(COLORS[label])
+        image.save(place.path / f"masks/Segmentation{folder_name}/p.png")
+        if folder_name == "Class":
+            np.testing.assert_array_equal(place.classes("masks"), WANTED)
+    same(place.masks("masks"))
+    same(place.masks("masks/SegmentationClass", names="blue box\nRed Box,red_box\n"), {
+        "Red Box": BOXES["red box"], "blue box": BOXES["blue box"]})
+    with pytest.raises(ValueError, match="has no class 'blue box'"):
+        place.masks("masks", names="red box\n")
+    assert set(place.masks("masks", names="red box\n", leave_out=["blue box"])) == {"red box"}
+    (place.path / "masks/labelmap.txt").write_text(LABELMAP[:-10])
+    with pytest.raises(ValueError, match="labelmap.txt, line 4: got 'blue"):
+        place.masks("masks")
+    (place.path / "masks/labelmap.txt").write_text("red box:128,0,0::\nbackground:0,0,0::\n")
+    with pytest.raises(ValueError, match="the colour #008000, which labelmap.txt gives to no"):
+        place.masks("masks")
+
+
+def test_supervisely_is_read(place):
+    png = io.BytesIO()
+    Image.fromarray(np.full((20, 30), 255, np.uint8)).save(png, "PNG")
+    patch = base64.b64encode(zlib.compress(png.getvalue())).decode()
+    blue = dict(classTitle="blue box", geometryType="rectangle",
+                points=dict(exterior=[[50, 35], [74, 54]], interior=[]))
+    for red in (dict(geometryType="bitmap", bitmap=dict(data=patch, origin=[10, 10])),
+                dict(geometryType="polygon", points=dict(exterior=pairs(RED), interior=[]))):
+        write_json(place, dict(description="", tags=[], size=dict(height=60, width=80), objects=[
+            dict(classTitle="red box") | red, blue]), "labels/p.png.json")
+        same(place.masks("labels", names=TWO))
+    hole = [20, 15, 25, 15, 25, 20, 20, 20]
+    red["points"]["interior"] = [pairs(hole)]
+    write_json(place, dict(objects=[dict(classTitle="red box") | red]), "labels/p.png.json")
+    same(place.masks("labels", names=TWO), {"red box": box(RED) & ~box(hole)})
+    for wrong, says in ((dict(geometryType="point"), "object 0 is a point, which has no inside"),
+                        (dict(geometryType="bitmap", bitmap=dict(data="aaaa", origin=[1, 1])),
+                         "no picture in base 64")):
+        write_json(place, dict(objects=[dict(classTitle="red box") | wrong]), "labels/p.png.json")
+        with pytest.raises(ValueError, match=says):
+            place.masks("labels", names=TWO)
+
+
+def datumaro(*annotations, size=SIZE):
+    return dict(info={}, categories=dict(label=dict(labels=[
+        dict(name="red box", parent=""), dict(name="blue box", parent="")])), items=[
+            dict(id="p", annotations=list(annotations), image=dict(path="p.png", size=size))])
+
+
+def test_datumaro_is_read(place):
+    blue = dict(id=1, type="bbox", label_id=1, bbox=[50, 35, 25, 20])
+    for red in (dict(type="polygon", points=RED), dict(type="mask", rle=run_lengths.encode(
+            box(RED)))):
+        write_json(place, datumaro(dict(label_id=0, attributes={}) | red, blue,
+                                   dict(type="label", label_id=0)), "a.json")
+        same(place.masks("a.json"))
+        same(place.masks("a.json", names="Blue_Box\nred box\n"), {
+            "red box": box(RED), "Blue_Box": box(BLUE)})
+    for wrong, says in ((dict(type="points", label_id=0), "annotation 0: the mask is a points, wh"),
+                        (dict(type="polygon", points=RED), "annotation 0 has no label"),
+                        (dict(type="mask", label_id=0, rle=dict(size=[6, 8], counts=[48])),
+                         "is for 8x6 pixels"), (dict(type="mask", label_id=2), "the label 2, of")):
+        write_json(place, datumaro(wrong), "a.json")
+        with pytest.raises(ValueError, match=says):
+            place.masks("a.json")
+
+
+def test_a_form_can_be_insisted_on(place):
+    place.coco([RED])
+    assert set(place.masks(form="coco")) == {"red box"}
+    with pytest.raises(ValueError, match="a.json is a file of COCO's form, not of --format=cvat"):
+        place.read(form="cvat")
+    place.label(numbers(255, 0, 1))
+    place.classes("labels", names=TWO, form="labelmaps")
+    with pytest.raises(FileNotFoundError, match="has YOLO's polygons in .*, as --format=yolo says"):
+        place.read("labels", names=TWO, form="yolo")
+    with pytest.raises(ValueError, match="--format=coco is one file for all pictures"):
+        place.read("labels", names=TWO, form="coco")
+    with pytest.raises(ValueError, match="--format=sam is none of coco, labelstudio, cvat"):
+        place.read("labels", names=TWO, form="sam")
+    with pytest.raises(ValueError, match="has no labelmap.txt in it or above it"):
+        place.read("labels", names=TWO, form="voc")
 
 
 def test_masks_may_lie_in_folders_of_their_classes(place):

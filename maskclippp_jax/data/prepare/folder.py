@@ -7,15 +7,19 @@ without its ending, with its sub-folder if there is one):
   the file's third column), or its colour (the fourth);
 - folders of masks, `x/<class name>_<number>.png` or `<class name>/x.png`: what is not 0 is the
   mask, of cut-outs what is not transparent; masks may overlap;
-- one JSON file a picture, `x.json`: of LabelMe; or a list of masks, each with `segmentation`
-  (run lengths or polygons, as in COCO) and `category_id` (a number as above) or `label` (a name);
+- maps in the colours of a labelmap.txt: `SegmentationClass/x.png`, `SegmentationObject/x.png`, as
+  CVAT exports masks, and VOC's;
+- one JSON file a picture, `x.json`: of LabelMe or Supervisely; or a list of masks, each with
+  `segmentation` (run lengths or polygons, as in COCO) and `category_id` (a number as above) or
+  `label` (a name);
 - polygons of YOLO, `x.txt`: the number of a class, then x and y in shares of the picture's sides;
 - one JSON file for all: in COCO's instance or panoptic form (the PNG files of the latter lie beside
-  it, or in a folder of its name), or of Label Studio.
+  it, or in a folder of its name), of Label Studio or Datumaro; or the XML of CVAT.
 
 Files of other names are found by a pattern, `labels/{stem}_mask.png`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -27,14 +31,29 @@ import yaml
 
 from maskclippp_jax.data import images, label_maps, records
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import labels, own_coco, own_label_studio, own_masks, paths
+from maskclippp_jax.data.prepare import (
+    labels,
+    own_coco,
+    own_cvat,
+    own_datumaro,
+    own_label_studio,
+    own_listed,
+    own_masks,
+    paths,
+)
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary, check_names, plain
 
 _PICTURE = r"\.(?:jpg|jpeg|JPG|JPEG|png|PNG|bmp|tif|tiff|webp)"
 _LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.json (LabelMe, "
-           "masks) or x.txt (YOLO) for x.jpg")
+           "Supervisely, masks) or x.txt (YOLO) for x.jpg")
+
+
+# What --format may say: one file for all pictures, and files of one picture each.
+_FILES = dict(coco="a file of COCO's form", labelstudio="a file of Label Studio",
+              cvat="an XML of CVAT", datumaro="a file of Datumaro")
+FORMS = (*_FILES, "voc", "labelmaps", "masks", "classes", "json", "yolo")
 
 
 class OwnData(typing.NamedTuple):
@@ -49,6 +68,7 @@ class Choices(typing.NamedTuple):
     nothing: typing.Sequence[int] | None = None  # numbers of label maps, see `label_maps`
     leave_out: typing.Sequence[str] = ()  # classes of the files whose masks mean nothing
     keep_crowds: bool = False  # whether masks marked as crowds count as single ones
+    form: str | None = None    # one of `FORMS`; None: what it looks like
     validation: str = "0"      # share of the pictures, or a text file with their names
 
 
@@ -58,43 +78,72 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
 
     Args:
       image_dir: folder of the pictures.
-      annotations: folder, pattern of files with {stem} for a picture's name, or a JSON file.
-      names_file: one class a line; may be None for COCO's form, which names its categories.
+      annotations: folder, pattern of files with {stem} for a picture's name, or a file for all.
+      names_file: one class a line; may be None for forms that name their classes.
       choices: what the files cannot tell.
 
     Raises:
       FileNotFoundError: a file or folder is not there, or no picture has an annotation.
       ValueError: the names do not fit the annotations, or a list does not fit the pictures.
     """
+    if choices.form not in (None, *FORMS):
+        raise ValueError(f"--format={choices.form} is none of {', '.join(FORMS)}")
     if not pathlib.Path(image_dir).is_dir():
         raise FileNotFoundError(f"no folder --images={image_dir}; give the one of your pictures")
-    is_file = annotations.endswith(".json") and pathlib.Path(annotations).is_file()
+    is_file = annotations.endswith((".json", ".xml")) and pathlib.Path(annotations).is_file()
     folder, pattern = _pattern_of(annotations)
     if not is_file and not pathlib.Path(folder).is_dir():
         raise FileNotFoundError(f"no --labels={annotations}; give a folder with {_LAYOUT}, a "
-                                "pattern like labels/{stem}_mask.png, or a JSON file of COCO or "
-                                "Label Studio")
+                                "pattern like labels/{stem}_mask.png, or a file of COCO, CVAT, "
+                                "Label Studio or Datumaro")
     pictures_at = Files(image_dir)
-    if is_file and not own_label_studio.are_in(annotations):
-        reading, vocabulary, kind = own_coco.read(
-            pictures_at, _PICTURE, pathlib.Path(annotations), names_file,
-            leave_out=choices.leave_out, keep_crowds=choices.keep_crowds)
-    else:
-        if names_file is None:
-            raise ValueError("got no --names; give a file with one class a line, synonyms "
-                             "separated by commas, or a data.yaml of YOLO")
-        vocabulary = _read_names(names_file, choices.nothing or ())
-        masks = own_masks.Masks(vocabulary, tuple(map(plain, choices.leave_out)),
-                                choices.keep_crowds)
-        if is_file:
-            kind = "instance"
-            reading = own_label_studio.read(pictures_at, _PICTURE, annotations, masks)
-        else:
-            reading, kind = _read_folder(pictures_at, Files(folder), pattern, masks, choices)
+    read_all = _read_file if is_file else _read_folder
+    reading, vocabulary, kind = read_all(pictures_at, annotations, names_file, choices)
     splits = _split(reading.splits["train"], choices.validation)
     chosen = repr([item[0] for item in splits.get("validation", ())])
     fingerprint = reading.fingerprint + hashlib.sha1(chosen.encode()).hexdigest()
     return OwnData(reading._replace(splits=splits, fingerprint=fingerprint), vocabulary, kind)
+
+
+def _read_file(pictures_at: Files, path: str, names_file: str | None, choices: Choices) -> OwnData:
+    """One file for all pictures."""
+    form = _form_of_file(path)
+    if choices.form not in (None, form):
+        raise ValueError(f"{path} is {_FILES[form]}, not of --format={choices.form}")
+    if form == "coco":
+        return OwnData(*own_coco.read(
+            pictures_at, _PICTURE, pathlib.Path(path), names_file, leave_out=choices.leave_out,
+            keep_crowds=choices.keep_crowds))
+    listed = dict(cvat=own_cvat, labelstudio=own_label_studio, datumaro=own_datumaro)[form].read(
+        path)
+    masks = _masks(listed.names, names_file, path, choices)
+    reading = own_listed.reading_of(listed, pictures_at, _PICTURE, path, masks)
+    return OwnData(reading, masks.vocabulary, "instance")
+
+
+def _form_of_file(path: str) -> str:
+    """Which of the forms a file may have; only its shape is looked at."""
+    if path.endswith(".xml"):
+        return "cvat"
+    data = storage.path(path).read_bytes()
+    if data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return "labelstudio"  # no file of COCO is a list
+    return "datumaro" if b'"items"' in data and b'"images"' not in data else "coco"
+
+
+def _masks(names: typing.Sequence[str] | None, names_file: str | None, path: str, choices: Choices
+           ) -> own_masks.Masks:
+    """The classes of a names file, or those that the annotations list themselves."""
+    left_out = tuple(map(plain, choices.leave_out))
+    if names_file is not None:
+        vocabulary = _read_names(names_file, choices.nothing or ())
+    elif names is None:
+        raise ValueError("got no --names; give a file with one class a line, synonyms "
+                         "separated by commas, or a data.yaml of YOLO")
+    else:
+        kept = [name for name in names if plain(name) not in left_out]
+        vocabulary = dataclasses.replace(Vocabulary.from_names(kept), name=pathlib.Path(path).name)
+    return own_masks.Masks(vocabulary, left_out, choices.keep_crowds)
 
 
 def _read_names(path: str, skip: typing.Sequence[int]) -> Vocabulary:
@@ -133,16 +182,29 @@ def _pattern_of(annotations: str) -> tuple[str, str]:
 class _Form(typing.NamedTuple):
     """A form that annotations may have."""
 
+    name: str         # of --format
     title: str
     kind: str
     files: dict       # by the id of a picture
     make: typing.Callable
 
 
-def _read_folder(pictures_at: Files, labels_at: Files, pattern: str, masks: own_masks.Masks,
-                 choices: Choices) -> tuple[Reading, str]:
+def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, choices: Choices
+                 ) -> OwnData:
+    folder, pattern = _pattern_of(annotations)
+    if choices.form in _FILES:
+        raise ValueError(f"--format={choices.form} is one file for all pictures, --labels="
+                         f"{annotations} is none; name the file")
+    if not pattern and choices.form in (None, "voc") and (maps := _colored(folder)) is not None:
+        return _read_colored(pictures_at, maps, names_file, choices)
+    if choices.form == "voc":
+        raise ValueError(f"{folder} has no labelmap.txt in it or above it, which tells the colours "
+                         "of --format=voc; for numbers in place of colours leave --format out")
+    labels_at, masks = Files(folder), _masks(None, names_file, annotations, choices)
     pictures = pictures_at.find(f"(.+){_PICTURE}", leave_out=pattern)
     forms = _forms(labels_at, pattern, pictures, masks, choices)
+    if choices.form is not None:
+        forms = [form for form in forms if form.name == choices.form]
     form = max(forms, key=lambda form: len(set(form.files) & set(pictures)))
     common = len(set(form.files) & set(pictures))
     # A picture is never its own label.
@@ -155,6 +217,10 @@ def _read_folder(pictures_at: Files, labels_at: Files, pattern: str, masks: own_
             set(jpegs) & set(pictures)) > common:
         raise ValueError(f"the labels in {labels_at.folder} are JPEG files ({next(iter(jpegs))}"
                          ".jpg, ...), which change numbers; save label maps as PNG")
+    if not common and choices.form is not None:
+        raise FileNotFoundError(
+            f"none of the {len(pictures)} pictures in {pictures_at.folder} has {form.title} in "
+            f"{labels_at.folder}, as --format={form.name} says; leave it out to see what is there")
     if not common:
         raise FileNotFoundError(
             f"none of the {len(pictures)} pictures in {pictures_at.folder} has an annotation in "
@@ -169,7 +235,41 @@ def _read_folder(pictures_at: Files, labels_at: Files, pattern: str, masks: own_
     items, missing = labels.pair(pictures, {k: f for k, f in form.files.items() if k},
                                  what="picture or annotation")
     fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr((pattern, choices))
-    return Reading({"train": items}, form.make, missing, fingerprint, notes=notes), form.kind
+    return OwnData(Reading({"train": items}, form.make, missing, fingerprint, notes=notes),
+                   masks.vocabulary, form.kind)
+
+
+def _colored(folder: str) -> pathlib.Path | None:
+    """The folder with the labelmap.txt of maps in colours: this one, or that above it."""
+    here = pathlib.Path(folder)
+    return next((f for f in (here, here.absolute().parent) if (f / "labelmap.txt").is_file()), None)
+
+
+def _read_colored(pictures_at: Files, root: pathlib.Path, names_file: str | None, choices: Choices
+                  ) -> OwnData:
+    """SegmentationClass, and SegmentationObject if it is there, with their labelmap.txt."""
+    colors = own_cvat.read_labelmap(File((), str(root / "labelmap.txt")))
+    masks = _masks(list(colors.names.values()), names_file, str(root / "labelmap.txt"), choices)
+    maps_at, pictures = Files(str(root)), pictures_at.find(f"(.+){_PICTURE}")
+    classes, objects = (maps_at.find(rf"Segmentation{what}/(.+)\.png")
+                        for what in ("Class", "Object"))
+    # Pictures and maps may lie in the same folder.
+    pictures = {key.removeprefix("JPEGImages/"): file for key, file in pictures.items()
+                if not key.startswith("Segmentation")}
+    if not classes:
+        raise FileNotFoundError(f"{root} has a labelmap.txt, but no SegmentationClass/x.png")
+    items, missing = labels.pair(pictures, *filter(None, (classes, objects)),
+                                 what="picture or annotation")
+    if not items:
+        raise FileNotFoundError(f"none of the {len(pictures)} pictures in {pictures_at.folder} has "
+                                f"a map in {root}/SegmentationClass")
+    make = functools.partial(own_cvat.from_colors if objects else own_cvat.from_class_colors,
+                             masks, colors)
+    notes = [f"took the labels for maps in the colours of {root / 'labelmap.txt'}"
+             f"{', each object apart' if objects else ''}, {len(items)} of them have a picture"]
+    fingerprint = pictures_at.fingerprint + maps_at.fingerprint + repr(choices)
+    return OwnData(Reading({"train": items}, make, missing, fingerprint, notes=notes),
+                   masks.vocabulary, "instance" if objects else "semantic")
 
 
 def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own_masks.Masks,
@@ -180,7 +280,10 @@ def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own
             return labels_at.find(rf"(.+)\.(?:{endings})")
         return labels_at.find(pattern) if re.search(rf"\.(?:{endings})$", pattern) else {}
 
-    pngs = find("png|PNG|tif|tiff")
+    pngs, jsons = find("png|PNG|tif|tiff"), find("json")
+    for key in list(jsons):  # Supervisely names the JSON of x.jpg x.jpg.json
+        if (stem := re.sub(f"{_PICTURE}$", "", key)) not in jsons:
+            jsons[stem] = jsons.pop(key)
     folders: dict[str, list[File]] = {}
     by_class: dict[str, list[tuple[str, File]]] = {}
     for key, file in pngs.items():
@@ -190,13 +293,13 @@ def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own
             by_class.setdefault(image_id, []).append((name, file))
     of = lambda make: functools.partial(make, masks)
     return [
-        _Form("label maps", "semantic", pngs,
+        _Form("labelmaps", "label maps", "semantic", pngs,
               functools.partial(_label_map, masks.vocabulary, choices.nothing)),
-        _Form("folders of masks", "instance", folders, of(own_masks.from_folder)),
-        _Form("masks in folders of their classes", "instance", by_class,
+        _Form("masks", "folders of masks", "instance", folders, of(own_masks.from_folder)),
+        _Form("classes", "masks in folders of their classes", "instance", by_class,
               of(own_masks.from_class_folders)),
-        _Form("JSON files of masks", "instance", find("json"), of(own_masks.from_json)),
-        _Form("YOLO's polygons", "instance", find("txt"), of(own_masks.from_yolo))]
+        _Form("json", "JSON files of masks", "instance", jsons, of(own_masks.from_json)),
+        _Form("yolo", "YOLO's polygons", "instance", find("txt"), of(own_masks.from_yolo))]
 
 
 def _numbers(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> str:

@@ -8,6 +8,7 @@ import binascii
 import pathlib
 import re
 import typing
+import zlib
 
 import numpy as np
 
@@ -35,9 +36,35 @@ class _Shape(typing.TypedDict):
     mask: typing.NotRequired[str | None]  # PNG in base 64, of the rectangle of two points
 
 
-class _OfPicture(typing.TypedDict):
-    """A JSON of one picture: of LabelMe, or a list of masks under `annotations`."""
+class _Bitmap(typing.TypedDict):
+    data: str            # PNG, packed by zlib, in base 64
+    origin: list[int]    # left and top
 
+
+class _Rings(typing.TypedDict, total=False):
+    exterior: list[tuple[float, float]]
+    interior: list[list[tuple[float, float]]]
+
+
+class _Object(typing.TypedDict):
+    """Of Supervisely."""
+
+    classTitle: str
+    geometryType: str
+    points: typing.NotRequired[_Rings]
+    bitmap: typing.NotRequired[_Bitmap | None]
+
+
+class _PictureSize(typing.TypedDict):
+    height: typed.Side
+    width: typed.Side
+
+
+class _OfPicture(typing.TypedDict):
+    """A JSON of one picture: of LabelMe, of Supervisely, or masks under `annotations`."""
+
+    objects: typing.NotRequired[list[_Object]]
+    size: typing.NotRequired[_PictureSize]
     annotations: typing.NotRequired[list[_Entry]]
     shapes: typing.NotRequired[list[_Shape]]
     imageHeight: typing.NotRequired[typed.Side | None]
@@ -103,23 +130,25 @@ def from_class_folders(masks: Masks, item: tuple[str, File, list[tuple[str, File
 
 
 def from_json(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
-    """`x.json`: LabelMe's, or a list of masks, also under `annotations`."""
+    """`x.json`: LabelMe's, Supervisely's, or a list of masks, also under `annotations`."""
     image_id, picture, file = item
     content = file.json(list[_Entry] | _OfPicture)
     image = labels.read_picture(picture)
     size = images.size_of(image)
     if isinstance(content, dict) and "shapes" in content:
-        stated = content.get("imageHeight"), content.get("imageWidth")
-        if None not in stated and stated != size:
-            raise ValueError(f"{file} is of a picture of {stated[1]}x{stated[0]} pixels, "
-                             f"{picture} has {size[1]}x{size[0]}" + (
-                                 "; was it turned by its EXIF orientation?"
-                                 if stated == size[::-1] else ""))
+        check_size((content.get("imageHeight"), content.get("imageWidth")), size, file, picture)
         found = [_of_shape(masks, shape, size, f"{file}, shape {n}")
                  for n, shape in enumerate(content["shapes"])]
         return masks.record(image_id, image, found)
+    if isinstance(content, dict) and "objects" in content:
+        stated = content.get("size", {})
+        check_size((stated.get("height"), stated.get("width")), size, file, picture)
+        found = [_of_object(masks, thing, size, f"{file}, object {n}")
+                 for n, thing in enumerate(content["objects"])]
+        return masks.record(image_id, image, found)
     if isinstance(content, dict) and "annotations" not in content:
-        raise ValueError(f"{file} has neither shapes, as LabelMe writes them, nor annotations")
+        raise ValueError(f"{file} has neither shapes, as LabelMe writes them, nor objects, as "
+                         "Supervisely, nor annotations")
     entries = content["annotations"] if isinstance(content, dict) else content
     found = []
     for n, entry in enumerate(entries):
@@ -166,6 +195,38 @@ def from_yolo(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
     return masks.record(image_id, image, found)
 
 
+def turned_rectangle(corner: np.ndarray, sides: np.ndarray, degrees: float) -> np.ndarray:
+    """The corners [4, 2] of a rectangle that is turned clockwise around its first one, in pixels.
+
+    Args:
+      corner: [2] x and y.
+      sides: [2] width and height.
+      degrees: how far it is turned.
+    """
+    angle = np.deg2rad(degrees)
+    along = sides[0] * np.array([np.cos(angle), np.sin(angle)])
+    down = sides[1] * np.array([-np.sin(angle), np.cos(angle)])
+    return np.array([corner, corner + along, corner + along + down, corner + down])
+
+
+def ellipse(center: np.ndarray, radii: np.ndarray, degrees: float = 0.0) -> np.ndarray:
+    """Corners [n, 2] of a polygon for an ellipse that is turned clockwise, in pixels."""
+    turns = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    angle = np.deg2rad(degrees)
+    along, down = (r * part for r, part in zip(radii, (np.cos(turns), np.sin(turns))))
+    return center + np.stack([along * np.cos(angle) - down * np.sin(angle),
+                              along * np.sin(angle) + down * np.cos(angle)], -1)
+
+
+def check_size(stated: tuple, size: tuple[int, int], file: object, picture: File) -> None:
+    """Refuses annotations of a picture of another size; None in `stated` fits any."""
+    if None not in stated and tuple(stated) != size:
+        raise ValueError(f"{file} is of a picture of {stated[1]}x{stated[0]} pixels, "
+                         f"{picture} has {size[1]}x{size[0]}" + (
+                             "; was it turned by its EXIF orientation?"
+                             if tuple(stated) == size[::-1] else ""))
+
+
 def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
               ) -> tuple[int | None, dict, bool]:
     """Class, run lengths, and that it is no crowd, of a shape of LabelMe."""
@@ -180,20 +241,49 @@ def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
         (left, top), (right, bottom) = points
         points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     elif kind == "circle":
-        turns = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
-        radius = np.hypot(*(points[1] - points[0]))
-        points = points[0] + radius * np.stack([np.cos(turns), np.sin(turns)], -1)
+        points = ellipse(points[0], np.hypot(*(points[1] - points[0])).repeat(2))
     elif kind not in (None, "polygon"):
         raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon, or leave its "
                          "label out with --leave_out")
     return c, run_lengths.of_polygons([points.tolist()], size), False
 
 
-def _of_patch(text: str, points: np.ndarray, size: tuple[int, int], where: str) -> dict:
-    """A mask that LabelMe keeps as a picture of its rectangle."""
+def _of_object(masks: Masks, thing: _Object, size: tuple[int, int], where: str
+               ) -> tuple[int | None, dict, bool]:
+    """Class, run lengths, and that it is no crowd, of an object of Supervisely."""
+    c, kind = masks.class_named(thing["classTitle"], where), thing["geometryType"]
+    if c is None:
+        return c, {}, False
+    outer = thing.get("points", {}).get("exterior", [])
+    if kind == "bitmap":
+        bitmap = thing.get("bitmap") or dict(data="", origin=[])
+        if len(bitmap["origin"]) != 2:
+            raise ValueError(f"{where} is a bitmap without an origin")
+        return c, _of_patch(bitmap["data"], np.array([bitmap["origin"]]), size, where,
+                            unpack=_unpacked), False
+    if kind == "rectangle" and len(outer) == 2:
+        (left, top), (right, bottom) = outer  # pixels, the last ones belong to it
+        outer = [(left, top), (right + 1, top), (right + 1, bottom + 1), (left, bottom + 1)]
+    elif kind != "polygon":
+        raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon or a mask, or "
+                         "leave its class out with --leave_out")
+    mask = run_lengths.decode(run_lengths.of_polygons([outer], size))
+    for hole in thing.get("points", {}).get("interior", []):
+        mask &= ~run_lengths.decode(run_lengths.of_polygons([hole], size))
+    return c, run_lengths.encode(mask), False
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What zlib packed; no more than the largest picture has in bits and bytes of PNG."""
+    return zlib.decompressobj().decompress(data, run_lengths.MOST_PIXELS)
+
+
+def _of_patch(text: str, points: np.ndarray, size: tuple[int, int], where: str,
+              unpack: typing.Callable[[bytes], bytes] = lambda data: data) -> dict:
+    """A mask that LabelMe and Supervisely keep as a picture of its rectangle."""
     try:
-        patch = images.decode_mask(base64.b64decode(text, validate=True), where)
-    except binascii.Error:
+        patch = images.decode_mask(unpack(base64.b64decode(text, validate=True)), where)
+    except (binascii.Error, zlib.error):
         raise ValueError(f"{where} holds no picture in base 64") from None
     left, top = (int(n) for n in points[0])
     mask = np.zeros(size, bool)
