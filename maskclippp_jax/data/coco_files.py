@@ -223,4 +223,4 @@ def write_png(file: epath.Path, array: np.ndarray) -> None:
     """Writes a PNG whole or not at all: [H, W] uint8 or uint16, or [H, W, 3] uint8 in BGR."""
     ok, data = cv2.imencode(".png", array)
     assert ok
-    storage.write(file, data.tobytes())
+    storage.write(file, data.tobytes(), durable=False)

@@ -82,7 +82,7 @@ def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:
         data = encode(label_maps.stored(labels))
     else:
         raise ValueError(f"{path} ends in {path.suffix!r}, wanted one of {', '.join(ENDINGS)}")
-    storage.write(path, data)
+    storage.write(path, data, durable=False)
 
 
 def _read_run_lengths(path: str, size: tuple[int, int]) -> np.ndarray:

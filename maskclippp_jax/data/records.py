@@ -19,6 +19,7 @@ not stored.
 """
 
 import hashlib
+import io
 import pathlib
 import typing
 
@@ -62,6 +63,17 @@ FEATURES = tfds.features.FeaturesDict({
     "negative_classes": _column(np.int64),
     "not_exhaustive_classes": _column(np.int64),
 })
+
+
+_SERIALIZER = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
+
+
+def serialize(record: dict) -> bytes:
+    """A record as it is stored: the same bytes in every process, which TFDS does not ask for, as
+    fingerprints must not depend on who made a data set."""
+    encoded = FEATURES.encode_example(
+        record | {key: io.BytesIO(record[key]) for key in ("image", "segments")})
+    return _SERIALIZER.get_tf_example(encoded).SerializeToString(deterministic=True)
 
 
 class Segment(typing.NamedTuple):

@@ -100,7 +100,7 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
                              f"see maskclippp {name} --help")
         _check_buckets(command.BUCKETS)
         return command.main(rest) or 0
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return complain(error)
 
 
@@ -116,8 +116,11 @@ def complain(error: BaseException) -> int:
     """Says on stderr what went wrong and returns the exit code.
 
     Errors in the input, of the disk, and of the numbers are the user's to mend: one sentence.
-    Everything else is ours: a traceback.
+    Ctrl-C is nobody's error. Everything else is ours: a traceback.
     """
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
     for kinds, code in (((ValueError, FileNotFoundError, FileExistsError), 2),
                         ((OSError, FloatingPointError), 1)):
         debug = "debug" in flags.FLAGS and flags.FLAGS["debug"].value
