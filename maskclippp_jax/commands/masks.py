@@ -28,9 +28,13 @@ ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures of the data 
                                   "masks")
 OUTPUT = flags.DEFINE_string("output", None, "folder for pictures")
 NOTHING = cli.define_nothing()
+MAX_PIXELS = cli.define_max_pixels()
 
 
 def main(names):
+    from maskclippp_jax.data import images
+
+    images.limit_pixels(MAX_PIXELS.value)
     commands = dict(inspect=inspect, from_files=from_files, to_files=to_files, pictures=pictures)
     if len(names) != 1 or names[0] not in commands:
         raise ValueError(f"got {' '.join(names) or 'no command'}, wanted one of "

@@ -34,6 +34,7 @@ CLASSES = flags.DEFINE_string("classes", None, "names: classes apart by ;, synon
 NAMES_FILE = flags.DEFINE_string("names_file", None, "the same as a file, one class a line")
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
 NOTHING = cli.define_nothing()
+MAX_PIXELS = cli.define_max_pixels()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on at once",
                                   lower_bound=1)
@@ -41,9 +42,10 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on
 
 def main(arguments):
     from maskclippp_jax import api
-    from maskclippp_jax.data import picture_files, regions
+    from maskclippp_jax.data import images, picture_files, regions
     from maskclippp_jax.vocabulary import Vocabulary
 
+    images.limit_pixels(MAX_PIXELS.value)
     if not CHECKPOINT.value:
         raise ValueError("got no --checkpoint; see --help")
     if bool(CLASSES.value) == bool(NAMES_FILE.value):

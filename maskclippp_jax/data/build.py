@@ -259,7 +259,8 @@ def _in_workers(jobs: list[tuple]) -> typing.Iterator[dict[concurrent.futures.Fu
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         workers = concurrent.futures.ProcessPoolExecutor(
-            min(os.cpu_count() or 1, _WORKERS, len(jobs)), initializer=_end_with_the_build,
+            min(os.cpu_count() or 1, _WORKERS, len(jobs)),
+            initializer=_begin, initargs=(images.limit_pixels(),),
             mp_context=multiprocessing.get_context("spawn"))
         pending = {workers.submit(_write_shard, *job): k for k, job in enumerate(jobs)}
     finally:
@@ -274,8 +275,10 @@ def _in_workers(jobs: list[tuple]) -> typing.Iterator[dict[concurrent.futures.Fu
         workers.shutdown(cancel_futures=True)
 
 
-def _end_with_the_build() -> None:
+def _begin(max_pixels: int) -> None:
     """Lets a process that writes shards end when the one that started it does, however it ends."""
+    images.limit_pixels(max_pixels)
+
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
