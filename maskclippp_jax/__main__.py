@@ -8,6 +8,14 @@ from maskclippp_jax.commands import COMMANDS
 
 def main() -> int:
     """Runs the command that was typed; the exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # while it was still importing
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(_help())

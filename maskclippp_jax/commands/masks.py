@@ -43,9 +43,13 @@ GENERATOR = flags.DEFINE_string("generator", None, "published name, file, folder
 DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "of the mask logits that "
                           "`export` stores")
 NOTHING = cli.define_nothing()
+MAX_PIXELS = cli.define_max_pixels()
 
 
 def main(names):
+    from maskclippp_jax.data import images
+
+    images.limit_pixels(MAX_PIXELS.value)
     commands = dict(export=export, inspect=inspect, from_files=from_files, to_files=to_files,
                     pictures=pictures)
     if len(names) != 1 or names[0] not in commands:

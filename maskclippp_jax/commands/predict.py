@@ -44,6 +44,7 @@ OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
 FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, label map, JSON), "
                            "coco, labelme, yolo, voc, cvat, labelstudio")
 NOTHING = cli.define_nothing()
+MAX_PIXELS = cli.define_max_pixels()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on at once",
                                   lower_bound=1)
@@ -51,10 +52,11 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on
 
 def main(arguments):
     from maskclippp_jax import api
-    from maskclippp_jax.data import picture_files, regions
+    from maskclippp_jax.data import images, picture_files, regions
     from maskclippp_jax.naming import annotation_writer
     from maskclippp_jax.vocabulary import Vocabulary
 
+    images.limit_pixels(MAX_PIXELS.value)
     if not CHECKPOINT.value:
         raise ValueError("got no --checkpoint; see --help")
     if bool(CLASSES.value) == bool(NAMES_FILE.value):

@@ -43,6 +43,7 @@ FORMAT = flags.DEFINE_string("format", None, "own data: the form of the annotati
 VALIDATION = flags.DEFINE_string("validation", "0", "own data: share of the pictures that are for "
                                  "validation, or a file with their names")
 NOTHING = cli.define_nothing()
+MAX_PIXELS = cli.define_max_pixels()
 LEAVE_OUT = flags.DEFINE_list("leave_out", [], "own data: names of classes whose masks mean "
                               "nothing, such as background")
 CROWD = flags.DEFINE_enum("crowd", "ignore", ["ignore", "keep"], "own data: whether masks marked "
@@ -54,10 +55,11 @@ _OWN = ("images", "labels", "names", "name", "format", "validation", "nothing", 
 
 
 def main(names):
-    from maskclippp_jax.data import catalogue
+    from maskclippp_jax.data import catalogue, images
     from maskclippp_jax.data.prepare import making
     from maskclippp_jax.data.prepare.folder import Choices
 
+    images.limit_pixels(MAX_PIXELS.value)
     if LIST.value:
         making.list_datasets()
         return

@@ -12,6 +12,8 @@ import pathlib
 
 from absl import flags, logging
 
+from maskclippp_jax.runtime import cli
+
 POSITIONAL, BUCKETS = "", ("predictions", "data_dir", "output")
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "folder of the predictions")
@@ -26,14 +28,17 @@ ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False,
                                   "pictures without a prediction count as missed")
 SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
 SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
+MAX_PIXELS = cli.define_max_pixels()
 OUTPUT = flags.DEFINE_string("output", None, "file for the results as JSON")
 
 
 def main(arguments):
+    from maskclippp_jax.data import images
     from maskclippp_jax.drawing import report
     from maskclippp_jax.evaluation import scoring
 
     del arguments
+    images.limit_pixels(MAX_PIXELS.value)
     if not PREDICTIONS.value:
         raise ValueError("got no --predictions; see --help")
     results, protocol = scoring.score(scoring.Request(

@@ -10,14 +10,14 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
-import fcntl
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
+import threading
 import typing
 
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -97,28 +97,64 @@ def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: 
       BadPictures: pictures that cannot be used; nothing is registered.
       ValueError: two pictures with one id, no space left, or another process is at it.
     """
-    folder = pathlib.Path(data_dir).absolute() / name / records.VERSION
-    if (folder / "dataset_info.json").exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists; use it, or give --overwrite to make it anew")
+    folder = place_of(data_dir, name)
     made = [p for p in (folder.parent, *folder.parents[1:3]) if not p.exists()]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.parent):
+        with storage.locked(folder.parent, f"another prepare is writing {folder.parent}; wait "
+                            "until it has ended, or stop it"):
+            _repair(folder)
+            if (folder / "dataset_info.json").exists() and not overwrite:
+                raise FileExistsError(f"{folder} exists; use it, or give --overwrite to make it "
+                                      "anew")
             try:
                 summary = _build(
                     folder, name, vocabulary, kind, reading, description, own_names, check)
-            except Exception:
+            except BaseException:
                 _clear(folder, made)
                 raise
     except PermissionError as error:
         raise ValueError(f"{folder.parent} cannot be written ({error.strerror}); give another "
                          "--data_dir") from None
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+        if not _is_full(error):
             raise
         raise ValueError(f"no space left for {folder}; free some and give the same command again, "
                          "what is finished is kept") from None
     return summary
+
+
+def place_of(data_dir: str, name: str) -> pathlib.Path:
+    """The folder of a data set."""
+    return pathlib.Path(data_dir).absolute() / name / records.VERSION
+
+
+def is_there(data_dir: str, name: str) -> bool:
+    """Whether a data set is made; one that a killed `prepare --overwrite` put aside is brought
+    back."""
+    folder = place_of(data_dir, name)
+    if _replaced(folder).exists():
+        with storage.locked(folder.parent, f"another prepare is writing {folder.parent}; wait "
+                            "until it has ended, or stop it"):
+            _repair(folder)
+    return (folder / "dataset_info.json").exists()
+
+
+def _replaced(folder: pathlib.Path) -> pathlib.Path:
+    """Where a data set waits for its removal while another one takes its place."""
+    return folder.with_name(f".replaced-{folder.name}")
+
+
+def _repair(folder: pathlib.Path) -> None:
+    """Ends what a killed build was about when it replaced a data set."""
+    replaced = _replaced(folder)
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _is_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        words in str(error) for words in ("No space left", "quota exceeded", "File too large"))
 
 
 def _build(folder, name, vocabulary, kind, reading, description, own_names, check):
@@ -129,6 +165,8 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
     if growing.exists() and (not plan_file.exists() or plan_file.read_text() != plan):
         shutil.rmtree(growing)  # begun from other files
     growing.mkdir(exist_ok=True)
+    for leftover in growing.glob(".tmp-*"):  # of a killed one
+        leftover.unlink(missing_ok=True)
     storage.write(plan_file, plan)
 
     jobs, split_of = [], []
@@ -169,11 +207,12 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
                     for split, s in summary.items()}))
     for leftover in growing.glob(".*"):
         leftover.unlink()
-    replaced = folder.with_name(f".replaced-{folder.name}")
+    storage.sync_all(growing)
     if folder.exists():
-        folder.rename(replaced)
+        folder.rename(_replaced(folder))
     growing.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    storage.sync(folder.parent)
+    _repair(folder)
     return summary
 
 
@@ -189,24 +228,6 @@ def _clear(folder: pathlib.Path, made: typing.Sequence[pathlib.Path]) -> None:
                 place.rmdir()
 
 
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path):
-    """Only one process writes a data set; the system frees the lock when it dies."""
-    path = folder / ".lock"
-    while True:
-        with open(path, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another prepare is writing {folder}; wait until it has ended, "
-                                 "or stop it") from None
-            # One that failed in between may have removed the file that was opened.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                yield
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-
-
 def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
     """Writes all shards, on all cores if it is worth starting them, and shows how far it is."""
     total = sum(len(items) for _, items, _ in jobs)
@@ -216,11 +237,7 @@ def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
         if total * records_each <= _SMALLEST or len(jobs) == 1:
             finished = ((k, _write_shard(*job)) for k, job in enumerate(jobs))
         else:
-            workers = concurrent.futures.ProcessPoolExecutor(
-                min(os.cpu_count() or 1, _WORKERS, len(jobs)),
-                mp_context=multiprocessing.get_context("spawn"))
-            stack.callback(workers.shutdown, cancel_futures=True)
-            pending = {workers.submit(_write_shard, *job): k for k, job in enumerate(jobs)}
+            pending = stack.enter_context(_in_workers(jobs))
             finished = ((pending[future], future.result())
                         for future in concurrent.futures.as_completed(pending))
         for k, facts in progress.track(finished, title, total=total,
@@ -236,13 +253,50 @@ def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
     return [results[k] for k in range(len(jobs))]
 
 
+@contextlib.contextmanager
+def _in_workers(jobs: list[tuple]) -> typing.Iterator[dict[concurrent.futures.Future, int]]:
+    """The shards that processes of their own write, and their numbers; none outlives the block."""
+    others = set(multiprocessing.active_children())
+    # Ctrl-C reaches every process of a terminal; they inherit that they do not get it, so that
+    # this one alone says what has happened.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        workers = concurrent.futures.ProcessPoolExecutor(
+            min(os.cpu_count() or 1, _WORKERS, len(jobs)),
+            initializer=_begin, initargs=(images.limit_pixels(),),
+            mp_context=multiprocessing.get_context("spawn"))
+        pending = {workers.submit(_write_shard, *job): k for k, job in enumerate(jobs)}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield pending
+    except (KeyboardInterrupt, SystemExit):
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
+    finally:
+        workers.shutdown(cancel_futures=True)
+
+
+def _begin(max_pixels: int) -> None:
+    """Lets a process that writes shards end when the one that started it does, however it ends."""
+    images.limit_pixels(max_pixels)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callable) -> dict:
     """Writes one shard and what it holds; both appear whole. A finished shard is left alone."""
     file = pathlib.Path(path)
     facts_file = file.with_name(f".{file.name}.json")
     if file.exists() and facts_file.exists():
         return json.loads(facts_file.read_text())
-    temporary = file.with_name(f".tmp-{file.name}")
+    # A process that ends a little after its killed `prepare` must not share a name with the next.
+    temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
     # One record a group: readers jump to single records.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     size, dropped, segments, classes, shapes, ids, problems = 0, 0, 0, set(), [], [], []
@@ -273,8 +327,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
                          table["source_id"][~seen][:_EXAMPLES - len(examples)].tolist()]
             shapes.append(images.size_of(record["segments"]))
             ids.append(record["image_id"])
-            data = records.features().serialize_example(record | {
-                key: io.BytesIO(record[key]) for key in ("image", "segments")})
+            data = records.serialize(record)
             writer.write(data)
             size += len(data)
             content.update(data)
@@ -288,6 +341,7 @@ def _write_shard(path: str, items: typing.Sequence, make_records: typing.Callabl
         smallest=shapes[0] if shapes else None, largest=shapes[-1] if shapes else None, ids=ids,
         usable=list(usable.items()), bare=bare, crowds=crowds, tiny=tiny, examples=examples,
         content=content.hexdigest(), problems=[])
+    storage.sync(temporary)
     temporary.replace(file)
     storage.write(facts_file, json.dumps(facts))
     return facts

@@ -20,7 +20,7 @@ from maskclippp_jax.data import (
 )
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
-from maskclippp_jax.runtime import progress
+from maskclippp_jax.runtime import progress, storage
 
 _HALF = {"logits": 0, "probabilities": 127, "binary": 0}  # stored values above it are above 0.5
 
@@ -104,20 +104,23 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
     bundle_writer.refuse_finished(folder)
     # Another command may follow after one that failed, so nothing is begun in the folder itself.
     growing = place.with_name(f".incomplete-{place.name}")
-    shutil.rmtree(growing, ignore_errors=True)
-    try:
-        writer = bundle_writer.Writer(growing, masks="binary", classes=dict(kind="none"),
-                                      generator=dict(name="files", pattern=pattern))
-        for name in progress.track(sorted(set(files) - set(missing)), "converting"):
-            masks = mask_files.read_masks(str(files[name]), sizes[name], nothing)
-            writer.add(name, masks, (sizes[name],))
-        writer.finish()
-        if place.exists():
-            place.rmdir()  # an empty one
-        growing.rename(place)
-    except BaseException:
-        shutil.rmtree(growing, ignore_errors=True)
-        raise
+    with storage.locked(growing, f"another process is writing {folder}; wait until it has ended"):
+        try:
+            made = growing / "bundle"
+            shutil.rmtree(made, ignore_errors=True)  # of a killed one
+            writer = bundle_writer.Writer(made, masks="binary", classes=dict(kind="none"),
+                                          generator=dict(name="files", pattern=pattern))
+            for name in progress.track(sorted(set(files) - set(missing)), "converting"):
+                masks = mask_files.read_masks(str(files[name]), sizes[name], nothing)
+                writer.add(name, masks, (sizes[name],))
+            writer.finish()
+            storage.sync_all(made)
+            if place.exists():
+                place.rmdir()  # an empty one
+            made.rename(place)
+            storage.sync(place.parent)
+        finally:
+            shutil.rmtree(growing, ignore_errors=True)
     return len(files) - len(missing)
 
 
@@ -140,7 +143,8 @@ def write_pictures(source: records.Source, folder: str) -> None:
     for i in progress.track(range(len(source.records)), "writing"):
         record = source.records[i]
         ending = ".png" if record["image"].startswith(b"\x89PNG") else ".jpg"
-        (path / coco_files.file_of(records.id_of(record), ending)).write_bytes(record["image"])
+        storage.write(path / coco_files.file_of(records.id_of(record), ending), record["image"],
+                      durable=False)
 
 
 def file_of(pattern: str, image_id: str) -> pathlib.Path:

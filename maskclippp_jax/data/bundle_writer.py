@@ -117,6 +117,7 @@ class Writer:
         temporary = path.with_name(f".{path.name}")
         with temporary.open("wb") as file:
             np.savez_compressed(file, sizes=sizes, count=len(masks), **arrays)
+            _sync(file)
         os.replace(temporary, path)
 
     def finish(self, files=None):
@@ -140,7 +141,9 @@ class Writer:
                 facts["file"] = str(files[image_id])
             pictures[image_id] = facts
         temporary = self.folder / f".{MANIFEST}"
-        temporary.write_text(json.dumps(dict(self.facts, pictures=pictures), indent=1) + "\n")
+        with temporary.open("w") as file:
+            file.write(json.dumps(dict(self.facts, pictures=pictures), indent=1) + "\n")
+            _sync(file)
         os.replace(temporary, self.folder / MANIFEST)
         (self.folder / _BEGUN).unlink()
 
@@ -150,6 +153,12 @@ def refuse_finished(folder):
     if (pathlib.Path(folder) / MANIFEST).exists():
         raise FileExistsError(f"{folder} holds a finished bundle; choose another folder, or remove "
                               "it")
+
+
+def _sync(file):
+    """Lets what was written reach the disk before another name says that it is whole."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def file_of(folder, image_id):

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from etils import epath
 
+from maskclippp_jax.data import images
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage, typed
 
@@ -206,8 +207,9 @@ def mask_of(annotation: Annotation, size: tuple[int, int], name: str) -> dict:
 
 def read_ids(file: epath.Path) -> np.ndarray:
     """The ids of a panoptic PNG, R + 256 G + 65536 B: [H, W] int32."""
-    content = np.frombuffer(storage.path(file).read_bytes(), np.uint8)
-    colours = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
+    data = storage.path(file).read_bytes()
+    images.check_header(data, str(file))
+    colours = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if colours is None:
         raise ValueError(f"{file} cannot be read as a picture")
     return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
@@ -223,4 +225,4 @@ def write_png(file: epath.Path, array: np.ndarray) -> None:
     """Writes a PNG whole or not at all: [H, W] uint8 or uint16, or [H, W, 3] uint8 in BGR."""
     ok, data = cv2.imencode(".png", array)
     assert ok
-    storage.write(file, data.tobytes())
+    storage.write(file, data.tobytes(), durable=False)

@@ -1,8 +1,13 @@
-"""Pictures and label maps from a user's disk, whatever form they have."""
+"""Pictures and label maps from a user's disk, whatever form they have.
+
+A file of a few bytes can ask for any memory, so headers are looked at before pixels are decoded:
+pictures have a largest number of pixels (`limit_pixels`) and a longest shape.
+"""
 
 import io
 import struct
 import typing
+import warnings
 import zlib
 
 import cv2
@@ -11,10 +16,36 @@ from PIL import Image, ImageOps
 
 from maskclippp_jax.runtime import storage
 
+_LONGEST = 50  # times the shorter side; the longer one grows with it when that is resized
+# Pillow's own limit, beyond which it only warns at first.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 _COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than numbers
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
-               OverflowError, struct.error, zlib.error, Image.DecompressionBombError)
+               OverflowError, struct.error, zlib.error)
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def limit_pixels(count: int | None = None) -> int:
+    """How many pixels a picture may have; sets it, in this process, if a number is given."""
+    if count is not None:
+        Image.MAX_IMAGE_PIXELS = count
+    return Image.MAX_IMAGE_PIXELS
+
+
+def check_shape(height: int, width: int, name: str) -> None:
+    """Sees that a picture can be worked on.
+
+    Raises:
+      ValueError: it is too large, or too long for its shorter side.
+    """
+    if height * width > limit_pixels():
+        raise _Unfit(f"{name} has {width}x{height} pixels, more than the {limit_pixels()} that "
+                         "are decoded; if it is meant, give --max_pixels (in Python "
+                         "data.images.limit_pixels), else make it smaller")
+    if max(height, width) > _LONGEST * min(height, width):
+        raise _Unfit(f"{name} has {width}x{height} pixels, wanted a longer side of at most "
+                         f"{_LONGEST} times the shorter one; cut it")
 
 
 def read_image(path: str) -> np.ndarray:
@@ -70,6 +101,15 @@ def check_label_map(path: str, size: tuple[int, int]) -> None:
     _check_size(path, _look(path, check), size)
 
 
+def check_header(data: bytes, name: str) -> None:
+    """Sees from its header whether an encoded picture may be decoded, see `check_shape`.
+
+    Raises:
+      ValueError: no picture, or one that may not.
+    """
+    _decode(data, name, lambda picture: None)
+
+
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """`read_image` of the content of a file; `name` is for messages."""
     return _decode(data, name, _as_rgb)
@@ -81,6 +121,7 @@ def from_pil(picture: Image.Image) -> np.ndarray:
     Raises:
       ValueError: with numbers that are no brightness.
     """
+    check_shape(*picture.size[::-1], "the picture")
     try:
         return _as_rgb(picture)
     except _Refused as error:
@@ -196,6 +237,10 @@ def _shown_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size if turned else picture.size[::-1]
 
 
+class _Unfit(ValueError):
+    """See `check_shape`."""
+
+
 class _Refused(Exception):
     """Pillow can read the picture, we cannot use it."""
 
@@ -229,9 +274,15 @@ def _open(content: typing.BinaryIO, name: str,
           convert: typing.Callable[[Image.Image], typing.Any]):
     try:
         with Image.open(content) as picture:
+            check_shape(*picture.size[::-1], name)
             return convert(picture)
+    except _Unfit:
+        raise
     except _Refused as error:
         raise ValueError(f"{name} {error}") from None
+    except _TOO_LARGE:
+        raise ValueError(f"{name} has more than the {limit_pixels()} pixels that are decoded; if "
+                         "it is meant, give --max_pixels, else make it smaller") from None
     except _UNREADABLE as error:
         error = str(error).split(" <_io.")[0]  # Pillow names the buffer
         raise ValueError(f"{name} cannot be read as a picture ({error})") from None

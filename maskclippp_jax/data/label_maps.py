@@ -16,7 +16,7 @@ from maskclippp_jax.data import images
 from maskclippp_jax.runtime import storage
 
 NOTHING = (255, 65535)
-_MOST = 65534  # masks of a map
+MOST = 4096  # masks of a map
 
 
 def read(path: str) -> np.ndarray:
@@ -35,6 +35,8 @@ def read(path: str) -> np.ndarray:
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
         raise ValueError(f"{path} holds {labels.dtype} of shape {labels.shape}, wanted a map of "
                          "integers [H, W]")
+    if labels.size:
+        images.check_shape(*labels.shape, path)
     return checked(labels, path, lowest=-2**31)
 
 
@@ -63,9 +65,9 @@ def masks_in(labels: np.ndarray, nothing: typing.Sequence[int] | None, name: obj
       ValueError: more numbers than any map of masks has.
     """
     numbers = np.unique(labels)
-    if len(numbers) > _MOST:
+    if len(numbers) > MOST:
         raise ValueError(f"{name} looks like a photograph: it holds {len(numbers)} different "
-                         f"values, wanted a label map with at most {_MOST}")
+                         f"values, wanted a label map with at most {MOST}")
     return numbers[~np.isin(numbers, means_nothing(numbers, nothing))]
 
 
@@ -77,7 +79,6 @@ def means_nothing(numbers: np.ndarray, nothing: typing.Sequence[int] | None) -> 
     elif not len(nothing):
         return []
     return [n for n in numbers.tolist() if n < 0 or n in nothing]
-
 
 
 

@@ -21,8 +21,7 @@ from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage, typed
 
 ENDINGS = (".json", ".png", ".npy")
-_MOST = 4096     # masks of a picture that are taken apart
-_LARGEST = 2**33  # bytes of them
+_LARGEST = 2**33  # bytes of the masks of a picture that are taken apart
 
 
 class _Mask(typing.TypedDict):
@@ -54,10 +53,10 @@ def read_masks(path: str, size: tuple[int, int], nothing: typing.Sequence[int] |
         return _read_run_lengths(path, size)
     labels = label_maps.read(path)
     numbers = label_maps.masks_in(labels, nothing, path)
-    if len(numbers) > _MOST or len(numbers) * labels.size > _LARGEST:
+    if len(numbers) * labels.size > _LARGEST:
         raise ValueError(f"{path} looks like a photograph: it holds {len(numbers)} different "
-                         f"values, wanted a label map with at most {_MOST}, and "
-                         f"{_LARGEST // labels.size} at its size")
+                         f"values, wanted a label map with at most {_LARGEST // labels.size} at "
+                         "its size")
     return labels[None] == numbers[:, None, None]
 
 
@@ -82,7 +81,7 @@ def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:
         data = encode(label_maps.stored(labels))
     else:
         raise ValueError(f"{path} ends in {path.suffix!r}, wanted one of {', '.join(ENDINGS)}")
-    storage.write(path, data)
+    storage.write(path, data, durable=False)
 
 
 def _read_run_lengths(path: str, size: tuple[int, int]) -> np.ndarray:
@@ -117,6 +116,7 @@ def decode_all(segmentations: typing.Sequence, size: tuple[int, int], what: str)
             raise ValueError(f"{what} {number}: there are {len(segmentations)} masks of "
                              f"{code['size'][1]}x{code['size'][0]} pixels, more than the memory "
                              "for them; give fewer, or smaller ones")
+        images.check_shape(*code["size"], f"{what} {number}")
         masks.append(run_lengths.decode(code))
     return np.stack(masks) if masks else np.zeros((0, *size), bool)
 

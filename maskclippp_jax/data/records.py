@@ -20,6 +20,7 @@ not stored.
 
 import functools
 import hashlib
+import io
 import pathlib
 import typing
 
@@ -70,6 +71,19 @@ def features() -> "tfds.features.FeaturesDict":
         "negative_classes": _column(np.int64),
         "not_exhaustive_classes": _column(np.int64),
     })
+
+
+@functools.cache
+def _serializer() -> "tfds.core.example_serializer.ExampleSerializer":
+    return tfds.core.example_serializer.ExampleSerializer(features().get_serialized_info())
+
+
+def serialize(record: dict) -> bytes:
+    """A record as it is stored: the same bytes in every process, which TFDS does not ask for, as
+    fingerprints must not depend on who made a data set."""
+    encoded = features().encode_example(
+        record | {key: io.BytesIO(record[key]) for key in ("image", "segments")})
+    return _serializer().get_tf_example(encoded).SerializeToString(deterministic=True)
 
 
 class Segment(typing.NamedTuple):

@@ -38,7 +38,8 @@ def shortest_edge(height: int, width: int, short: int, longest: int) -> tuple[in
     sides = (short, scale * width) if height < width else (scale * height, short)
     if max(sides) > longest:
         sides = tuple(side * (longest / max(sides)) for side in sides)
-    return int(sides[0] + 0.5), int(sides[1] + 0.5)
+    # The public code gives an extreme picture no pixel.
+    return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -98,7 +99,7 @@ def fitting_size(height: int, width: int, scale: float,
     Rounded half to even, as detectron2's ResizeScale does.
     """
     factor = min(scale * canvas[0] / height, scale * canvas[1] / width)
-    return int(np.round(height * factor)), int(np.round(width * factor))
+    return max(1, int(np.round(height * factor))), max(1, int(np.round(width * factor)))
 
 
 def resize_panoptic(segments: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -230,13 +230,14 @@ def print_confusions(pairs: typing.Sequence[dict], names: typing.Sequence[str], 
     _CONSOLE.print(table)
 
 
-def write_json(path: storage.Name, content: typing.Any) -> None:
+def write_json(path: storage.Name, content: typing.Any, *, durable: bool = True) -> None:
     """Writes JSON whole or not at all; numpy's numbers and arrays become JSON's.
 
     Raises:
       ValueError: a number is not finite; undefined ones must be None. Nothing is written then.
     """
-    storage.write(path, json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n")
+    storage.write(path, json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n",
+                  durable=durable)
 
 
 def _plain(x, where: str):

@@ -72,6 +72,7 @@ def read_image(image: ImageLike) -> np.ndarray:
         hint = "; drop the fourth channel" if image.ndim == 3 and image.shape[2] == 4 else ""
         raise ValueError(f"the picture is an array of shape {image.shape}, wanted [H, W, 3] in the "
                          f"order red, green, blue, or [H, W] of grey{hint}")
+    images.check_shape(*image.shape[:2], "the picture")
     return image
 
 

@@ -258,9 +258,11 @@ class Result:
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = lambda ending: place.with_name(place.name + ending)
         numbers = label_maps.stored(self.labels)
-        storage.write(beside(".labels.png"), visualize.label_map_png(numbers))
-        storage.write(beside(".overlay.png"), visualize.to_png(self.draw()))
-        report.write_json(beside(".json"), self.to_json(masks_from=masks_from))
+        storage.write(beside(".labels.png"), visualize.label_map_png(numbers),
+                      durable=False)
+        storage.write(beside(".overlay.png"), visualize.to_png(self.draw()), durable=False)
+        report.write_json(beside(".json"), self.to_json(masks_from=masks_from),
+                          durable=False)
 
     def _panoptic_of_segments(self) -> tuple[np.ndarray, list[dict]]:
         """Of a label map: each mask, or all of one stuff class, is a segment."""

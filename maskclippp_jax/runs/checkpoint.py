@@ -185,6 +185,11 @@ def open_checkpoints(
         _remove_half_saved(workdir / "checkpoints", newest)
     policies, context = ocp.v1.training.preservation_policies, ocp.v1.Context()
     context.asynchronous.timeout_secs = _PATIENCE
+    if not storage.on_bucket(workdir) and jax.process_index() == 0:
+        # Arrays are on the disk before the folder gets its name, what describes them only now: if
+        # the machine dies in between, the one before is still there, and `restore` takes it.
+        context.asynchronous.post_finalization_callback = lambda: storage.sync_all(
+            workdir / "checkpoints")
     kept = [policies.LatestN(keep), *([best] if best else [])]
     return ocp.v1.training.Checkpointer(
         workdir / "checkpoints", cleanup_tmp_directories=False, context=context,

@@ -127,6 +127,7 @@ class RunLog:
     def _write(self, path, rows):
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
+        storage.sync(path)  # it must not be behind a checkpoint, which reaches the disk as well
         for row in rows:
             values = {name: value for name, value in row.items() if name != "step"}
             pictures = self._draw(row["step"])

@@ -45,6 +45,13 @@ def define_nothing() -> flags.FlagHolder[list[int] | None]:
         "other one is a class or a mask (default: 255, and 65535)", flags.FLAGS, None)
 
 
+def define_max_pixels() -> flags.FlagHolder[int | None]:
+    """The flag `--max_pixels` of commands that read pictures, see `data.images.limit_pixels`."""
+    return flags.DEFINE_integer(
+        "max_pixels", None, "refuse pictures and label maps with more pixels (default: 89478485, "
+        "those of 9459x9459); a larger number lets files ask for more memory", lower_bound=1)
+
+
 class _Numbers(flags.ArgumentParser):
     """A list like 0,255; an empty one is a list as well."""
 
@@ -105,7 +112,7 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
         _check_buckets(command.BUCKETS)
         programs.keep(flags.FLAGS["programs"].value)
         return command.main(rest) or 0
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return complain(error)
 
 
@@ -121,8 +128,11 @@ def complain(error: BaseException) -> int:
     """Says on stderr what went wrong and returns the exit code.
 
     Errors in the input, of the disk, and of the numbers are the user's to mend: one sentence.
-    Everything else is ours: a traceback.
+    Ctrl-C is nobody's error. Everything else is ours: a traceback.
     """
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
     for kinds, code in (((ValueError, FileNotFoundError, FileExistsError), 2),
                         ((OSError, FloatingPointError), 1)):
         debug = "debug" in flags.FLAGS and flags.FLAGS["debug"].value
@@ -138,7 +148,8 @@ def help_of(command: types.ModuleType, name: str) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     own = flags.FLAGS.flags_by_module_dict().get(command.__name__, [])
     shared = [f for f in flags.FLAGS.flags_by_module_dict().get(__name__, [])
-              if f.name in ("config", "distributed", "nothing", "programs", "debug")]
+              if f.name in ("config", "distributed", "nothing", "max_pixels", "programs",
+                            "debug")]
     known = {f.name for f in own}
     lines = [f"usage: maskclippp {name} {command.POSITIONAL} [--flag=value ...]".replace("  ", " "),
              "", command.__doc__.strip(), "", "flags:"]

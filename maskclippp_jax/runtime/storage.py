@@ -4,18 +4,24 @@ An object of a bucket is written whole or not at all, but nothing can be added t
 cannot jump about in it as fast as in a file. So small files are written at once (`write`), logs
 grow in a local folder and are sent whole (`Outbox`), and weights, vocabularies and data sets are
 copied to `CACHE` before they are read (`local_copy`). Orbax reads and writes buckets by itself.
+
+On a disk every file appears whole as well: it is written under a temporary name beside its place,
+reaches the disk, and is renamed (`replacing`).
 """
 
 import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import logging as standard_logging
 import os
 import pathlib
 import re
 import shutil
+import socket
 import tempfile
+import time
 import typing
 
 from absl import logging
@@ -109,20 +115,128 @@ def read_text(name: Name) -> str:
                          "save the file as UTF-8") from None
 
 
-def write(name: Name, content: str | bytes) -> None:
-    """Writes a small file whole or not at all; text as UTF-8."""
+def write(name: Name, content: str | bytes, *, durable: bool = True) -> None:
+    """Writes a small file whole or not at all; text as UTF-8.
+
+    Args:
+      name: of the file.
+      content: of it.
+      durable: whether it also outlives the machine's sudden end, which takes some milliseconds;
+        not worth it for one of thousands that can be made again.
+    """
     file, data = path(name), content.encode() if isinstance(content, str) else content
     if on_bucket(file):
         with _sentence(file):
             file.write_bytes(data)
         return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(file, durable=durable) as temporary:
         temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(name: Name, *, durable: bool = True) -> typing.Iterator[pathlib.Path]:
+    """Gives a name beside a file of a disk; what was written there takes the file's place whole.
+
+    If the block fails, nothing is left. Several may write one file, the last whole one stays.
+
+    Args:
+      name: of the file, whose folder exists.
+      durable: see `write`.
+    """
+    file = pathlib.Path(path(name))
+    _sweep(file.parent)
+    temporary = file.with_name(f".{file.name[:150]}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # some libraries write files that only their owner may read
+        if durable:
+            sync(temporary)
         temporary.replace(file)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        sync(file.parent)
+
+
+def sync(name: Name) -> None:
+    """Waits until a file, or the names in a folder, have reached the disk."""
+    number = os.open(name, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync_all(folder: Name) -> None:
+    """Waits until a folder, with all that is in it and below, has reached the disk."""
+    for where, _, files in os.walk(folder):
+        for file in files:
+            sync(os.path.join(where, file))
+        sync(where)
+
+
+_NUMBERS = itertools.count()
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-\d+\.tmp")  # a name that `replacing` gives
+_FORGOTTEN = 24 * 3600  # seconds after which a temporary file of another host has no writer
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _sweep(folder: pathlib.Path) -> None:
+    """Removes what killed writers left in a folder; once, as it may hold thousands of files."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            name = _TEMPORARY.fullmatch(entry.name)
+            if name and not _is_written(entry, name[1], int(name[2])):
+                os.unlink(entry.path)
+
+
+def _is_written(entry: os.DirEntry, host: str, process: int) -> bool:
+    if host != _host():
+        return time.time() - entry.stat().st_mtime < _FORGOTTEN
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, busy: str) -> typing.Iterator[None]:
+    """Only one process does what is inside; the system frees the lock when it dies.
+
+    Args:
+      folder: what is written, of a disk; it is made, and holds the lock's file.
+      busy: a sentence for the case that another process is at it.
+
+    Raises:
+      ValueError: another process is at it.
+    """
+    file_name = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), open(file_name, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(busy) from None
+            # One that failed in between may have removed the file that was opened.
+            if _is_same(file, file_name):
+                yield
+                return
+
+
+def _is_same(file: typing.IO, name: pathlib.Path) -> bool:
+    return name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat())
 
 
 def move(source: Name, target: Name) -> None:

@@ -5,6 +5,7 @@ import typing
 
 import numpy as np
 from absl import logging
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from maskclippp_jax import params as parameters
@@ -16,6 +17,7 @@ from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.siglip import SigLIPConfig
 from maskclippp_jax.models.similarity import PseudoTextSimilarityConfig
 from maskclippp_jax.models.text import TextConfig
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.weights import (
     big_vision,
     eva_clip,
@@ -263,9 +265,12 @@ def write(path: pathlib.Path, tensors: typing.Mapping[str, np.ndarray]) -> None:
     """Writes what `export` gives, whole or not at all, as .safetensors or .npz; makes the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    if path.suffix == ".npz":
-        np.savez(temporary, **tensors)
-    else:
-        save_file(dict(tensors), temporary)
-    temporary.replace(path)
+    with storage.replacing(path) as temporary:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez(file, **tensors)
+            return
+        try:
+            save_file(dict(tensors), temporary)
+        except SafetensorError as error:  # its name for a full disk as well
+            raise OSError(f"{path} could not be written ({error})") from None

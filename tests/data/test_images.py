@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclippp_jax.data import images, regions
+from maskclippp_jax.data import coco_files, images, regions, transforms
 
 
 def write_grey_png(path, rows, bits):
@@ -132,6 +132,49 @@ def test_damaged_files_give_a_picture_or_one_sentence(tmp_path, rng, form):
             assert images.read_image(str(path)).shape[2] == 3
         except ValueError as error:
             assert str(path) in str(error)
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG that asks for so many pixels and has none."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(
+            ">I", zlib.crc32(name + data))
+
+    return (b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+        + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("width, height", [(9500, 9500), (30000, 30000), (60000, 2000)])
+def test_a_picture_is_too_large_by_its_header(tmp_path, width, height):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(header_of(width, height))
+    for read in (images.read_image, images.header_size, images.read_label_map):
+        with pytest.raises(ValueError, match="bomb.png has .* pixels.*--max_pixels"):
+            read(str(path))
+    with pytest.raises(ValueError, match="--max_pixels"):
+        coco_files.read_ids(path)
+
+
+def test_the_limit_can_be_raised_and_lowered(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="has 12x9 pixels, more than the 100"):
+        images.check_shape(9, 12, "x")
+    assert images.limit_pixels(108) == 108
+    images.check_shape(9, 12, "x")
+
+
+def test_a_picture_that_is_too_long_for_its_shorter_side_is_refused(tmp_path):
+    """Its shorter side is brought to that of the network, the longer one grows with it."""
+    path = str(tmp_path / "line.png")
+    Image.new("RGB", (5000, 1)).save(path)
+    for read in (images.read_image, images.header_size):
+        with pytest.raises(ValueError, match="line.png has 5000x1 pixels, wanted a longer side"):
+            read(path)
+    with pytest.raises(ValueError, match="has 5000x1 pixels"):
+        images.from_pil(Image.new("L", (5000, 1)))
+    assert transforms.shortest_edge(1, 20000, 640, 4096) == (1, 4096)
+    assert transforms.fitting_size(1, 20000, 1.0, (640, 640)) == (1, 640)
 
 
 def test_superpixels_hold_together_on_noise(rng):

@@ -1,5 +1,6 @@
 """The command `prepare`: what it says, refuses, resumes, and draws."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -98,14 +99,21 @@ def test_a_killed_build_goes_on_and_keeps_what_is_finished(tmp_path):
         while not list(growing.glob(".mine*.json")):  # a shard is finished
             assert process.poll() is None, "the build ended before it could be killed"
             time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        until = time.monotonic() + 20
+        while living(process.pid):  # its workers end as well, each in the middle of a shard
+            assert time.monotonic() < until, "processes outlive the build"
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     with pytest.raises(FileNotFoundError, match="make it with: maskclippp prepare"):
         records.open_source(str(tmp_path / "data"), "mine", "train")
     kept = {p.name: p.stat().st_mtime_ns for p in growing.glob("*.array_record*")
             if (growing / f".{p.name}.json").exists()}
     assert 0 < len(kept) < 8
+    (growing / ".tmp-1-half").touch()
     prepare(*flags, f"--data_dir={tmp_path / 'data'}")
     made = tmp_path / f"data/mine/{records.VERSION}"
     assert len(list(made.glob("*.array_record*"))) == 8 and not list(made.glob(".*"))
@@ -115,6 +123,51 @@ def test_a_killed_build_goes_on_and_keeps_what_is_finished(tmp_path):
         assert source.records[i]["image"] == (tmp_path / f"images/{i:04d}.png").read_bytes()
     assert kept == {name: (made / name).stat().st_mtime_ns for name in kept}
     assert not growing.exists()
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group; those that have ended and that nobody has asked about do not count.
+    """
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [stat.parent.name] * (int(its_group) == group and state != "Z")
+    return found
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_build_killed_while_it_replaces_a_data_set_is_repaired(tmp_path, moved):
+    """`moved`: the old one is put aside and the new one not in its place yet; else the old one is
+    removed in part."""
+    reading = build.Reading({"train": [0]}, lambda number: [record_of(number)])
+    make = lambda **kw: build.build(str(tmp_path), "mine", Vocabulary.from_string("dark;bright"),
+                                    "semantic", reading, description="test", own_names=True, **kw)
+    make()
+    folder = tmp_path / "mine" / records.VERSION
+    aside = folder.with_name(f".replaced-{records.VERSION}")
+    if moved:
+        folder.rename(aside)
+    else:
+        shutil.copytree(folder, aside)
+        (aside / "dataset_info.json").unlink()
+    assert build.is_there(str(tmp_path), "mine") and not aside.exists()
+    assert len(records.open_source(str(tmp_path), "mine", "train").records) == 1
+    if moved:
+        folder.rename(aside)
+        with pytest.raises(FileExistsError, match="give --overwrite"):
+            make()
+        folder.rename(aside)
+    else:
+        aside.mkdir()
+        (aside / "rest").touch()
+    make(overwrite=True)
+    assert sorted(os.listdir(folder.parent)) == [".lock", records.VERSION]
+
+
+def record_of(number: int) -> dict:
+    picture = images.encode_png(np.full((8, 8, 3), 60, np.uint8))
+    return records.semantic_record(picture, str(number), np.eye(8, dtype=np.uint8), [True, True])
 
 
 def test_two_prepares_do_not_write_one_data_set(tmp_path):

@@ -94,7 +94,7 @@ def prepare_folder(own: OwnData, options: Options) -> None:
 
 def _exists(name: str, options: Options) -> bool:
     place = pathlib.Path(options.data_dir) / name / records.VERSION
-    if not (place / "dataset_info.json").exists() or options.overwrite:
+    if options.overwrite or not build.is_there(options.data_dir, name):
         return False
     _CONSOLE.print(f"{place} exists already; --overwrite makes it anew")
     show(name, options)
