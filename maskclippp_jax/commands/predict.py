@@ -51,9 +51,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on
 
 
 def main(arguments):
-    from maskclippp_jax import api
     from maskclippp_jax.data import images, picture_files, regions
-    from maskclippp_jax.naming import annotation_writer
     from maskclippp_jax.vocabulary import Vocabulary
 
     images.limit_pixels(MAX_PIXELS.value)
@@ -69,6 +67,8 @@ def main(arguments):
         raise ValueError("give one of --generator, --masks and --regions")
     formats = [name for name in FORMAT.value if name != "json"]
     if formats or not FORMAT.value:
+        from maskclippp_jax.naming import annotation_writer
+
         annotation_writer.check_formats(formats)
     pictures = picture_files.find(arguments, masks=MASKS.value, leave_out=OUTPUT.value)
     # Headers are looked at before anything is written, so that a bad file costs nothing.
@@ -78,6 +78,8 @@ def main(arguments):
                          "another one: convert --list), or label maps, "
                          "--masks=\"masks/{stem}.png\"; --regions=superpixels cuts the picture "
                          "into regions of like colour")
+
+    from maskclippp_jax import api  # slow to import; what was typed wrongly is said at once
 
     model = api.load(CHECKPOINT.value, CONFIG.value, generator=GENERATOR.value)
     logging.info("loaded %s", model.title)

@@ -38,8 +38,8 @@ def get_config(arg="32"):
 '''
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("fsdp", [2, 4])
+@pytest.mark.parametrize("fsdp, remat", [(4, "full"), *(
+    pytest.param(*x, marks=pytest.mark.slow) for x in [(2, "none"), (2, "full"), (4, "none")])])
 @pytest.mark.parametrize("topology", [None, pytest.param("v5e:2x2", marks=needs_libtpu)])
 def test_split_parameters_are_gathered_one_by_one_and_tokens_stay_where_they_are(
         topology, fsdp, remat):
