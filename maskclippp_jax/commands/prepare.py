@@ -40,8 +40,11 @@ FORMAT = flags.DEFINE_string("format", None, "own data: the form of the annotati
                              "not be found out: coco, labelstudio, cvat, datumaro, voc (colours "
                              "with a labelmap.txt), labelmaps, masks, classes (folders), json "
                              "(LabelMe, Supervisely, masks), yolo")
-VALIDATION = flags.DEFINE_string("validation", "0", "own data: share of the pictures that are for "
-                                 "validation, or a file with their names")
+VALIDATION = flags.DEFINE_string("validation", None, "own data: share of the pictures that are for "
+                                 "validation, or a file with their names (default: as folders "
+                                 "train, val, test say, if there are such, else none)")
+GROUP = flags.DEFINE_string("group", None, "own data: pattern of pictures' names; those that agree "
+                            "in {group} stay in one split, such as {group}_*")
 NOTHING = cli.define_nothing()
 LEAVE_OUT = flags.DEFINE_list("leave_out", [], "own data: names of classes whose masks mean "
                               "nothing, such as background")
@@ -49,8 +52,8 @@ CROWD = flags.DEFINE_enum("crowd", "ignore", ["ignore", "keep"], "own data: whet
                           "as crowds (iscrowd, as CVAT marks those of its brush) are left aside "
                           "in training, as COCO means it, or kept as masks like the others")
 
-_OWN = ("images", "labels", "names", "name", "format", "validation", "nothing", "leave_out",
-        "crowd")
+_OWN = ("images", "labels", "names", "name", "format", "validation", "group", "nothing",
+        "leave_out", "crowd")
 
 
 def main(names):
@@ -71,7 +74,7 @@ def main(names):
             making.prepare_folder(making.OwnData(
                 IMAGES.value, LABELS.value, NAMES.value, NAME.value, Choices(
                     NOTHING.value, LEAVE_OUT.value, CROWD.value == "keep", FORMAT.value,
-                    VALIDATION.value)), options)
+                    VALIDATION.value, GROUP.value)), options)
             continue
         for flag in _OWN:
             if flags.FLAGS[flag].present:
