@@ -61,8 +61,13 @@ def test_the_names_command_shows_synonyms_and_overlap(tmp_path):
     (tmp_path / "mine.txt").write_text("cat\nlynx\n")
     assert "1 of 2 classes of mine.txt are seen" in run_names(
         str(tmp_path / "mine.txt"), "--overlap=coco_stuff_171").stdout
+    checked = run_names(f"--check={tmp_path}/mine.txt", "--overlap=coco_stuff_171")
+    assert checked.returncode == 0 and "in coco_stuff_171" in checked.stdout
+    (tmp_path / "mine.txt").write_text("cat\nCat\n")
+    checked = run_names(f"--check={tmp_path}/mine.txt")
+    assert checked.returncode == 1 and "commands refuse this file" in checked.stdout
     assert "lvis_1203" in run_names().stdout
-    for wrong in (["nope"], ["scenes", "scenes_seen"], ["--overlap=scenes"]):
+    for wrong in (["nope"], ["--check=nope.txt"], ["scenes", "scenes_seen"], ["--overlap=scenes"]):
         result = run_names(*wrong)
         assert result.returncode == 2 and result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1

@@ -23,6 +23,9 @@ with a bundle for each version then, as launch/export writes them with --short_s
 `--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
 ones (1), with the tuned similarity head.
 
+`--names_file=better.txt` evaluates other names for the same labels, without preparing again: a line
+for each class of the data set, in its order (`maskclippp names` shows it).
+
 `--oracle=masks` is the first form, perfect masks, with all results the data sets allow, each on
 masks of its own kind; `--oracle=classes` gives the masks of a generator perfect classes, without a
 model: what the generator alone allows, and how many true segments its masks find, whatever they are
@@ -38,7 +41,7 @@ from maskclippp_jax.runtime import cli
 
 POSITIONAL = ""
 BUCKETS = ("workdir", "checkpoint", "bundle", "generator", "save_predictions", "bundles",
-           "checkpoints", "data_dir")
+           "checkpoints", "data_dir", "names_file")
 
 CONFIG = cli.define_config("the experiment")
 DISTRIBUTED = cli.define_distributed()
@@ -62,6 +65,8 @@ INTERPOLATE = flags.DEFINE_list(
     "interpolate", [], "shares of the tuned weights, such as 0,0.5,1; the rest is pre-trained")
 PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks, "
                                 "and as many of the best and of the worst", lower_bound=0)
+NAMES_FILE = flags.DEFINE_string("names_file", None, "other names for the classes of the data set, "
+                                 "a line for each; labels stay as they are")
 SUITE = flags.DEFINE_enum("suite", None, ["published"], "run all rows of a table")
 BUNDLES = flags.DEFINE_string("bundles", "bundles", "of a suite: folder of all bundles")
 CHECKPOINTS = flags.DEFINE_string("checkpoints", "checkpoints", "of a suite: folder of all models")
@@ -70,7 +75,7 @@ ROWS = flags.DEFINE_list("rows", [], "of a suite: these rows only")
 
 _SUITE = ("bundles", "checkpoints", "data_dir", "rows")
 _NO_SUITE = ("config", "checkpoint", "bundle", "generator", "oracle", "interpolate",
-             "save_predictions")
+             "save_predictions", "names_file")
 
 
 def main(arguments):
@@ -91,7 +96,7 @@ def evaluate() -> None:
 
     options = comparison.Options(
         ORACLE.value, ALLOW_MISSING.value, SAVE_PREDICTIONS.value, SAMPLES.value, SEED.value,
-        read_shares(INTERPOLATE.value), PICTURES.value, GENERATOR.value)
+        read_shares(INTERPOLATE.value), NAMES_FILE.value, PICTURES.value, GENERATOR.value)
     if not WORKDIR.value:
         raise ValueError("got no --workdir; give the folder for the results")
     workdir = storage.path(WORKDIR.value)

@@ -7,15 +7,32 @@ again. `--list` shows what there is. Own data:
 
     maskclippp prepare folder --images=DIR --labels=DIR --names=FILE --name=mine
 
-`--labels` is
-    labels                    a folder of label maps (x.png for x.jpg), of masks (x/cat_1.png, or
-                              cat/x.png), of JSON files (x.json of LabelMe, or lists of masks with
-                              segmentation and label), or of YOLO's polygons (x.txt)
-    labels/{stem}_mask.png    a pattern of files with other names
-    instances.json            all in one file: COCO's instances or panoptic segments, Label Studio
-What was recognised is said. `--names` is a names file or YOLO's data.yaml; a file of COCO's form
-needs none. `--show=K` draws K pictures of each split as training or evaluation gets
-them, with their masks and names.
+`--labels` is one of these; what it was taken for is said, `--format=WORD` insists on one:
+
+    WORD         --labels         holds
+    labelmaps    labels           x.png for x.jpg: a class' number in every pixel, or its colour
+    voc          export           SegmentationClass/x.png (and SegmentationObject/x.png) in the
+                                  colours of labelmap.txt: Pascal VOC's, CVAT's "Segmentation mask"
+    masks        labels           x/cat_1.png, x/cat_2.png: a mask each
+    classes      labels           cat/x.png: a mask each
+    json         labels           x.json of LabelMe, x.jpg.json of Supervisely, or lists of masks
+                                  with segmentation and label
+    yolo         labels           x.txt: polygons in shares of the sides; --names=data.yaml
+    coco         instances.json   COCO's instances or panoptic segments (of Roboflow, CVAT, ...)
+    cvat         annotations.xml  "CVAT for images"
+    labelstudio  tasks.json       JSON export: polygons, rectangles, brushes
+    datumaro     default.json     Datumaro's JSON
+
+    labels/{stem}_mask.png        is a pattern of files with other names
+
+docs/own-data.md shows each. `--names` is a names file (one class a line, synonyms after commas) or
+YOLO's data.yaml; coco, voc, cvat and datumaro name their classes themselves.
+
+Folders train, valid (or val), test of the pictures, or a file of coco or cvat for each (--labels is
+the folder that holds them), become splits. `--validation=0.1` divides what is not divided yet: a
+class that several pictures have is in both parts, and `--group="{group}_*"` keeps patient7_01 and
+patient7_02 in one. `--show=K` draws K pictures of each split as training or evaluation gets them,
+with their masks and names.
 """
 
 from absl import flags
@@ -40,8 +57,11 @@ FORMAT = flags.DEFINE_string("format", None, "own data: the form of the annotati
                              "not be found out: coco, labelstudio, cvat, datumaro, voc (colours "
                              "with a labelmap.txt), labelmaps, masks, classes (folders), json "
                              "(LabelMe, Supervisely, masks), yolo")
-VALIDATION = flags.DEFINE_string("validation", "0", "own data: share of the pictures that are for "
-                                 "validation, or a file with their names")
+VALIDATION = flags.DEFINE_string("validation", None, "own data: share of the pictures that are for "
+                                 "validation, or a file with their names (default: as folders "
+                                 "train, val, test say, if there are such, else none)")
+GROUP = flags.DEFINE_string("group", None, "own data: pattern of pictures' names; those that agree "
+                            "in {group} stay in one split, such as {group}_*")
 NOTHING = cli.define_nothing()
 MAX_PIXELS = cli.define_max_pixels()
 LEAVE_OUT = flags.DEFINE_list("leave_out", [], "own data: names of classes whose masks mean "
@@ -50,8 +70,8 @@ CROWD = flags.DEFINE_enum("crowd", "ignore", ["ignore", "keep"], "own data: whet
                           "as crowds (iscrowd, as CVAT marks those of its brush) are left aside "
                           "in training, as COCO means it, or kept as masks like the others")
 
-_OWN = ("images", "labels", "names", "name", "format", "validation", "nothing", "leave_out",
-        "crowd")
+_OWN = ("images", "labels", "names", "name", "format", "validation", "group", "nothing",
+        "leave_out", "crowd")
 
 
 def main(names):
@@ -73,7 +93,7 @@ def main(names):
             making.prepare_folder(making.OwnData(
                 IMAGES.value, LABELS.value, NAMES.value, NAME.value, Choices(
                     NOTHING.value, LEAVE_OUT.value, CROWD.value == "keep", FORMAT.value,
-                    VALIDATION.value)), options)
+                    VALIDATION.value, GROUP.value)), options)
             continue
         for flag in _OWN:
             if flags.FLAGS[flag].present:

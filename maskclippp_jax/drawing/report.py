@@ -48,6 +48,20 @@ def print_vocabulary(shown: Vocabulary, training: Vocabulary | None = None) -> N
                        f"{training.name}, {(~seen).sum()} are unseen")
 
 
+def print_names_check(rows: typing.Sequence[tuple[int, str, int, list[str]]],
+                      refused: str | None) -> None:
+    """Every name with its class, tokens, and remarks; and why commands refuse the file, if so."""
+    table = Table("class", "name", "tokens", "remarks")
+    for c, name, tokens, remarks in rows:
+        table.add_row(f"{c}", escape(name), f"{tokens}", escape("; ".join(remarks)))
+    _CONSOLE.print(table)
+    marked = sum(bool(remarks) for *_, remarks in rows)
+    _CONSOLE.print(f"{len(rows)} names, {marked} with remarks", highlight=False)
+    if refused:
+        _CONSOLE.print(f"commands refuse this file: {refused}", highlight=False, markup=False,
+                       soft_wrap=True)
+
+
 def names_table(shown: Vocabulary, training: Vocabulary | None = None) -> Table:
     """A table of the classes: number, id in the data set, kind, colour, names.
 

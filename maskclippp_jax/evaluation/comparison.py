@@ -37,6 +37,7 @@ class Options(typing.NamedTuple):
     samples: int = 0                     # of the bootstrap over pictures; 0: no ranges
     seed: int = 0                        # of the bootstrap
     interpolate: typing.Sequence[float] = ()  # shares of the tuned weights; (): the tuned ones
+    names_file: str | None = None        # other names for the classes of the data sets
     pictures: int = 0                    # so many are drawn, and of the best and the worst
     generator: str | None = None         # makes the masks, in place of a bundle
 
@@ -83,7 +84,8 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
         raise ValueError("--oracle=classes asks no model, so there are no scores to average; give "
                          "no eval.short_sides and eval.flip")
     bundles = augmented.open_bundles(bundle_folder, versions) if bundle_folder else []
-    together = open_truth(config.data_dir, config.eval.dataset, config.eval.split)
+    together = open_truth(config.data_dir, config.eval.dataset, config.eval.split,
+                          options.names_file)
     augmented.check_truth(together, versions)
     if options.generator:
         bundles = generated.open_generator(options.generator, together.records, versions,

@@ -4,6 +4,7 @@ The kind of a data set decides what it is the truth of. ADE20K, for example, has
 panoptic segments and instances in three data sets; a table of all results needs all three.
 """
 
+import dataclasses
 import importlib.resources
 import typing
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from maskclippp_jax.data import bundles, records
 from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.vocabulary import Vocabulary
 
+NAMED_BY = "in the names of"  # in a vocabulary's name: what follows is a file
 IGNORE = 65535  # pixels without a class
 KINDS = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
 
@@ -89,7 +92,7 @@ class Truth:
         """For each category of LVIS how many pictures for training have it: "r" (10 at most), "c"
         (100 at most) or "f"; None for other data sets."""
         vocabulary = self._of["instances"][0].vocabulary
-        if vocabulary.name != "lvis_1203":
+        if vocabulary.name.partition(f" {NAMED_BY} ")[0] != "lvis_1203":
             return None
         file = importlib.resources.files("maskclippp_jax.data") / "lvis_frequency.txt"
         return dict(zip(vocabulary.dataset_ids, file.read_text().split()[-1], strict=True))
@@ -151,7 +154,45 @@ class Truth:
         return source.records[rows[image_id]]
 
 
-def open_truth(data_dir: str, names: str, split: str) -> Truth:
-    """Opens prepared data sets, their names separated by commas."""
-    return Truth({name: records.open_source(data_dir, name, split)
-                  for name in names.split(",")}, split)
+def open_truth(data_dir: str, names: str, split: str, names_file: str | None = None) -> Truth:
+    """Opens prepared data sets.
+
+    Args:
+      data_dir: folder of all.
+      names: of the data sets, separated by commas.
+      split: of all.
+      names_file: other names for the classes of the first one, see `renamed`.
+    """
+    sources = {name: records.open_source(data_dir, name, split) for name in names.split(",")}
+    return Truth(renamed(sources, names_file) if names_file else sources, split)
+
+
+def renamed(sources: typing.Mapping[str, records.Source], names_file: str
+            ) -> dict[str, records.Source]:
+    """Data sets whose classes have other names; labels stay as they are.
+
+    Args:
+      sources: by their names.
+      names_file: a class a line. Lines belong to classes by the numbers in the third column if
+        these are the classes' own, else by their order.
+
+    Raises:
+      ValueError: another number of classes.
+    """
+    given, old = Vocabulary.from_file(names_file), next(iter(sources.values())).vocabulary
+    if given.num_classes != old.num_classes:
+        raise ValueError(f"--names_file={names_file} has {given.num_classes} classes, "
+                         f"{next(iter(sources))} {old.num_classes}; give a line for each")
+    of_lines = (given.dataset_ids if set(given.dataset_ids) == set(old.dataset_ids)
+                else old.dataset_ids)
+    by_id = dict(zip(of_lines, given.classes))
+
+    def rename(source: records.Source) -> records.Source:
+        vocabulary = source.vocabulary
+        if not set(vocabulary.dataset_ids) <= set(by_id):
+            return source  # which `Truth` refuses
+        return source._replace(vocabulary=dataclasses.replace(
+            vocabulary, classes=tuple(by_id[i] for i in vocabulary.dataset_ids),
+            name=f"{vocabulary.name} {NAMED_BY} {given.name}"))
+
+    return {name: rename(source) for name, source in sources.items()}

@@ -339,6 +339,27 @@ def test_logits_of_other_classes_are_refused(tmp_path):
         segmenter.opinion_of(Bundle(tmp_path / "closed"), other, weights)
 
 
+def test_other_names_for_the_same_labels_need_no_other_data_set(config, truth, tmp_path):
+    file, ids = tmp_path / "better.txt", truth.vocabulary.dataset_ids
+    new = [f"new {n}" for n in range(len(ids))]
+    file.write_text("\n".join(f"{name}, other {name}" for name in new))
+    read = lambda: open_truth(config.data_dir, SETS, "validation", str(file))
+    found = read()
+    assert [names[0] for names in found.vocabulary.classes] == new
+    assert found.vocabulary.classes[0][1] == "other new 0"
+    assert found.vocabulary.is_thing == truth.vocabulary.is_thing and found.ids == truth.ids
+    assert found.vocabulary.name.endswith(" in the names of better.txt")
+    for source in found.sources.values():
+        assert dict(zip(source.vocabulary.dataset_ids, source.vocabulary.classes)).items() <= dict(
+            zip(ids, found.vocabulary.classes)).items()
+    # Numbers of the data set, in another order, tell which line is which class.
+    file.write_text("\n".join(f"{name}\tthing\t{i}" for name, i in list(zip(new, ids))[::-1]))
+    assert read().vocabulary.classes == tuple((name,) for name in new)
+    file.write_text("one\n")
+    with pytest.raises(ValueError, match=f"has 1 classes, .* {len(ids)}; give a line for each"):
+        read()
+
+
 def test_true_masks_named_in_both_ways_agree(config, model, truth, mesh):
     """As segments of a label map, and one by one; masks, sizes and canvases differ in form only."""
     alone = Truth({"three": truth.sources["three"]}, "validation")

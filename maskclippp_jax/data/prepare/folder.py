@@ -19,6 +19,7 @@ without its ending, with its sub-folder if there is one):
 Files of other names are found by a pattern, `labels/{stem}_mask.png`.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -39,13 +40,17 @@ from maskclippp_jax.data.prepare import (
     own_label_studio,
     own_listed,
     own_masks,
-    paths,
+    splitting,
 )
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary, check_names, plain
 
-_PICTURE = r"\.(?:jpg|jpeg|JPG|JPEG|png|PNG|bmp|tif|tiff|webp)"
+_PICTURE = r"\.(?i:jpg|jpeg|png|bmp|tif|tiff|webp)"
+_OTHER_PICTURES = ("heic", "heif", "avif", "gif", "jp2", "jxl", "psd", "dng", "cr2", "nef", "arw",
+                   "raw", "dcm", "svg", "ppm", "pgm", "tga")
+# Folders that people keep apart below one: photographs, and what is drawn on them.
+_IMAGES, _LABELS = {"images", "img"}, {"labels", "masks", "ann", "annotations"}
 _LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.json (LabelMe, "
            "Supervisely, masks) or x.txt (YOLO) for x.jpg")
 
@@ -69,7 +74,9 @@ class Choices(typing.NamedTuple):
     leave_out: typing.Sequence[str] = ()  # classes of the files whose masks mean nothing
     keep_crowds: bool = False  # whether masks marked as crowds count as single ones
     form: str | None = None    # one of `FORMS`; None: what it looks like
-    validation: str = "0"      # share of the pictures, or a text file with their names
+    # Share of the pictures, or a text file with their names; None: as their folders say.
+    validation: str | None = None
+    group: str | None = None   # pattern of the pictures that stay together, see `splitting`
 
 
 def read(image_dir: str, annotations: str, names_file: str | None, choices: Choices = Choices()
@@ -96,13 +103,59 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
         raise FileNotFoundError(f"no --labels={annotations}; give a folder with {_LAYOUT}, a "
                                 "pattern like labels/{stem}_mask.png, or a file of COCO, CVAT, "
                                 "Label Studio or Datumaro")
-    pictures_at = Files(image_dir)
-    read_all = _read_file if is_file else _read_folder
-    reading, vocabulary, kind = read_all(pictures_at, annotations, names_file, choices)
-    splits = _split(reading.splits["train"], choices.validation)
-    chosen = repr([item[0] for item in splits.get("validation", ())])
-    fingerprint = reading.fingerprint + hashlib.sha1(chosen.encode()).hexdigest()
-    return OwnData(reading._replace(splits=splits, fingerprint=fingerprint), vocabulary, kind)
+    parts = {} if is_file or pattern or choices.form not in (None, *_FILES) else (
+        splitting.files_in(folder))
+    if parts:
+        found = _read_each(parts, image_dir, names_file, choices)
+    else:
+        read_all = _read_file if is_file else _read_folder
+        found = read_all(Files(image_dir), annotations, names_file, choices)
+    reading = found.reading
+    splits, notes = splitting.divide(
+        reading, pathlib.Path(image_dir).absolute(), splitting.folders_of_yaml(names_file),
+        choices.validation, choices.group, _PICTURE)
+    chosen = repr([(split, [item[0] for item in items]) for split, items in splits.items()
+                   if split != "train"])
+    return found._replace(reading=reading._replace(
+        splits=splits, notes=[*reading.notes, *notes],
+        missing=[*reading.missing, *_of_other_formats(image_dir)],
+        fingerprint=reading.fingerprint + hashlib.sha1(chosen.encode()).hexdigest()))
+
+
+def _read_each(files: dict[str, str], image_dir: str, names_file: str | None, choices: Choices
+               ) -> OwnData:
+    """One data set of several files, whose pictures lie beside them, or below --images."""
+    root = pathlib.Path(image_dir).absolute()
+    parts: dict[str, OwnData] = {}
+    for split, file in files.items():
+        beside = pathlib.Path(file).absolute().parent
+        below = [f for f in sorted(root.iterdir())
+                 if f.is_dir() and splitting.of_name(f.name) == split]
+        inside = root in beside.parents and Files(str(beside)).find(f"(.+){_PICTURE}")
+        place = beside if inside else below[0] if len(below) == 1 else root
+        parts[split] = _read_file(Files(str(place)), file, names_file, choices)
+    first, *others = parts.values()
+    for other in others:
+        if (other.kind, other.vocabulary.classes) != (first.kind, first.vocabulary.classes):
+            raise ValueError(f"{' and '.join(files.values())} differ in their classes; give all of "
+                             "them as --names=FILE")
+    said = {split: part.reading for split, part in parts.items()}
+    return first._replace(reading=first.reading._replace(
+        splits={split: reading.splits["train"] for split, reading in said.items()},
+        missing=[m for reading in said.values() for m in reading.missing],
+        notes=[f"{split}: {n}" for split, reading in said.items() for n in reading.notes],
+        fingerprint="".join(reading.fingerprint for reading in said.values())))
+
+
+def _of_other_formats(image_dir: str) -> list[str]:
+    """A sentence about pictures in formats that are not read, if there are any."""
+    others = Files(image_dir).find(rf"(.+\.(?i:{'|'.join(_OTHER_PICTURES)}))")
+    if not others:
+        return []
+    counts = collections.Counter(name.rsplit(".", 1)[-1].lower() for name in others)
+    told = ", ".join(f"{n} .{ending}" for ending, n in sorted(counts.items()))
+    return [f"{len(others)} pictures are in formats that are not read ({told}), e.g. "
+            f"{next(iter(others))}; save them as JPEG or PNG"]
 
 
 def _read_file(pictures_at: Files, path: str, names_file: str | None, choices: Choices) -> OwnData:
@@ -196,13 +249,17 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
         raise ValueError(f"--format={choices.form} is one file for all pictures, --labels="
                          f"{annotations} is none; name the file")
     if not pattern and choices.form in (None, "voc") and (maps := _colored(folder)) is not None:
-        return _read_colored(pictures_at, maps, names_file, choices)
+        return _read_colored(pictures_at, folder, maps, names_file, choices)
     if choices.form == "voc":
         raise ValueError(f"{folder} has no labelmap.txt in it or above it, which tells the colours "
                          "of --format=voc; for numbers in place of colours leave --format out")
     labels_at, masks = Files(folder), _masks(None, names_file, annotations, choices)
     pictures = pictures_at.find(f"(.+){_PICTURE}", leave_out=pattern)
-    forms = _forms(labels_at, pattern, pictures, masks, choices)
+    # Of YOLO and Supervisely: train/images/x.jpg, train/labels/x.txt
+    apart = labels_at.folder == pictures_at.folder and bool(_below(_IMAGES, pictures))
+    if apart:
+        pictures = _below(_IMAGES, pictures)
+    forms = _forms(labels_at, pattern, pictures, masks, choices, apart)
     if choices.form is not None:
         forms = [form for form in forms if form.name == choices.form]
     form = max(forms, key=lambda form: len(set(form.files) & set(pictures)))
@@ -245,24 +302,23 @@ def _colored(folder: str) -> pathlib.Path | None:
     return next((f for f in (here, here.absolute().parent) if (f / "labelmap.txt").is_file()), None)
 
 
-def _read_colored(pictures_at: Files, root: pathlib.Path, names_file: str | None, choices: Choices
-                  ) -> OwnData:
-    """SegmentationClass, and SegmentationObject if it is there, with their labelmap.txt."""
+def _read_colored(pictures_at: Files, folder: str, root: pathlib.Path, names_file: str | None,
+                  choices: Choices) -> OwnData:
+    """SegmentationClass, and SegmentationObject if it is there, with their labelmap.txt in root."""
     colors = own_cvat.read_labelmap(File((), str(root / "labelmap.txt")))
     masks = _masks(list(colors.names.values()), names_file, str(root / "labelmap.txt"), choices)
     maps_at, pictures = Files(str(root)), pictures_at.find(f"(.+){_PICTURE}")
     classes, objects = (maps_at.find(rf"Segmentation{what}/(.+)\.png")
                         for what in ("Class", "Object"))
+    classes = classes or Files(folder).find(r"(.+)\.png")  # maps without folders of their own
     # Pictures and maps may lie in the same folder.
     pictures = {key.removeprefix("JPEGImages/"): file for key, file in pictures.items()
                 if not key.startswith("Segmentation")}
-    if not classes:
-        raise FileNotFoundError(f"{root} has a labelmap.txt, but no SegmentationClass/x.png")
     items, missing = labels.pair(pictures, *filter(None, (classes, objects)),
                                  what="picture or annotation")
     if not items:
         raise FileNotFoundError(f"none of the {len(pictures)} pictures in {pictures_at.folder} has "
-                                f"a map in {root}/SegmentationClass")
+                                f"a map x.png in {folder}")
     make = functools.partial(own_cvat.from_colors if objects else own_cvat.from_class_colors,
                              masks, colors)
     notes = [f"took the labels for maps in the colours of {root / 'labelmap.txt'}"
@@ -272,10 +328,22 @@ def _read_colored(pictures_at: Files, root: pathlib.Path, names_file: str | None
                    masks.vocabulary, "instance" if objects else "semantic")
 
 
+def _below(folders: set[str], files: dict[str, File]) -> dict[str, File]:
+    """Files in folders of some names, without these in their keys."""
+    found = {}
+    for key, file in files.items():
+        *parts, name = key.split("/")
+        if folders & set(parts):
+            found["/".join([*(part for part in parts if part not in folders), name])] = file
+    return found
+
+
 def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own_masks.Masks,
-           choices: Choices) -> list[_Form]:
+           choices: Choices, apart: bool) -> list[_Form]:
     """Every form, with the files that could be of it."""
     def find(endings: str) -> dict[str, File]:
+        if apart:
+            return _below(_LABELS, labels_at.find(rf"(.+)\.(?:{endings})"))
         if not pattern:
             return labels_at.find(rf"(.+)\.(?:{endings})")
         return labels_at.find(pattern) if re.search(rf"\.(?:{endings})$", pattern) else {}
@@ -363,7 +431,8 @@ def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, void: typing.Sequence[
     if not vocabulary.colors:
         raise ValueError(f"{file} is in colour; give every class its colour in the fourth column "
                          f"of {vocabulary.name} (name, tab, thing or stuff, tab, number, tab, "
-                         "#rrggbb), or save maps of numbers")
+                         "#rrggbb), put CVAT's labelmap.txt beside the maps, or save maps of "
+                         "numbers")
     known = [r + 256 * g + 65536 * b for r, g, b in filter(None, vocabulary.colors)]
     classes = [n for n, color in enumerate(vocabulary.colors) if color]
     place = records.positions(codes, np.array([*known, *void]))
@@ -374,34 +443,3 @@ def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, void: typing.Sequence[
         raise ValueError(f"{file} holds the colour #{red:02x}{green:02x}{blue:02x}, which "
                          f"{vocabulary.name} gives to no class{black}")
     return np.array([*classes, *[labels.VOID_16] * len(void)])[place]
-
-
-def _split(items: list[tuple], validation: str) -> dict[str, list[tuple]]:
-    """Pictures of the list, or those whose names have the smallest hashes, are for validation."""
-    keys = [item[0] for item in items]
-    try:
-        share = float(validation)
-    except ValueError:
-        listing = pathlib.Path(validation)
-        if not listing.is_file():
-            raise FileNotFoundError(f"--validation={validation} is no file (with one picture's "
-                                    "name a line), nor a share like 0.1") from None
-        known, unknown, chosen = paths.Paths({key: key for key in keys}), [], set()
-        for line in storage.read_text(listing).splitlines():
-            name = re.sub(f"{_PICTURE}$", "", line.strip())
-            found = name and known.find(name)
-            if found:
-                chosen.add(found[1])
-            elif name:
-                unknown.append(name)
-        if unknown:
-            raise ValueError(f"{validation} names {len(unknown)} pictures that are not there or "
-                             f"have no annotation, e.g. {', '.join(unknown[:3])}") from None
-    else:
-        if not 0 <= share <= 1:
-            raise ValueError(f"--validation={validation} is no share; give 0 ... 1, or a file")
-        by_hash = sorted(keys, key=lambda key: hashlib.sha1(key.encode()).digest())
-        chosen = set(by_hash[:round(share * len(keys))])
-    splits = {"train": [i for i in items if i[0] not in chosen],
-              "validation": [i for i in items if i[0] in chosen]}
-    return {split: found for split, found in splits.items() if found}

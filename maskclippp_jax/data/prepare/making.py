@@ -36,7 +36,7 @@ def list_datasets() -> None:
         if d.expected:
             line(f"    --raw_dir holds {d.expected}")
     line("folder: your own pictures; see --help for --images, --labels, --names, --name, "
-         "--validation, --nothing, --leave_out, --crowd")
+         "--format, --validation, --group, --nothing, --leave_out, --crowd")
 
 
 def prepare(dataset: catalogue.Dataset, raw_dir: str | None, options: Options) -> None:
