@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -20,10 +21,16 @@ def record_of(number: int) -> dict:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
+    make(place)
+    return place
+
+
+def make(place) -> pathlib.Path:
+    """A data set of four pictures; returns its folder."""
     build.build(str(place), "mine", Vocabulary.from_string("dark;bright"), "semantic",
                 build.Reading({"train": list(range(4))}, lambda number: [record_of(number)]),
                 description="test", own_names=True)
-    return place
+    return place / "mine" / records.VERSION
 
 
 @pytest.fixture
