@@ -8,7 +8,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 gpus=
 parse "gpus" "$@"
+devices=
+if [ -n "$gpus" ]; then
+  count gpus
+  devices="$(seq -s , 0 $((gpus - 1)))"
+fi
 environment "jax[cuda13]"
-devices="$(seq 0 $((${gpus:-1} - 1)) | paste -s -d , -)"
 run env ${gpus:+CUDA_VISIBLE_DEVICES="$devices"} \
   maskclippp train ${rest[@]+"${rest[@]}"}

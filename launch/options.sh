@@ -6,20 +6,42 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 dry_run=false
 rest=()
 
-# parse "NAME NAME" "$@": --NAME=value sets $NAME, everything else lands in the array `rest`.
+# parse "NAME NAME" "$@": --NAME=value and --NAME value set $NAME, the last one counts; everything
+# else lands in the array `rest`.
 parse() {
   local _names=" $1 " _argument _name  # underlined, as options are set beside them
   shift
-  for _argument in "$@"; do
+  while [ $# -gt 0 ]; do
+    _argument="$1"
+    shift
     _name="${_argument#--}"
     _name="${_name%%=*}"
     if [ "$_argument" = --dry_run ]; then
       dry_run=true
-    elif [[ "$_argument" == --*=* && "$_names" == *" $_name "* ]]; then
-      printf -v "$_name" %s "${_argument#*=}"
-    else
+    elif [[ "$_argument" != --* || "$_names" != *" $_name "* ]]; then
       rest+=("$_argument")
+    elif [[ "$_argument" == *=* ]]; then
+      printf -v "$_name" %s "${_argument#*=}"
+    elif [ $# -gt 0 ]; then
+      printf -v "$_name" %s "$1"
+      shift
+    else
+      refuse "got --$_name without a value"
     fi
+  done
+}
+
+refuse() {
+  echo "error: $1; the first lines of $0 show all options" >&2
+  exit 2
+}
+
+# count NAME...: these options are whole numbers from 1. Checked before any arithmetic, in which a
+# shell executes what stands in $(...).
+count() {
+  local _name
+  for _name in "$@"; do
+    [[ "${!_name}" =~ ^[1-9][0-9]{0,5}$ ]] || refuse "--$_name is ${!_name}, wanted a number from 1"
   done
 }
 
@@ -27,15 +49,41 @@ parse() {
 need() {
   local _name
   for _name in "$@"; do
-    if [ -z "${!_name}" ]; then
-      echo "error: got no --$_name=...; the first lines of $0 show all options" >&2
-      exit 2
-    fi
+    [ -n "${!_name}" ] || refuse "got no --$_name=..."
   done
 }
 
-# As a shell would read it again.
-quote() { printf '%q ' "$@" | sed 's/ $//'; }
+# As a shell would read it again; nothing for nothing.
+quote() { [ $# -eq 0 ] || printf '%q ' "$@" | sed 's/ $//'; }
+
+# copy FOLDER: the files that git knows, as they are here, and no others (data, runs, keys).
+copy() {
+  local _argument _file
+  git rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
+    refuse "the files that git knows are sent, but $PWD is no checkout of git"
+  for _argument in ${rest[@]+"${rest[@]}"}; do
+    _file="${_argument#--config=}"
+    _file="${_file%%:*}"
+    if [[ "$_argument" == --config=*.py* && -f "$_file" ]] &&
+        ! git ls-files --error-unmatch -- "$_file" >/dev/null 2>&1; then
+      refuse "git does not know $_file, so it would not be sent; git add it"
+    fi
+  done
+  git ls-files -z | while IFS= read -r -d '' _file; do
+    [ ! -e "$_file" ] || cp -P --parents -- "$_file" "$1"
+  done
+}
+
+# sent: sets $folder to a temporary folder, removed at the end, with what `copy` copies there.
+sent() {
+  if $dry_run; then
+    folder="${TMPDIR:-/tmp}/maskclippp_jax.XXXXXX"
+  else
+    folder="$(mktemp -d "${TMPDIR:-/tmp}/maskclippp_jax.XXXXXX")"
+    trap 'rm -rf "$folder"' EXIT
+    copy "$folder"
+  fi
+}
 
 run() {
   if $dry_run; then

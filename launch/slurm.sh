@@ -10,6 +10,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 nodes=1 gpus=8 time=08:00:00 partition=''
 parse "nodes gpus time partition" "$@"
+count nodes gpus
 environment "jax[cuda13]"
 run srun --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" --time="$time" \
   ${partition:+--partition="$partition"} --signal=TERM@120 --kill-on-bad-exit=1 \

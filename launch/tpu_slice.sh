@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From your own machine: makes a Cloud TPU slice if none has this name, brings this folder there,
-# and tunes on all its hosts. Needs gcloud, signed in and with a project. The same line again
-# resumes.
+# From your own machine: makes a Cloud TPU slice if none has this name, brings the files of this
+# folder that git knows there, and tunes on all its hosts. Needs gcloud, signed in and with a
+# project. The same line again resumes.
 #
 #   launch/tpu_slice.sh --name=tune --zone=us-west4-a --type=v5litepod-16 \
 #     --config=NAME --workdir=gs://BUCKET/runs/x --config.data_dir=gs://BUCKET/data
@@ -14,14 +14,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 name='' zone='' type='' version=v2-alpha-tpuv5-lite spot=''
 parse "name zone type version spot" "$@"
 need name zone type
+sent
+trap 'rm -rf "$folder" "$folder.tar.gz"' EXIT
 tpu=(gcloud compute tpus tpu-vm)
 if $dry_run || ! "${tpu[@]}" describe "$name" --zone="$zone" >/dev/null 2>&1; then
   run "${tpu[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$version" \
     ${spot:+--spot}
 fi
-archive="${TMPDIR:-/tmp}/maskclippp_jax.tar.gz"
-run tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./data --exclude=./runs .
-run "${tpu[@]}" scp "$archive" "$name:maskclippp_jax.tar.gz" --zone="$zone" --worker=all
+run tar -czf "$folder.tar.gz" -C "$folder" .
+run "${tpu[@]}" scp "$folder.tar.gz" "$name:maskclippp_jax.tar.gz" --zone="$zone" --worker=all
 there="mkdir -p maskclippp_jax && cd maskclippp_jax && tar -xzf ../maskclippp_jax.tar.gz"
-there+=" && launch/tpu_vm.sh --distributed=auto $(quote ${rest[@]+"${rest[@]}"})"
+there+=" && $(quote launch/tpu_vm.sh --distributed=auto ${rest[@]+"${rest[@]}"})"
 run "${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="$there"

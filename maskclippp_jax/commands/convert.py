@@ -44,6 +44,8 @@ def main(arguments):
     suffix = ".npz" if layout.startswith("big_vision") else ".safetensors"
     if output.suffix != suffix:
         raise ValueError(f"--output is {output}, wanted a file that ends in {suffix}")
+    if output.is_dir():
+        raise ValueError(f"--output is the folder {output}, wanted a file")
     if output.exists() and not OVERWRITE.value:
         raise FileExistsError(f"{output} exists; give another --output, or --overwrite")
     config = loading.experiment_of(SOURCE.value, CONFIG.value)

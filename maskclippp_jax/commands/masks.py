@@ -103,8 +103,10 @@ def inspect() -> None:
 
 def from_files() -> None:
     from maskclippp_jax.data import bundle_tools
+    from maskclippp_jax.runtime import storage
 
     _need("bundle", "masks", "dataset")
+    storage.check_writable(BUNDLE.value)
     count = bundle_tools.from_files(BUNDLE.value, MASKS.value, _source(), _dataset(),
                                     nothing=NOTHING.value, allow_missing=ALLOW_MISSING.value)
     logging.info("wrote %s, %d pictures", BUNDLE.value, count)
@@ -112,8 +114,10 @@ def from_files() -> None:
 
 def to_files() -> None:
     from maskclippp_jax.data import bundle_tools, bundles
+    from maskclippp_jax.runtime import storage
 
     _need("bundle", "masks")
+    storage.check_writable(MASKS.value.partition("{id}")[0] or ".")
     bundle = bundles.Bundle(BUNDLE.value)
     bundle_tools.to_files(bundle, MASKS.value)
     logging.info("wrote %d files %s", len(bundle.pictures), MASKS.value)

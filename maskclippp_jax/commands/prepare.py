@@ -78,6 +78,7 @@ def main(names):
     from maskclippp_jax.data import catalogue, images
     from maskclippp_jax.data.prepare import making
     from maskclippp_jax.data.prepare.folder import Choices
+    from maskclippp_jax.runtime import storage
 
     images.limit_pixels(MAX_PIXELS.value)
     if LIST.value:
@@ -87,6 +88,7 @@ def main(names):
     if not names or unknown:
         raise ValueError(f"got {' '.join(unknown) or 'no name'}, wanted some of "
                          f"{', '.join(catalogue.DATASETS)}, or folder; see --list")
+    storage.check_writable(DATA_DIR.value)
     options = making.Options(DATA_DIR.value, OVERWRITE.value, STRICT.value, SHOW.value)
     for name in names:
         if name == "folder":

@@ -41,6 +41,8 @@ def main(arguments):
     images.limit_pixels(MAX_PIXELS.value)
     if not PREDICTIONS.value:
         raise ValueError("got no --predictions; see --help")
+    if OUTPUT.value and pathlib.Path(OUTPUT.value).is_dir():
+        raise ValueError(f"--output is the folder {OUTPUT.value}, wanted a file")
     results, protocol = scoring.score(scoring.Request(
         PREDICTIONS.value, DATASET.value, DATA_DIR.value, SPLIT.value, SEEN.value,
         PANOPTIC_JSON.value, PANOPTIC_DIR.value, INSTANCES_JSON.value, ALLOW_MISSING.value,

@@ -19,6 +19,7 @@ import shutil
 import signal
 import threading
 import typing
+from multiprocessing import resource_tracker
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epy
@@ -259,6 +260,7 @@ def _in_workers(jobs: list[tuple]) -> typing.Iterator[dict[concurrent.futures.Fu
     others = set(multiprocessing.active_children())
     # Ctrl-C reaches every process of a terminal; they inherit that they do not get it, so that
     # this one alone says what has happened.
+    resource_tracker.ensure_running()  # which would let Ctrl-C through again when it starts
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         workers = concurrent.futures.ProcessPoolExecutor(

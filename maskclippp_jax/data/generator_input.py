@@ -106,6 +106,7 @@ def letterbox(image: np.ndarray, side: int) -> np.ndarray:
 
 def windows_size(size: typing.Sequence[int], side: int) -> tuple[int, int]:
     """Size (height, width) with the shorter side `side`; halves are rounded to even."""
+    transforms.check_ratio(size, "the picture")
     factor = max(side / size[0], side / size[1])
     return tuple(round(n * factor) for n in size)
 

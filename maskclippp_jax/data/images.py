@@ -1,7 +1,7 @@
 """Pictures and label maps from a user's disk, whatever form they have.
 
 A file of a few bytes can ask for any memory, so headers are looked at before pixels are decoded:
-pictures have a largest number of pixels (`limit_pixels`) and a longest shape.
+pictures have a largest number of pixels (`limit_pixels`).
 """
 
 import io
@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 
 from maskclippp_jax.runtime import storage
 
-_LONGEST = 50  # times the shorter side; the longer one grows with it when that is resized
 # Pillow's own limit, beyond which it only warns at first.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 _COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than numbers
@@ -37,15 +36,12 @@ def check_shape(height: int, width: int, name: str) -> None:
     """Sees that a picture can be worked on.
 
     Raises:
-      ValueError: it is too large, or too long for its shorter side.
+      ValueError: it is too large.
     """
     if height * width > limit_pixels():
         raise _Unfit(f"{name} has {width}x{height} pixels, more than the {limit_pixels()} that "
-                         "are decoded; if it is meant, give --max_pixels (in Python "
-                         "data.images.limit_pixels), else make it smaller")
-    if max(height, width) > _LONGEST * min(height, width):
-        raise _Unfit(f"{name} has {width}x{height} pixels, wanted a longer side of at most "
-                         f"{_LONGEST} times the shorter one; cut it")
+                     "are decoded; if it is meant, give --max_pixels (in Python "
+                     "data.images.limit_pixels), else make it smaller")
 
 
 def read_image(path: str) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import typing
 
-from maskclippp_jax.data import images
+from maskclippp_jax.data import images, transforms
 from maskclippp_jax.runtime import progress
 
 # Of what is in a folder, these are pictures; a file that is named itself may end as it likes.
@@ -72,6 +72,7 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
     for picture in progress.track(pictures, "looking at headers"):
         try:
             size = images.header_size(picture.path)
+            transforms.check_ratio(size, picture.path)
             if picture.masks is not None:
                 images.check_label_map(picture.masks, size)
             good.append(picture)

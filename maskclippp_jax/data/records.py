@@ -30,7 +30,7 @@ from etils import epy
 
 from maskclippp_jax.data.images import encode_png, size_of
 from maskclippp_jax.metrics import run_lengths
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary
 
 with epy.lazy_imports():  # slow to import, and not needed to name a photograph
@@ -41,6 +41,8 @@ VERSION = "1.1.0"
 KINDS = ("semantic", "panoptic", "instance")
 LEARNABLE = 4   # pixels of a mask that must show so that something can be learnt from it
 _END = 1 << 16  # bytes of both ends of a record file that `fingerprint` reads
+_LEAST = 1 << 16  # bytes of a whole ArrayRecord file
+_AGAIN = "; prepare it again, or copy it again from where it was made"
 NAMES_FILE = "names.txt"  # of a data set with a vocabulary of its own
 
 
@@ -274,7 +276,7 @@ class Source(typing.NamedTuple):
 
 def splits_of(data_dir: str, name: str) -> list[str]:
     """The splits of a prepared data set; raises FileNotFoundError like `open_source`."""
-    return list(tfds.builder_from_directory(_folder(data_dir, name)).info.splits)
+    return list(_open(_folder(data_dir, name), name).info.splits)
 
 
 def open_source(data_dir: str, name: str, split: str) -> Source:
@@ -282,22 +284,116 @@ def open_source(data_dir: str, name: str, split: str) -> Source:
 
     Raises:
       FileNotFoundError: not prepared; says how to.
-      ValueError: no such split.
+      ValueError: no such split, or the data set is damaged.
     """
     folder = _folder(data_dir, name)
-    builder = tfds.builder_from_directory(folder)
+    builder = _open(folder, name)
     if split not in builder.info.splits:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     raw = {key: tfds.decode.SkipDecoding() for key in ("image", "segments")}
     own_names = folder / NAMES_FILE
-    metadata = builder.info.metadata
+    metadata = _metadata(folder, name)
     vocabulary = (Vocabulary.from_text(own_names.read_text("utf-8"), metadata["vocabulary"])
                   if own_names.exists() else Vocabulary.shipped(metadata["vocabulary"]))
     learnable = metadata.get("usable", {}).get(split)
     if learnable is not None:
         learnable = Learnable(learnable["bare"], dict(learnable["classes"]))
-    return Source(builder.as_data_source(split, decoders=raw), vocabulary, metadata["kind"],
-                  learnable)
+    info = builder.info.splits[split]
+    files = [pathlib.Path(file) for file in info.filepaths]
+    for file in files:
+        if not file.is_file() or file.stat().st_size < _LEAST:
+            raise ValueError(f"the data set {name} is damaged: {file} is "
+                             f"{'cut short' if file.is_file() else 'not there'}{_AGAIN}")
+    try:
+        rows = builder.as_data_source(split, decoders=raw)
+    except Exception as error:  # of TFDS or of ArrayRecord
+        raise ValueError(_damaged(name, folder, error)) from None
+    return Source(Records(rows, f"{name} {split}", files, info.shard_lengths), vocabulary,
+                  metadata["kind"], learnable)
+
+
+class Records:
+    """The records of a split, each read when asked for; damaged ones are named."""
+
+    def __init__(self, rows: typing.Sequence[dict], name: str, files: list[pathlib.Path],
+                 lengths: typing.Sequence[int]):
+        self._rows, self._name, self._files = rows, name, files
+        self._ends = np.cumsum(lengths)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> dict:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        try:
+            return self._rows[place]
+        except Exception as error:  # of TFDS, ArrayRecord or protobuf
+            file = self._files[np.searchsorted(self._ends, place, side="right")]
+            raise ValueError(_damaged(f"{self._name}, record {place}", file, error)) from None
+
+
+def _damaged(name: str, file: pathlib.Path, error: Exception) -> str:
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the data set {name} is damaged: {file} cannot be read ({words}){_AGAIN}"
+
+
+class _Metadata(typing.TypedDict):
+    """What `data/build.py` leaves in metadata.json."""
+
+    vocabulary: str
+    kind: typing.Literal[KINDS]
+    usable: typing.NotRequired[dict[str, "_Usable"]]
+    content: typing.NotRequired[dict[str, list[str]]]
+
+
+class _Usable(typing.TypedDict):
+    bare: typed.Count
+    classes: list[tuple[typed.Count, typed.Count]]
+
+
+def _metadata(folder: pathlib.Path, name: str) -> _Metadata:
+    try:
+        return typed.read(folder / "metadata.json", _Metadata)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"the data set {name} is damaged: {error}{_AGAIN}") from None
+
+
+def _open(folder: pathlib.Path, name: str) -> tfds.core.DatasetBuilder:
+    """What TFDS knows of a prepared data set, which may come from anywhere.
+
+    Raises:
+      ValueError: it is damaged, or names classes that are not those of our records: TFDS would
+        import what it names.
+    """
+    file = folder / "features.json"
+    try:
+        named = set(_classes_in(typed.read(file, dict[str, typing.Any])))
+        strange = sorted(named - set(_classes_in(FEATURES.to_json())))
+        if strange or not named:
+            raise ValueError(f"{file} names {strange[0] if strange else 'no class'}, wanted the "
+                             "classes of records that prepare writes")
+        builder = tfds.builder_from_directory(folder)
+        outside = [f for split in builder.info.splits.values() for f in split.filepaths
+                   if pathlib.Path(f).parent != folder]
+        if outside:
+            raise ValueError(f"it names the file {outside[0]}, which is not in {folder}")
+        return builder
+    except Exception as error:  # whatever TFDS and protobuf raise
+        raise ValueError(_damaged(name, folder, error)) from None
+
+
+def _classes_in(node) -> typing.Iterator[str]:
+    """The values of `pythonClassName` anywhere in JSON."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("pythonClassName", "python_class_name"):  # protobuf reads both
+                yield str(value)
+            else:
+                yield from _classes_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _classes_in(value)
 
 
 def fingerprint(data_dir: str, name: str, split: str) -> str:
@@ -307,10 +403,10 @@ def fingerprint(data_dir: str, name: str, split: str) -> str:
     where each record lies), and the hash of all records that `data/build.py` left.
     """
     folder = _folder(data_dir, name)
-    info = tfds.builder_from_directory(folder).info
-    digest = hashlib.sha1(repr(info.metadata.get("content", {}).get(split)).encode())
+    info, metadata = _open(folder, name).info, _metadata(folder, name)
+    digest = hashlib.sha1(repr(metadata.get("content", {}).get(split)).encode())
     names = folder / NAMES_FILE
-    digest.update(names.read_bytes() if names.exists() else info.metadata["vocabulary"].encode())
+    digest.update(names.read_bytes() if names.exists() else metadata["vocabulary"].encode())
     for file in sorted(map(pathlib.Path, info.splits[split].filepaths)):
         size = file.stat().st_size
         digest.update(repr((file.name, size)).encode())

@@ -15,6 +15,7 @@ from PIL import Image
 
 MAX_SIDE = 4096  # longer sides are scaled down to it in training
 LONGEST = 4000   # and to this in versions of a picture, detectron2's default
+LONGER = 50      # times the shorter side of a picture that an image tower looks at
 _HUES = 180      # of OpenCV's 8-bit HSV
 
 
@@ -40,6 +41,21 @@ def shortest_edge(height: int, width: int, short: int, longest: int) -> tuple[in
         sides = tuple(side * (longest / max(sides)) for side in sides)
     # The public code gives an extreme picture no pixel.
     return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
+
+
+def check_ratio(size: typing.Sequence[int], name: str) -> None:
+    """Sees that a picture can have its shorter side brought to that of a network.
+
+    Args:
+      size: height and width.
+      name: of the picture, for messages.
+
+    Raises:
+      ValueError: the longer side, which grows with it, would ask for more than the memory.
+    """
+    if max(size) > LONGER * min(size):
+        raise ValueError(f"{name} has {size[1]}x{size[0]} pixels, wanted a longer side of at most "
+                         f"{LONGER} times the shorter one; cut it")
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax.data import transforms
 from maskclippp_jax.models import layers, maskclippp, resample, similarity
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import loading, postprocess
@@ -95,6 +96,8 @@ def network_sizes(picture: np.ndarray, short_side: int | None, max_tokens: int,
     """
     if max_tokens:
         return naflex_sizes(picture, patch, max_tokens)
+    for size in picture.tolist():
+        transforms.check_ratio(size, "a picture")
     return shorter_side_to(picture, short_side)
 
 

@@ -6,6 +6,7 @@ A command (maskclippp_jax/commands) is a module with flags and `main(arguments)`
 it works with only when it is called, so that `--help` is there at once.
 """
 
+import dataclasses
 import difflib
 import faulthandler
 import functools
@@ -175,10 +176,14 @@ def _check_buckets(allowed: typing.Sequence[str]) -> None:
         given = flags.FLAGS[name].value
         for value in given if isinstance(given, list) else [given]:
             # What a configuration names is looked at where it is read.
-            if name.startswith("config.") or not isinstance(value, str) or "://" not in value:
+            if name.startswith("config.") or not isinstance(value, str):
+                continue
+            if not value or "://" not in value and name not in _WRITTEN:
                 continue
             from maskclippp_jax.runtime import storage  # slow to import, and rarely needed
 
+            if name in _WRITTEN:
+                storage.check_writable(value)
             if not storage.on_bucket(value):
                 continue
             if name not in allowed:
@@ -216,7 +221,7 @@ def _parse(name: str, arguments: typing.Sequence[str]) -> list[str]:
 
 def _config_first(arguments: list[str]) -> list[str]:
     """The arguments with `--config` before its keys, and the file of a shipped one in its place."""
-    found, others = [], []
+    found, others, config = [], [], None
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest = iter(arguments[:end])
     for argument in rest:
@@ -224,11 +229,38 @@ def _config_first(arguments: list[str]) -> list[str]:
             argument = f"--config={next(rest, '')}"
         if argument.startswith("--config="):
             given = argument.partition("=")[2]
-            configs.read(given)  # says in a sentence what ml_collections does not
+            config = configs.read(given)  # says in a sentence what ml_collections does not
             found.append(f"--config={configs.resolve(given)}")
         else:
             others.append(argument)
+    if config is not None:
+        _check_keys(config, others)
     return found + others + arguments[end:]
+
+
+def _check_keys(config, arguments: typing.Sequence[str]) -> None:
+    """Sees that `--config.key` names something that can be given on a command line.
+
+    Raises:
+      ValueError: else. Of keys that are not there ml_collections knows the nearest.
+    """
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        place = argument.removeprefix("--").partition("=")[0]
+        node, known = config, "config"
+        for key in place.split(".")[1:]:
+            if not isinstance(node, type(config)) or key not in node:
+                break
+            node, known = node[key], f"{known}.{key}"
+        if isinstance(node, type(config)) and known == place:
+            raise ValueError(f"--{place} is a group of keys; give one of them: "
+                             f"{', '.join(f'--{place}.{key}' for key in sorted(node))}")
+        if dataclasses.is_dataclass(node):
+            raise ValueError(
+                f"--{place}: {known} is a {type(node).__name__}, whose parts are no keys; write a "
+                "configuration of your own that imports a shipped one and changes it "
+                "(docs/experiments.md shows how)")
 
 
 def _refuse(sentence: str) -> typing.NoReturn:

@@ -27,7 +27,27 @@ import typing
 from absl import logging
 from etils import epath
 
-CACHE = pathlib.Path("~/.cache/maskclippp_jax").expanduser()  # may be removed when nothing runs
+
+def _cache_folder() -> pathlib.Path:
+    """In the home of the user or, if there is none that can be written, in the temporary folder."""
+    with contextlib.suppress(RuntimeError):  # the user is unknown
+        home = pathlib.Path.home()
+        if home.is_dir() and os.access(_existing(home / ".cache/maskclippp_jax"), os.W_OK):
+            return home / ".cache/maskclippp_jax"
+    folder = pathlib.Path(tempfile.gettempdir(), f"maskclippp_jax_{os.getuid()}")
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+        return folder
+    return pathlib.Path(tempfile.mkdtemp(prefix="maskclippp_jax_"))  # its name is somebody else's
+
+
+def _existing(place: pathlib.Path) -> pathlib.Path:
+    """A place or, if it is not there, the nearest one above it that is."""
+    return next(p for p in (place, *place.parents) if p.exists())
+
+
+CACHE = _cache_folder()  # may be removed when nothing runs
 _SCHEME = "gs://"
 _READ = ("storage.objects.get", "storage.objects.list")
 _WRITE = ("storage.objects.create", "storage.objects.delete")  # replacing needs both
@@ -96,6 +116,25 @@ def check(name: Name, *, write: bool = False) -> None:
         raise ValueError(f"{name} may not be {use}: the account lacks {', '.join(lacking)}; give "
                          f"it the role Storage Object {role} (roles/storage.object{role}) on the "
                          f"bucket {bucket}")
+
+
+def check_writable(name: Name) -> None:
+    """Sees, before any work, that a file or a folder can be written; nothing is made.
+
+    Raises:
+      ValueError: it cannot; says where it fails.
+    """
+    place = path(name)
+    if on_bucket(place):
+        return  # see `check`
+    place = pathlib.Path(place)
+    there = _existing(place)
+    if there != place and not there.is_dir():
+        raise ValueError(f"{name} cannot be written: {there} is a file, wanted a folder; choose "
+                         "another place")
+    if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
+        raise ValueError(f"{name} cannot be written: {there} may not be written by this user, or "
+                         "its disk not at all; choose another place")
 
 
 def read_text(name: Name) -> str:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskclippp_jax.data import coco_files, images, regions, transforms
+from maskclippp_jax.data import (
+    coco_files,
+    generator_input,
+    images,
+    label_maps,
+    picture_files,
+    regions,
+    transforms,
+)
+from maskclippp_jax.naming import inference
 
 
 def write_grey_png(path, rows, bits):
@@ -168,13 +177,21 @@ def test_a_picture_that_is_too_long_for_its_shorter_side_is_refused(tmp_path):
     """Its shorter side is brought to that of the network, the longer one grows with it."""
     path = str(tmp_path / "line.png")
     Image.new("RGB", (5000, 1)).save(path)
-    for read in (images.read_image, images.header_size):
-        with pytest.raises(ValueError, match="line.png has 5000x1 pixels, wanted a longer side"):
-            read(path)
+    with pytest.raises(ValueError, match="line.png has 5000x1 pixels, wanted a longer side"):
+        picture_files.check(picture_files.find([path]), skip_broken=False)
     with pytest.raises(ValueError, match="has 5000x1 pixels"):
-        images.from_pil(Image.new("L", (5000, 1)))
+        inference.network_sizes(np.array([[1, 5000]]), 336, 0, 14)
+    with pytest.raises(ValueError, match="has 5000x1 pixels"):
+        generator_input.windows(np.zeros((1, 5000, 3), np.uint8), 512)
     assert transforms.shortest_edge(1, 20000, 640, 4096) == (1, 4096)
     assert transforms.fitting_size(1, 20000, 1.0, (640, 640)) == (1, 640)
+
+
+def test_a_photograph_is_no_label_map(tmp_path):
+    path = str(tmp_path / "photo.npy")
+    np.save(path, np.arange(5000).reshape(50, 100))
+    with pytest.raises(ValueError, match="looks like a photograph: it holds 5000 different values"):
+        label_maps.masks_in(label_maps.read(path), None, path)
 
 
 def test_superpixels_hold_together_on_noise(rng):

@@ -60,7 +60,7 @@ def test_a_tpu_slice_is_made_gets_the_project_and_trains_on_all_hosts(tmp_path):
 
 
 def test_a_slice_that_exists_is_used_again(tmp_path):
-    for name in ("gcloud", "tar"):
+    for name in ("gcloud",):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\n')
         (tmp_path / name).chmod(0o755)
     done = call("tpu_slice.sh", "--name=n", "--zone=z", "--type=t", *TRAIN, folder=tmp_path)
@@ -68,13 +68,14 @@ def test_a_slice_that_exists_is_used_again(tmp_path):
     said = (tmp_path / "said").read_text().splitlines()
     assert [line.split()[:5][-1] for line in said if line.startswith("gcloud")] == [
         "describe", "scp", "ssh"]
+    assert not list(tmp_path.glob("maskclippp_jax*"))  # what was sent is removed here
 
 
 def test_gke_through_xpk():
     [command] = dry("gke_xpk.sh", "--cluster=c", "--zone=z", "--project=p", "--type=v5litepod-16",
                     "--name=n", *TRAIN)
     assert command[:5] == ["xpk", "workload", "create", "--cluster=c", "--zone=z"]
-    assert {"--workload=n", "--tpu-type=v5litepod-16", "--script-dir=."} <= set(command)
+    assert {"--workload=n", "--tpu-type=v5litepod-16"} <= set(command)
     assert shlex.split(command[-1].removeprefix("--command=")) == shlex.split(ON_A_HOST)
 
 
@@ -83,6 +84,52 @@ def test_slurm_starts_one_process_a_gpu():
     assert command[:4] == ["srun", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"]
     assert "--partition=p" in command and "--signal=TERM@120" in command
     assert command[-6:] == ["maskclippp", "train", "--distributed=auto", *TRAIN]
+
+
+@pytest.mark.parametrize("number", ["a[$(touch hit)]", "$(touch hit)", "0", "-1", "2.5", "", "08"])
+def test_numbers_are_checked_before_the_shell_looks_at_them(number):
+    if number:
+        done = call("gpu.sh", "--dry_run", f"--gpus={number}", *TRAIN)
+        assert done.returncode == 2 and f"--gpus is {number}, wanted a number" in done.stderr
+        assert not (ROOT / "hit").exists()
+    done = call("slurm.sh", "--dry_run", f"--nodes={number}", *TRAIN)
+    assert done.returncode == 2 and f"--nodes is {number}, wanted a number" in done.stderr
+
+
+def test_options_may_be_apart_from_their_values_and_repeat():
+    [command] = dry("gpu.sh", "--gpus", "3", *TRAIN, "--gpus=1")
+    assert command == ["env", "CUDA_VISIBLE_DEVICES=0", "maskclippp", "train", *TRAIN]
+    done = call("gpu.sh", "--dry_run", *TRAIN, "--gpus")
+    assert done.returncode == 2 and "got --gpus without a value" in done.stderr
+
+
+def test_without_flags_for_train_there_is_no_empty_one():
+    *_, start = dry("tpu_slice.sh", "--name=n", "--zone=z", "--type=t")
+    assert start[-1].endswith("launch/tpu_vm.sh --distributed=auto")
+
+
+def test_only_files_that_git_knows_are_sent(tmp_path):
+    place = tmp_path / "project"
+    shutil.copytree(ROOT / "launch", place / "launch")
+    (place / "known.py").write_text("x")
+    (place / ".env").write_text("KEY=1")
+    (place / "data").mkdir()
+    (place / "data/x").touch()
+    (place / "mine.py").write_text("")
+    for line in ("init -q", "add launch known.py"):
+        subprocess.run(["git", *line.split()], cwd=place, check=True)
+    (place / "launch/gpu.sh").unlink()  # known, but not there any more
+    script = 'source launch/options.sh; rest=("$@"); copy "$folder"'
+    copy = lambda *flags: subprocess.run(
+        ["bash", "-c", script, "bash", *flags], cwd=place, capture_output=True, text=True,
+        env=dict(os.environ, folder=str(tmp_path / "sent")))
+    (tmp_path / "sent").mkdir()
+    assert copy("--config=known.py:a=1").returncode == 0
+    sent = {str(f.relative_to(tmp_path / "sent")) for f in (tmp_path / "sent").rglob("*")}
+    assert "known.py" in sent and "launch/options.sh" in sent
+    assert not sent & {".env", "data", "mine.py", "launch/gpu.sh", ".git"}
+    done = copy("--config=mine.py:a=1")
+    assert done.returncode == 2 and "git does not know mine.py" in done.stderr
 
 
 @pytest.mark.parametrize("script, missing", [

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from maskclippp_jax.runtime import cli
+from maskclippp_jax.runtime import cli, storage
 
 
 def test_ctrl_c_ends_with_one_line_and_130(capsys):
@@ -15,6 +15,49 @@ def test_ctrl_c_ends_with_one_line_and_130(capsys):
     assert capsys.readouterr().err == "interrupted\n"
     command = types.SimpleNamespace(__name__="x", POSITIONAL="", BUCKETS=(), main=main)
     assert run(command) == 130
+
+
+@pytest.mark.parametrize("given, words", [
+    ("--config.model.image.width=64", "config.model is a MaskCLIPppConfig, whose parts are no"),
+    ("--config.model=1", "config.model is a MaskCLIPppConfig"),
+    ("--config.train=1", "is a group of keys; give one of them: --config.train.accumulate,")])
+def test_what_is_no_key_of_a_configuration_is_said(given, words):
+    with pytest.raises(ValueError, match=words):
+        cli._config_first(["--config=quickstart", given])
+    assert cli._config_first(["--config.train.steps=3", "--config=quickstart"])[1:] == [
+        "--config.train.steps=3"]
+
+
+def test_outputs_that_cannot_be_written_are_found_out_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file, wanted a folder"):
+        storage.check_writable(tmp_path / "file/below/x.npz")
+    with pytest.raises(ValueError, match="http://x/y is an address"):
+        storage.check_writable("http://x/y")
+    storage.check_writable(tmp_path / "new/folder/x")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setattr(storage.os, "access", lambda *args: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="may not be written"):
+        storage.check_writable(tmp_path / "x")
+
+
+def test_without_a_home_the_cache_is_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "absent"))
+    folder = storage._cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # of somebody who waits for it
+    assert storage._cache_folder().name != folder.name
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(storage.pathlib.Path, "home", unknown)
+    assert storage._cache_folder().parent == tmp_path
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage._cache_folder() == tmp_path / ".cache/maskclippp_jax"
 
 
 def run(command) -> int:
