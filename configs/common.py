@@ -56,6 +56,7 @@ def base() -> ml_collections.ConfigDict:
         # With masks of a generator (--bundle):
         ensemble=False,          # whether its opinion of the class counts
         alpha=1.0, beta=1.0,     # our share in it, for classes of `seen_vocabulary` and for others
+        objectness=0.0,          # share of void that what we are sure of takes back; OVRCOAT: 0.5
         object_threshold=0.0,    # masks must score more to become panoptic segments ...
         overlap_threshold=0.8,   # ... and win this share of what they cover
         num_instances=100,       # pairs of mask and class a picture, stuff among them

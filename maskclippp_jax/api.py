@@ -14,8 +14,8 @@ import numpy as np
 
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.naming import generator as generator_file, given, loading, text_cache
-from maskclippp_jax.naming.generator import Generator
+from maskclippp_jax.naming import generator_loading, given, loading, text_cache
+from maskclippp_jax.naming.generator import OBJECTNESS, Generator
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.naming.result import Result
@@ -76,27 +76,41 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
     return Model(Namer(experiment, model, params, title, cache=cache), generator)
 
 
-def load_generator(source: str | os.PathLike, *, objectness: float = generator_file.OBJECTNESS,
-                   side: int | None = None, dtype: str = "float32") -> Generator:
-    """A mask generator: an EoMT.
+def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
+                   side: int | None = None, clip: str | os.PathLike | None = None,
+                   classes: str | typing.Sequence[str] | Vocabulary | None = None,
+                   dtype: str = "float32") -> Generator:
+    """A mask generator: an EoMT, a Mask2Former, an FC-CLIP or a MAFT+.
 
-    It takes the place of masks in `Model.name` and `Model.name_many`, and finds segments of its own
-    classes by itself (`generator.panoptic(image)`, `instances`, `semantic`).
+    It takes the place of masks in `Model.name` and `Model.name_many`. The first two also find
+    segments of their own classes by themselves (`generator.panoptic(image)`, `instances`,
+    `semantic`); the others have an opinion of any class, by the text tower of the CLIP they were
+    made from.
 
     Args:
-      source: the name of a published one, such as "eomt-l-640" (`maskclippp convert --list` shows
-        all), fetched from the hub; a file, here or `hf://owner/name[/file]`, with the authors' or
-        transformers' names; or a folder as the hub has it. The shapes in it tell the sizes, but
-        for what a config.json beside it says of a model that nobody published.
-      objectness: the least probability of being any object that makes a query a mask.
-      side: pixels of its square input, if not those it was trained at; nobody published results so.
-      dtype: "float32" or "bfloat16", of the arithmetic.
+      source: the name of a published one, such as "eomt-l-640" or "fcclip-l" (`maskclippp convert
+        --list` shows all), fetched from the hub; a file, here or `hf://owner/name[/file]`, with the
+        authors' names (an EoMT's also with transformers'); or a folder as the hub has it. The
+        names and shapes in it tell kind and sizes, but for what a config.json beside it says of an
+        EoMT that nobody published.
+      objectness: the least probability of being any object that makes a query a mask; 0: all are.
+      side: pixels of an EoMT's square input, if not those it was trained at; nobody published
+        results so.
+      clip: the file of the CLIP that an FC-CLIP was made from, for what its own file lacks (trunk
+        and text tower); None: the published one of its size, from the hub.
+      classes: names of the classes it was trained on, in their order; None: those of the published
+        one, or as its file tells.
+      dtype: "float32" or "bfloat16", of the arithmetic (of the trunk, where there is a decoder).
 
     Raises:
       FileNotFoundError: nothing there.
       ValueError: the file does not fit.
     """
-    return generator_file.load(source, objectness=objectness, side=side, dtype=dtype)
+    if classes is not None:
+        classes = _vocabulary_of(classes)
+    return generator_loading.load(
+        source, objectness=objectness, side=side, clip=clip and os.fspath(clip), classes=classes,
+        dtype=dtype)
 
 
 class Model:
@@ -139,10 +153,7 @@ class Model:
         """
         if isinstance(classes, Words):
             return classes
-        if isinstance(classes, str):
-            classes = Vocabulary.from_string(classes)
-        elif not isinstance(classes, Vocabulary):
-            classes = Vocabulary.from_names(classes)
+        classes = _vocabulary_of(classes)
         if classes not in self._words:
             unknown = self._namer.unknown_words(classes)
             if unknown:
@@ -293,6 +304,12 @@ def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
         finally:
             for future in queue:
                 future.cancel()
+
+
+def _vocabulary_of(classes: str | typing.Sequence[str] | Vocabulary) -> Vocabulary:
+    if isinstance(classes, str):
+        return Vocabulary.from_string(classes)
+    return classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
 
 
 def _finder_of_masks(generator: str | os.PathLike | Generator) -> Generator:

@@ -47,7 +47,8 @@ _WHOLE = (
     ("optimizer.warmup_steps", 0, _MOST))
 _NUMBERS = (
     ("ema_decay", 0, 1), ("eval.alpha", 0, 1), ("eval.beta", 0, 1),
-    ("eval.object_threshold", 0, 1), ("eval.overlap_threshold", 0, 1),
+    ("eval.objectness", 0, 1), ("eval.object_threshold", 0, 1),
+    ("eval.overlap_threshold", 0, 1),
     ("optimizer.learning_rate", 0, 3e38), ("optimizer.end_learning_rate", 0, 3e38),
     ("optimizer.warmup_factor", 0, 3e38), ("optimizer.image_multiplier", 0, 3e38),
     ("optimizer.text_multiplier", 0, 3e38), ("optimizer.weight_decay", 0, 3e38),

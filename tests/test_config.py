@@ -33,6 +33,7 @@ def test_all_problems_are_listed_together():
     ("seed", -1, "seed is -1; it can be 0 ..."), ("keep_best", -2, "keep_best is -2; it can be 0"),
     ("eval.batch_size", 0, "eval.batch_size is 0; it can be 1 ..."),
     ("eval.alpha", 1.5, "eval.alpha is 1.5; it can be 0 ... 1"),
+    ("eval.objectness", -0.5, "eval.objectness is -0.5; it can be 0 ... 1"),
     ("ema_decay", float("nan"), "ema_decay is nan; it can be 0 ... 1"),
     ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate is nan; it can be 0 ..."),
     ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate is inf; it can be 0 ..."),

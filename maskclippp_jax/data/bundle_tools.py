@@ -40,11 +40,12 @@ def describe(bundle: bundles.Bundle, source: records.Source | None, what: str
     Raises:
       ValueError, FileNotFoundError: anything in it is wrong.
     """
-    rows = [("masks", f"{bundle.masks}" + (f", stride {bundle.stride}" if bundle.stride else "")),
+    rows = [("masks", bundle.masks + ", float32" * bundle.float32
+             + (f", stride {bundle.stride}" if bundle.stride else "")),
             ("generator", ", ".join(f"{k} {v}" for k, v in bundle.generator.items()))]
     if bundle.preparation:
         rows.append(("preparation", ", ".join(
-            f"{k} {v}" for k, v in bundle.preparation._asdict().items())))
+            f"{k} {v}" for k, v in bundle.preparation.facts().items())))
     if bundle.version != transforms.Version():
         rows.append(("version of the pictures", f"{bundle.version}"))
     rows.append(("classes", bundle.kind + (f", {bundle.width} columns" if bundle.width else "")))
@@ -100,9 +101,7 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
                          f"{what} (such as {files[missing[0]]}); make them, or leave them out with "
                          "--allow_missing")
     place = pathlib.Path(folder)
-    if (place / bundle_writer.MANIFEST).exists():
-        raise FileExistsError(f"{folder} holds a finished bundle; choose another folder, or remove "
-                              "it")
+    bundle_writer.refuse_finished(folder)
     # Another command may follow after one that failed, so nothing is begun in the folder itself.
     growing = place.with_name(f".incomplete-{place.name}")
     shutil.rmtree(growing, ignore_errors=True)

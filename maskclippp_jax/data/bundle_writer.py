@@ -7,12 +7,15 @@ launch/export can use it inside any other environment; `data/bundles.py` reads w
 manifest.json holds
 
     format, version   "maskclippp masks", 1
-    masks             "logits": float16, before the sigmoid, of the generator's whole padded input;
+    masks             "logits": before the sigmoid, of the generator's whole padded input, float16;
                       "probabilities": uint8, 255 = 1, likewise (smaller; moves mIoU by hundredths);
                       "binary": masks of any size that cover the picture, from files or from SAM
+    float32           true: logits keep all their digits (twice as large; moves nothing visible)
     stride            pixels of the padded input to a cell of the masks
     generator         name, checkpoint (SHA-256 of its file), and whatever else helps
-    preparation       loader_min, loader_max, short_side, multiple: how pictures were resized
+    preparation       loader_min, loader_max, short_side, multiple: how pictures were resized; with
+                      letterbox, a side in pixels, they were made to fit a square after that
+                      (`generator_input.letterbox`)
     augmentation      short_side, flipped: how the loaded picture was changed before, if the bundle
                       is of a version for test-time augmentation (`data.transforms.Version`)
     classes           kind "none";
@@ -28,7 +31,8 @@ manifest.json holds
 A picture's file holds its masks under the first name, its classes under the second:
 
     logits            mask_logit_bytes uint8 [2, Q, h, w], low and high bytes apart, which compress
-                      better; or mask_logits float16 [Q, h, w], as a person would write it
+                      better; or mask_logits [Q, h, w] float16, as a person would write it, or
+                      float32
     probabilities     mask_probabilities uint8 [Q, h, w]
     binary            mask_bits uint8 [Q, h, ceil(w / 8)] (numpy.packbits) and mask_size int [2]
     open, closed      class_logits float32 [Q, K + 1], void last
@@ -54,7 +58,7 @@ class Writer:
     """Writes a bundle, or goes on with one that was stopped."""
 
     def __init__(self, folder, *, masks, classes, generator, preparation=None, stride=4,
-                 augmentation=None):
+                 augmentation=None, float32=False):
         """Starts or goes on; see above for the values.
 
         Raises:
@@ -63,14 +67,14 @@ class Writer:
         """
         if masks not in ("logits", "probabilities", "binary"):
             raise ValueError(f"got masks={masks!r}, wanted logits, probabilities or binary")
+        refuse_finished(folder)
         self.folder = pathlib.Path(folder)
-        if (self.folder / MANIFEST).exists():
-            raise FileExistsError(f"{folder} holds a finished bundle; choose another folder, or "
-                                  "remove it")
         self.facts = dict(format=FORMAT, version=VERSION, masks=masks, generator=generator,
                           classes=classes)
         if masks != "binary":
             self.facts.update(stride=stride, preparation=preparation)
+        if float32:
+            self.facts.update(float32=True)
         if augmentation is not None:
             self.facts.update(augmentation=augmentation)
         begun, text = self.folder / _BEGUN, json.dumps(self.facts, sort_keys=True)
@@ -94,7 +98,9 @@ class Writer:
           classes: [Q, K + 1] or [Q, E] float; None if the kind of classes is "none".
         """
         masks, kind = np.asarray(masks), self.facts["masks"]
-        if kind == "logits":
+        if self.facts.get("float32"):
+            arrays = dict(mask_logits=masks.astype("<f4"))
+        elif kind == "logits":
             halves = np.clip(masks, -_MOST, _MOST).astype("<f2")
             planes = np.ascontiguousarray(halves).view(np.uint8).reshape(*masks.shape, 2)
             arrays = dict(mask_logit_bytes=np.moveaxis(planes, -1, 0))
@@ -137,6 +143,13 @@ class Writer:
         temporary.write_text(json.dumps(dict(self.facts, pictures=pictures), indent=1) + "\n")
         os.replace(temporary, self.folder / MANIFEST)
         (self.folder / _BEGUN).unlink()
+
+
+def refuse_finished(folder):
+    """Raises FileExistsError if a folder holds a finished bundle."""
+    if (pathlib.Path(folder) / MANIFEST).exists():
+        raise FileExistsError(f"{folder} holds a finished bundle; choose another folder, or remove "
+                              "it")
 
 
 def file_of(folder, image_id):

@@ -13,7 +13,8 @@ import zlib
 import numpy as np
 from etils import epath
 
-from maskclippp_jax.data import bundle_writer, transforms
+from maskclippp_jax.data import bundle_writer, generator_input, transforms
+from maskclippp_jax.data.generator_input import Preparation
 from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -51,6 +52,7 @@ class _Preparation(typing.TypedDict):
     loader_max: typed.Side | None
     short_side: typed.Side | None
     multiple: typed.Side
+    letterbox: typing.NotRequired[typed.Side]
 
 
 class _Kind(typing.TypedDict):
@@ -65,6 +67,7 @@ class _Manifest(_Kind):
     generator: dict[str, typing.Any]
     classes: _Classes
     pictures: dict[str, _Picture]
+    float32: typing.NotRequired[bool]
     stride: typing.NotRequired[typed.Side]
     preparation: typing.NotRequired[_Preparation]
     augmentation: typing.NotRequired[_Augmentation]
@@ -74,19 +77,10 @@ class _Manifest(_Kind):
 _GENERATED = ("loaded", "resized", "padded")
 
 
-class Preparation(typing.NamedTuple):
-    """How pictures were brought into a generator."""
-
-    loader_min: int | None  # shorter side after the loader's resize, pixels; None: as stored
-    loader_max: int | None
-    short_side: int | None  # after the generator's own resize, without antialiasing; None: no such
-    multiple: int           # its input was padded to a multiple of this
-
-
 class PictureMasks(typing.NamedTuple):
     """The masks of one picture; sizes are (height, width) in pixels."""
 
-    masks: np.ndarray                 # [Q, h, w] float16 logits, uint8 in 255ths, or bool
+    masks: np.ndarray                 # [Q, h, w] float logits, uint8 in 255ths, or bool
     classes: np.ndarray | None        # [Q, X] float32, see `Bundle.kind`
     enlarged: tuple[int, int] | None  # size of the padded input; None: masks of the picture itself
     kept: tuple[int, int] | None      # what of it is picture
@@ -97,6 +91,7 @@ class Bundle:
 
     Attributes:
       masks: "logits", "probabilities" or "binary".
+      float32: whether logits have all their digits; else they are float16.
       kind: of the classes, one of `KINDS`.
       vocabulary: what logits speak of; None for other kinds.
       width: columns of the classes: classes and void, or channels of embeddings; None of none.
@@ -118,7 +113,7 @@ class Bundle:
         manifest = _read_manifest(self.folder)
         self.masks, self.classes = manifest["masks"], manifest["classes"]
         self.kind, self.pictures = self.classes["kind"], manifest["pictures"]
-        self.generator = manifest["generator"]
+        self.generator, self.float32 = manifest["generator"], manifest.get("float32", False)
         self.version = transforms.Version(**manifest.get("augmentation", {}))
         self.preparation = self.stride = None
         if self.masks != "binary":
@@ -268,12 +263,14 @@ class Bundle:
         loaded = resized = transforms.version_size(loaded, self.version)
         if p.short_side is not None:
             resized = tuple(side * p.short_side // min(loaded) for side in loaded)
+        if p.letterbox is not None:
+            resized = generator_input.letterbox_size(resized, p.letterbox)
         padded = tuple(-(-side // p.multiple) * p.multiple for side in resized)
         for key, want in (("loaded", loaded), ("resized", resized), ("padded", padded)):
             if tuple(picture.get(key, ())) != want:
                 raise ValueError(
                     f"{self.folder}: picture {name} of {picture['size']} is recorded with the "
-                    f"{key} size {picture.get(key)}, but its preparation ({p._asdict()}, "
+                    f"{key} size {picture.get(key)}, but its preparation ({p.facts()}, "
                     f"{self.version}) gives {list(want)}; correct whichever is wrong and export "
                     "again")
 

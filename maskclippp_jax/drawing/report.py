@@ -111,8 +111,8 @@ def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
 
     Args:
       models: dicts of `name` and the results of the metrics under `mask_accuracy`, `semantic`,
-        `boundary`, `panoptic` and `instances`; a metric that was not run may be missing. Ranges
-        under `intervals` of a metric are shown beside its values. "–": not defined.
+        `mask_recall`, `boundary`, `panoptic` and `instances`; a metric that was not run may be
+        missing. Ranges under `intervals` of a metric are shown beside its values. "–": not defined.
     """
     rows: list[list[str] | None] = []
     models = [dict(m, panoptic=_flat(m.get("panoptic"))) for m in models]
@@ -142,6 +142,17 @@ def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
         row("  share of all masks (micro)", "mask_accuracy", "micro")
         row("  number of masks", "mask_accuracy", "masks")
         row("  classes that occur", "mask_accuracy", "classes")
+        end_group()
+    if any(m.get("mask_recall") for m in models):
+        row("recall of true segments by masks (AR)", "mask_recall", "AR")
+        row("  at an IoU of 0.5", "mask_recall", "AR50")
+        row("  at an IoU of 0.75", "mask_recall", "AR75")
+        for key, what in (("ARs", "small segments"), ("ARm", "medium segments"),
+                          ("ARl", "large segments"), ("things", "things"), ("stuff", "stuff"),
+                          ("seen", "seen classes"), ("unseen", "unseen classes")):
+            row(f"  AR of {what}", "mask_recall", key)
+        row("  number of segments", "mask_recall", "segments")
+        row("  masks of a picture", "mask_recall", "masks_per_picture")
         end_group()
     if any(m.get("semantic") for m in models):
         row("mIoU, classes in the ground truth", "semantic", "mIoU")

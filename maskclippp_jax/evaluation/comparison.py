@@ -177,6 +177,8 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth], bundles: l
         parts = [p for p in truth.parts if p not in results]
         if not bundles and versions == augmented.PLAIN and "mask_accuracy" not in results:
             parts.append("mask_accuracy")
+        if model is None:
+            parts.append("mask_recall")
         writer = None
         if options.save_predictions:
             path = [options.save_predictions, *[folder.name] * several,
@@ -203,7 +205,8 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth], bundles: l
         with jax.set_mesh(mesh):
             for picture in bars.track(pictures, "evaluating", total=len(chosen),
                                       step=jax.process_count(), shown=host == 0):
-                evaluation.add(picture.image_id, picture.found, picture.labels)
+                evaluation.add(picture.image_id, picture.found, picture.labels,
+                               picture.overlaps)
                 progress.add(picture.image_id)
                 if picture.view and len(shown.views) < options.pictures:
                     shown.views.append(tables.view_of(picture, truth.vocabulary))

@@ -13,10 +13,11 @@ from maskclippp_jax.data import coco_files, images
 from maskclippp_jax.drawing import report
 from maskclippp_jax.evaluation import predictions
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
-from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.metrics import mask_recall, run_lengths
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
+from maskclippp_jax.metrics.mask_recall import MaskRecall, Overlaps
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
 from maskclippp_jax.naming.segmenter import Found
@@ -35,13 +36,16 @@ class Evaluation:
         Args:
           truth: what predictions are compared with.
           seen: [C] bool, classes known from training; None: not told apart.
-          parts: what is measured, of "mask_accuracy", "semantic", "panoptic", "instances".
+          parts: what is measured, of "mask_accuracy", "mask_recall", "semantic", "panoptic",
+            "instances".
           writer: keeps the predictions, if given.
         """
         self.truth, self.parts, self.writer = truth, parts, writer
         vocabulary = truth.vocabulary
         make = dict(
             mask_accuracy=lambda: dict(mask_accuracy=MaskAccuracy(
+                vocabulary.num_classes, seen, vocabulary.is_thing)),
+            mask_recall=lambda: dict(mask_recall=MaskRecall(
                 vocabulary.num_classes, seen, vocabulary.is_thing)),
             semantic=lambda: dict(
                 semantic=SemanticSegmentation(vocabulary.num_classes, IGNORE, seen),
@@ -53,7 +57,8 @@ class Evaluation:
         for part in parts:
             self.metrics |= make[part]()
 
-    def add(self, image_id: str, found: Found, labels: np.ndarray | None = None) -> None:
+    def add(self, image_id: str, found: Found, labels: np.ndarray | None = None,
+            overlaps: Overlaps | None = None) -> None:
         """Counts a picture, and writes its predictions.
 
         Args:
@@ -61,12 +66,15 @@ class Evaluation:
           found: its results.
           labels: [N] true classes of its masks, -1 for slots without a mask; where the masks are
             the ground truth's.
+          overlaps: of its masks with the true segments, for "mask_recall".
         """
         m, dataset_ids = self.metrics, self.truth.vocabulary.dataset_ids
         if labels is not None and "mask_accuracy" in m:
             used = labels >= 0
             if used.any():  # a picture without any class says nothing
                 m["mask_accuracy"].process(found.mask_classes[:len(labels)][used], labels[used])
+        if "mask_recall" in m:
+            m["mask_recall"].process(overlaps)
         if "semantic" in m:
             self._add_semantic(image_id, found.labels)
             if self.writer:
@@ -91,6 +99,8 @@ class Evaluation:
     def add_missing(self, image_id: str) -> None:
         """Counts a picture without masks: everything in it is missed."""
         m = self.metrics
+        if "mask_recall" in m:
+            m["mask_recall"].process(overlaps_of(self.truth, image_id, None))
         if "semantic" in m:
             self._add_semantic(image_id, None)
         if "panoptic" in m:
@@ -121,6 +131,15 @@ class Evaluation:
         truth = self.truth.semantic(image_id)
         self.metrics["semantic"].process(labels, truth)
         self.metrics["boundary"].process(labels, truth)
+
+
+def overlaps_of(truth: Truth, image_id: str, masks: np.ndarray | None) -> Overlaps:
+    """How well masks [n, H, W] bool fit the true segments of a picture; None: there are none."""
+    true = truth.segments(image_id)
+    if masks is None:
+        masks = np.zeros((0, *true.counted.shape), bool)
+    return Overlaps(mask_recall.best_iou(masks, true.masks, true.counted),
+                    true.masks.sum((1, 2)), true.classes, len(masks))
 
 
 class Extremes:

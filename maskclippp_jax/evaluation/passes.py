@@ -16,8 +16,10 @@ from maskclippp_jax.data.bundle_tools import at_picture_size
 from maskclippp_jax.data.bundles import Bundle, PictureMasks
 from maskclippp_jax.data.mask_batches import MaskSource
 from maskclippp_jax.data.transforms import Version
+from maskclippp_jax.evaluation.counts import overlaps_of
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
 from maskclippp_jax.metrics import oracle
+from maskclippp_jax.metrics.mask_recall import Overlaps
 from maskclippp_jax.metrics.run_lengths import decode
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.naming import inference, loading, segmenter
@@ -41,6 +43,7 @@ class Picture(typing.NamedTuple):
     labels: np.ndarray | None = None  # [N] true classes of its masks, -1 for empty slots
     # For drawing, where masks are segments: image [H, W, 3], segments [H', W'].
     view: tuple[np.ndarray, np.ndarray] | None = None
+    overlaps: Overlaps | None = None  # of its masks with the true segments, if they are perfect
 
 
 def heads_of(parts: typing.Sequence[str], settings: ml_collections.ConfigDict) -> Heads:
@@ -177,7 +180,8 @@ def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing
                 masks, np.stack(shapes) if shapes else np.zeros((0, *masks.shape[1:]), bool),
                 np.array([dataset_ids.index(t["category_id"]) for t in true], np.int64))
             instances = Instances(np.ones(len(numbers), np.float32), classes, masks[numbers])
-        yield Picture(image_id, Found(np.zeros(0, np.int32), labels, panoptic, instances))
+        yield Picture(image_id, Found(np.zeros(0, np.int32), labels, panoptic, instances),
+                      overlaps=overlaps_of(truth, image_id, masks))
 
 
 def _true_masks(truth: Truth, chosen: typing.Sequence[int], version: Version) -> MaskSource:

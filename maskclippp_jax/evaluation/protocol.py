@@ -58,8 +58,12 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Se
     protocol.update(
         stored_masks=bundle.masks, generator_classes=bundle.kind,
         generator=", ".join(f"{k} {v}" for k, v in bundle.generator.items()),
-        void="none" if bundle.kind == "none" or oracle == "classes" else "of the generator",
+        void=_void(bundle.kind, settings.objectness, oracle),
         missing_pictures=f"{len(missing)} count as missed" if missing else "none")
+    if oracle == "classes":
+        part = {"panoptic": "panoptic segments", "instances": "instances",
+                "semantic": "regions of one class"}[truth.segments_of]
+        protocol["recall"] = f"of {part}, crowds left out, each by the mask that fits best"
     if "panoptic" in truth.parts:
         protocol["thresholds"] = (f"score > {settings.object_threshold}, overlap >= "
                                   f"{settings.overlap_threshold}")
@@ -84,6 +88,13 @@ def code_version() -> str:
         return importlib.metadata.version("maskclippp_jax")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _void(kind: str, objectness: float, oracle: str | None) -> str:
+    if kind == "none" or oracle == "classes":
+        return "none"
+    return "of the generator" + (
+        f", less {objectness} of it times our largest class probability" if objectness else "")
 
 
 def _folder_of(bundles: typing.Sequence[Bundle]) -> str:

@@ -77,6 +77,8 @@ def per_class(models: list[dict], truth: Truth) -> str:
 
         if "mask_accuracy" in m:
             add("mask accuracy", m["mask_accuracy"]["per_class"])
+        if "mask_recall" in m:
+            add("AR of masks", m["mask_recall"]["per_class"])
         if "semantic" in m:
             add("IoU", m["semantic"]["IoU"])
             add("pixel accuracy", m["semantic"]["ACC"])

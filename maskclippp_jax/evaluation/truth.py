@@ -16,6 +16,14 @@ IGNORE = 65535  # pixels without a class
 KINDS = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
 
 
+class Segments(typing.NamedTuple):
+    """The true segments of a picture, crowds left out."""
+
+    masks: np.ndarray    # [m, H, W] bool, none of them empty; of instances they may overlap
+    classes: np.ndarray  # [m] ints
+    counted: np.ndarray  # [H, W] bool: where there is truth
+
+
 class Truth:
     """Random access to the truth of pictures.
 
@@ -117,6 +125,25 @@ class Truth:
                   for mask, c, thing, crowd, area in rows if thing],
             negative=[ids[c] for c in record["negative_classes"]],
             not_exhaustive=[ids[c] for c in record["not_exhaustive_classes"]])
+
+    @property
+    def segments_of(self) -> str:
+        """Which part `segments` are of: the one that tells most of them apart."""
+        return next(p for p in ("panoptic", "instances", "semantic") if p in self._of)
+
+    def segments(self, image_id: str) -> Segments:
+        """Single segments: panoptic ones, else instances, else the region of each class."""
+        part = self.segments_of
+        record, vocabulary = self.record(image_id, part), self._of[part][0].vocabulary
+        table, masks = record["table"], records.decode_masks(record)
+        kept = masks.any((1, 2)) & ~np.array(table["is_crowd"], bool)
+        counted = records.decode_segments(record["segments"]) > 0
+        if part == "instances":  # what else is in the picture nobody said
+            kept &= np.array(table["is_thing"], bool)
+            counted = np.ones_like(counted)
+        place = {i: n for n, i in enumerate(self.vocabulary.dataset_ids)}
+        classes = [place[vocabulary.dataset_ids[c]] for c in np.array(table["class_id"])[kept]]
+        return Segments(masks[kept], np.array(classes, np.int64), counted)
 
     def record(self, image_id: str, part: str) -> dict:
         """A picture's record in the data set that is the truth of a part."""

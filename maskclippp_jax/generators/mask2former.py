@@ -48,6 +48,16 @@ class Mask2FormerConfig:
         return cls.of(SwinConfig.tiny(), num_queries=100, num_classes=133)
 
     @classmethod
+    def coco_panoptic_small(cls) -> "Mask2FormerConfig":
+        """maskformer2_swin_small_bs16_50ep_final_a407fd, 68.75 M parameters."""
+        return cls.of(SwinConfig.small(), num_queries=100, num_classes=133)
+
+    @classmethod
+    def coco_panoptic_base(cls) -> "Mask2FormerConfig":
+        """maskformer2_swin_base_IN21k_384_bs16_50ep_final_54b88a, 106.92 M parameters."""
+        return cls.of(SwinConfig.base(), num_queries=100, num_classes=133)
+
+    @classmethod
     def coco_panoptic_large(cls) -> "Mask2FormerConfig":
         """maskformer2_swin_large_IN21k_384_bs16_100ep_final_f07440, 215.54 M parameters."""
         return cls.of(SwinConfig.large(), num_queries=200, num_classes=133, short_side=800)

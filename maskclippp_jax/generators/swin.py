@@ -38,6 +38,16 @@ class SwinConfig:
         return cls(96, (2, 2, 6, 2), (3, 6, 12, 24), window=7)
 
     @classmethod
+    def small(cls) -> "SwinConfig":
+        """48.84 M parameters."""
+        return cls(96, (2, 2, 18, 2), (3, 6, 12, 24), window=7)
+
+    @classmethod
+    def base(cls) -> "SwinConfig":
+        """86.88 M parameters."""
+        return cls(128, (2, 2, 18, 2), (4, 8, 16, 32), window=12)
+
+    @classmethod
     def large(cls) -> "SwinConfig":
         """195.20 M parameters."""
         return cls(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12)

@@ -91,8 +91,24 @@ def ensemble(logits: jax.Array, generator_classes: jax.Array, weights: jax.Array
     return jnp.where(logits > -jnp.inf, jnp.log(jnp.exp(mixed) + _FLOOR), -jnp.inf)
 
 
-def scores(logits: jax.Array, generator: GeneratorLogits | None,
-           mask_valid: jax.Array) -> MaskScores:
+def void_given_back(logits: jax.Array, objectness: jax.Array) -> jax.Array:
+    """The share of void that classes get back, the more the surer we are of a mask's class.
+
+    A generator calls void what it was not trained to find. OVRCOAT (arXiv 2603.21386; its public
+    code, which has 0.5) takes from void this share of itself: what CLIP is sure of is an object.
+
+    Args:
+      logits: [..., N, C] float32, ours, before any ensemble; -inf in columns without a class.
+      objectness: float32 scalar in 0 ... 1.
+
+    Returns:
+      [..., N] float32: `objectness` times the largest of our class probabilities.
+    """
+    return objectness * jax.nn.softmax(logits).max(-1)
+
+
+def scores(logits: jax.Array, generator: GeneratorLogits | None, mask_valid: jax.Array,
+           given_back: jax.Array | None = None) -> MaskScores:
     """Probabilities of every class and of void.
 
     Args:
@@ -100,6 +116,7 @@ def scores(logits: jax.Array, generator: GeneratorLogits | None,
       generator: void is taken from it, by a softmax over all *its own* classes; None: masks from
         files, there is no void.
       mask_valid: [..., N] bool; empty slots become void.
+      given_back: [..., N] float32, see `void_given_back`; None: nothing.
     """
     classes = jax.nn.softmax(logits)
     void = jnp.zeros(classes.shape[:-1])
@@ -107,9 +124,12 @@ def scores(logits: jax.Array, generator: GeneratorLogits | None,
         # 1 - void would lose all its digits where void is nearly 1.
         rest = jax.nn.logsumexp(generator.classes, axis=-1)  # [..., N]
         both = jnp.logaddexp(rest, generator.void)
-        classes = classes * jnp.exp(rest - both)[..., None] + _FLOOR
+        objects, void = jnp.exp(rest - both), jnp.exp(generator.void - both)
+        if given_back is not None:
+            objects, void = objects + void * given_back, void * (1 - given_back)
+        classes = classes * objects[..., None] + _FLOOR
         classes = jnp.where(logits > -jnp.inf, classes, 0.0)
-        void = jnp.exp(generator.void - both) + _FLOOR
+        void = void + _FLOOR
         total = classes.sum(-1) + void
         classes, void = classes / total[..., None], void / total
     return MaskScores(jnp.where(mask_valid[..., None], classes, 0.0),

@@ -1,10 +1,11 @@
 """A mask generator with its parameters on the device: from a photograph to masks.
 
 To whatever names masks it is the same as a bundle of stored ones: masks before the sigmoid at a
-quarter of its input, logits of its own classes, and where the picture lies in that input.
+quarter of its input, what it says of their classes, and where the picture lies in that input. A
+closed one (EoMT, Mask2Former) says it as logits of its own classes; an open one (FC-CLIP, MAFT+) as
+embeddings, which become logits of any names that its own text tower embeds.
 """
 
-import dataclasses
 import os
 import threading
 import typing
@@ -16,64 +17,95 @@ import numpy as np
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import generator_input
 from maskclippp_jax.data.bundles import PictureMasks
+from maskclippp_jax.data.generator_input import Preparation, Way
 from maskclippp_jax.data.mask_chain import MaskSizes
-from maskclippp_jax.generators.eomt import EoMTConfig, Predictions, resize_position_table
-from maskclippp_jax.naming import eomt_results
+from maskclippp_jax.generators.eomt import EoMTConfig
+from maskclippp_jax.generators.fcclip import FCCLIPConfig
+from maskclippp_jax.generators.mask2former import Mask2FormerConfig
+from maskclippp_jax.naming import closed_results, inference
 from maskclippp_jax.naming.given import Given, ImageLike, read_image
 from maskclippp_jax.naming.postprocess import Instances
-from maskclippp_jax.runtime import storage, typed
-from maskclippp_jax.vocabulary import Vocabulary, split_names
-from maskclippp_jax.weights import eomt, files, hub, published_generators
+from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
+from maskclippp_jax.weights import eomt, fcclip, mask2former
 
 OBJECTNESS = 0.5  # the least probability of being any object that makes a query a mask
 
+Config = EoMTConfig | FCCLIPConfig | Mask2FormerConfig
+_FILES = {EoMTConfig: eomt, FCCLIPConfig: fcclip, Mask2FormerConfig: mask2former}
+# How pictures are loaded: FC-CLIP's and MAFT+'s as MaskCLIP++ evaluates them on COCO's panoptic
+# classes, Mask2Former's as its authors do. None: an EoMT's input is a square of one size.
+PREPARATIONS = {EoMTConfig: None,
+                FCCLIPConfig: Preparation(800, 2560, None, FCCLIPConfig.patch_size),
+                Mask2FormerConfig: Preparation(800, 1333, None, Mask2FormerConfig.patch_size)}
+_VOCABULARIES = 8  # whose names stay embedded
+
 
 class Generator:
-    """An EoMT. Called with a picture it gives its masks, in the form that `api.Model.name` takes.
+    """Called with a picture it gives its masks, in the form that `api.Model.name` takes.
 
     Attributes:
       title: one line that says what was loaded.
       config: sizes of the network.
       task: "panoptic", "instance" or "semantic", what it was trained for.
-      vocabulary: its own classes.
-      folder, kind, width: as of a `Bundle` whose logits are of these classes.
+      vocabulary: the classes it was trained on; None: nobody knows those of an open one.
+      folder, kind, width, classes: as of a `Bundle`: kind is "closed", with logits of these
+        classes, or "embeddings".
       objectness: the least probability of being an object that makes a query a mask.
+      preparation: how pictures are resized and padded; may be set, published evaluations of
+        MaskCLIP++ have others. None: an EoMT's letterbox.
     """
 
-    kind = "closed"
-
-    def __init__(self, config: EoMTConfig, params: parameters.Tree, vocabulary: Vocabulary,
+    def __init__(self, config: Config, params: parameters.Tree, vocabulary: Vocabulary | None,
                  title: str, *, task: str = "panoptic", objectness: float = OBJECTNESS,
+                 embed: typing.Callable[[Vocabulary], np.ndarray] | None = None,
                  dtype: typing.Any = jnp.float32):
-        """Brings the parameters to the device; one program serves all pictures.
+        """Brings the parameters to the device; one program serves all pictures of a padded size.
 
         Args:
           config: sizes.
           params: parameters, on the host.
-          vocabulary: of its classes.
+          vocabulary: the classes it was trained on; None: not known, of an open one.
           title: says what was loaded.
           task: see above.
           objectness: see above.
-          dtype: of the arithmetic.
+          embed: of an open one: the names of a vocabulary as unit vectors [S, E] of its own CLIP,
+            the mean over `TEMPLATES_14`.
+          dtype: of the arithmetic of the trunk.
 
         Raises:
-          ValueError: another number of classes, or a share that is none.
+          ValueError: another number of classes, a share that is none, or objects cannot be told
+            because the classes are not known.
         """
-        if vocabulary.num_classes != config.num_classes:
+        is_open = isinstance(config, FCCLIPConfig)
+        if not is_open and vocabulary.num_classes != config.num_classes:
             raise ValueError(f"{title} has {config.num_classes} classes, its vocabulary "
                              f"{vocabulary.name} {vocabulary.num_classes}")
         if not 0 <= objectness < 1:
             raise ValueError(f"got objectness={objectness}, wanted a share in 0 ... 1")
+        if objectness and vocabulary is None:
+            raise ValueError(f"nothing says which classes {title} was trained on, and so what an "
+                             "object is to it; give their names, or objectness=0 (every query is "
+                             "a mask then)")
         self.config, self.vocabulary, self.title, self.task = config, vocabulary, title, task
-        self.folder, self.width, self.objectness = title, config.num_classes + 1, objectness
+        self.folder, self.objectness = title, objectness
+        self.preparation = PREPARATIONS[type(config)]
+        if is_open:
+            self.kind, self.width = "embeddings", config.image.embed_dim
+            self.classes = _facts_of_embeddings(params)
+        else:
+            self.kind, self.width = "closed", config.num_classes + 1
+            self.classes = dict(kind="closed", vocabulary=[list(c) for c in vocabulary.classes])
+        self._embed, self._embedded = embed, {}
         self._params = jax.device_put(params)
-        build, _ = eomt.abstract(config, dtype=dtype, by_head=configuration.heads_apart())
-        self._predict = jax.jit(lambda params, image: build(params)(image))
-        self._one_at_a_time = threading.Lock()  # pictures are read ahead by several threads
+        self._predict = _program(config, dtype)
+        # Pictures are read ahead by several threads.
+        self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
 
     def __repr__(self) -> str:
-        return (f"<Generator {self.title}: {self.task}, {self.config.num_classes} classes "
-                f"({self.vocabulary.name})>")
+        classes = "open"
+        if self.kind == "closed":
+            classes = f"{self.config.num_classes} classes ({self.vocabulary.name})"
+        return f"<Generator {self.title}: {self.task}, {classes}>"
 
     def __call__(self, image: ImageLike) -> Given:
         """The masks of a picture, in the order of the queries.
@@ -83,23 +115,79 @@ class Generator:
 
         Returns:
           The picture with a mask for each query that is an object with a probability above
-          `objectness` and has a pixel of the picture; there may be none.
+          `objectness` and has a pixel of the picture; there may be none. With an `objectness` of 0
+          every query is a mask.
 
         Raises:
           FileNotFoundError, ValueError: the picture cannot be used, or this is a generator for
             label maps, see `require_masks`.
         """
-        self.require_masks()
         pixels = read_image(image)
-        found = self._letterboxed(pixels)
-        objectness = 1 - np.asarray(jax.nn.softmax(found.class_logits))[:, -1]
-        rows, columns = (-(-side // self.config.stride) for side in found.sizes.kept)
-        has_pixels = (found.mask_logits[:, :rows, :columns] > 0).any((1, 2))
-        kept = (objectness > self.objectness) & has_pixels
-        masks = PictureMasks(found.mask_logits[kept], found.class_logits[kept],
-                             self.config.image_size, tuple(found.sizes.kept.tolist()))
+        found = self.propose(pixels)
+        if self.objectness:
+            rows, columns = (-(-side // self.config.stride) for side in found.kept)
+            kept = (found.masks[:, :rows, :columns] > 0).any((1, 2))
+            kept &= self.objectness_of(found.classes) > self.objectness
+            found = found._replace(masks=found.masks[kept], classes=found.classes[kept])
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        return Given(pixels, np.arange(1, kept.sum() + 1), None, masks, self, path)
+        return Given(pixels, np.arange(1, len(found.masks) + 1), None, found, self, path)
+
+    def propose(self, pixels: np.ndarray) -> PictureMasks:
+        """What every query says of a picture, as a bundle holds it.
+
+        Args:
+          pixels: [H, W, 3] uint8.
+
+        Returns:
+          Masks [Q, h, w] float32 before the sigmoid, and classes [Q, X] float32, see `kind`.
+
+        Raises:
+          ValueError: a generator for label maps, or the picture is too long for its input.
+        """
+        self.require_masks()
+        way = self.way_of(pixels.shape[:2])
+        masks, classes = self._run(generator_input.enter(pixels, way), way)
+        return PictureMasks(masks, classes, way.padded, way.resized)
+
+    def way_of(self, size: tuple[int, int]) -> Way:
+        """The sizes at which a picture of a size (height, width) passes into the network.
+
+        Raises:
+          ValueError: it would be too large there.
+        """
+        if self.preparation is None:
+            return generator_input.letterbox_way(size, self.config.image_size[0])
+        return generator_input.way_of(size, self.preparation, self.title)
+
+    def objectness_of(self, classes: np.ndarray) -> np.ndarray:
+        """The probability that masks are any object: that none of their void.
+
+        Args:
+          classes: [Q, X] of `propose`.
+
+        Returns:
+          [Q] float32; for an open generator among the classes it was trained on.
+        """
+        logits = classes
+        if self.kind == "embeddings":
+            names, facts = self.embed(self.vocabulary), self.classes
+            of_names = classes @ names.T  # [Q, S]
+            first = np.searchsorted(self.vocabulary.synonym_class,
+                                    np.arange(self.vocabulary.num_classes))
+            void = classes @ np.array(facts["void_embedding"], np.float32)
+            logits = facts["logit_scale"] * np.concatenate(
+                [np.maximum.reduceat(of_names, first, axis=1), void[:, None]], axis=1)
+        return 1 - np.asarray(jax.nn.softmax(logits))[:, -1]
+
+    def embed(self, vocabulary: Vocabulary) -> np.ndarray:
+        """The names of a vocabulary as unit vectors [S, E] float32 of an open generator's own CLIP,
+        the mean over its templates; embedded once."""
+        with self._one_embeds:
+            if vocabulary not in self._embedded:
+                self._embedded[vocabulary] = self._embed(vocabulary)
+                if len(self._embedded) > _VOCABULARIES:
+                    del self._embedded[next(iter(self._embedded))]
+            return self._embedded[vocabulary]
 
     def require_masks(self) -> None:
         """Raises ValueError if it has no masks of whole pictures."""
@@ -113,18 +201,22 @@ class Generator:
 
         Returns:
           As `Result.panoptic`: [H, W] int32 segment ids, 0 = nothing, and a dict for each segment.
+
+        Raises:
+          ValueError: an open generator, or one for label maps.
         """
-        self.require_masks()
-        ids, segments = eomt_results.panoptic(
-            self._letterboxed(read_image(image)), self.vocabulary.is_thing)
+        ids, segments = closed_results.panoptic(self._own_masks(image), self.vocabulary.is_thing)
         names = self.vocabulary.classes
         return ids, [dict(s, name=names[s["category_id"]][0]) for s in segments]
 
     def instances(self, image: ImageLike, count: int = 100) -> Instances:
         """The likeliest instances in its own classes, by the rules of its authors, which may
-        overlap; see `eomt_results.instances`."""
-        self.require_masks()
-        return eomt_results.instances(self._letterboxed(read_image(image)), count)[0]
+        overlap; see `closed_results.instances`."""
+        found, _ = closed_results.instances(self._own_masks(image), count)
+        if isinstance(self.config, Mask2FormerConfig):  # it drops stuff then
+            things = np.asarray(self.vocabulary.is_thing)[found.classes]
+            found = Instances(*(x[things] for x in found))
+        return found
 
     def semantic(self, image: ImageLike) -> np.ndarray:
         """The label map [H, W] int32 in its own classes, by the rules of its authors.
@@ -137,96 +229,53 @@ class Generator:
                              "trained for them, such as eomt-l-512-ade20k-semantic")
         pixels = read_image(image)
         cut = generator_input.windows(pixels, self.config.image_size[0])
-        found = [self._run(window[None]) for window in cut.images]
-        masks, classes = (np.concatenate(x) for x in zip(*found))
-        scores = eomt_results.semantic_scores(masks, classes, cut.origins, cut.resized)
-        return eomt_results.semantic(scores, pixels.shape[:2])
+        size = np.array(cut.images.shape[1:3], np.int32)
+        found = [self._run(window, Way(size, size, tuple(size.tolist()))) for window in cut.images]
+        masks, classes = (np.stack(x) for x in zip(*found))
+        scores = closed_results.semantic_scores(masks, classes, cut.origins, cut.resized)
+        return closed_results.semantic(scores, pixels.shape[:2])
 
-    def _letterboxed(self, image: np.ndarray) -> eomt_results.Masks:
-        side = self.config.image_size[0]
-        masks, classes = (x[0] for x in self._run(generator_input.letterbox(image, side)[None]))
-        sizes = (masks.shape[1:], self.config.image_size,
-                 generator_input.letterbox_size(image.shape[:2], side))
-        return eomt_results.Masks(masks, classes, MaskSizes(*(
-            np.array(s, np.int32) for s in sizes)), image.shape[:2])
+    def _own_masks(self, image: ImageLike) -> closed_results.Masks:
+        if self.kind != "closed":
+            raise ValueError(f"{self.title} has no classes of its own; let a model name its masks: "
+                             "mc.load(..., generator=...).segment(image, classes)")
+        pixels = read_image(image)
+        found = self.propose(pixels)
+        sizes = MaskSizes(*(np.array(s, np.int32) for s in (
+            found.masks.shape[1:], found.enlarged, found.kept)))
+        return closed_results.Masks(found.masks, found.classes, sizes, pixels.shape[:2])
 
-    def _run(self, images: np.ndarray) -> Predictions:
+    def _run(self, image: np.ndarray, way: Way) -> tuple[np.ndarray, np.ndarray]:
+        """Masks and classes of a picture on its canvas."""
+        sizes = (np.array([size], np.int32) for size in (way.loaded, way.resized))
         with self._one_at_a_time:
-            return jax.device_get(self._predict(self._params, images))
+            found = jax.device_get(self._predict(self._params, image[None], *sizes,
+                                                 canvas=way.padded))
+        return tuple(x[0] for x in found)
 
 
-def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int | None = None,
-         dtype: str = "float32") -> Generator:
-    """A generator from a file, a folder, or the hub; see `api.load_generator`."""
-    source = os.fspath(source)
-    if dtype not in configuration.DTYPES:
-        raise ValueError(f"got dtype={dtype!r}, wanted {' or '.join(configuration.DTYPES)}")
-    entry = None
-    if not hub.is_on_hub(source) and not storage.path(source).exists():
-        entry = published_generators.find(source)
-        if entry is None:
-            raise FileNotFoundError(
-                f"no file or folder {source}, and no published generator of this name"
-                f"{published_generators.nearest(source)}; `maskclippp convert --list` shows all")
-    path = entry.source if entry else source
-    if not hub.is_on_hub(path) and storage.path(hub.fetch(path)).is_dir():
-        raise FileNotFoundError(f"the folder {path} has none of {', '.join(hub.FILES)}; give the "
-                                "file of a generator, or a folder as the hub has it")
-    file = eomt.open_file(path)
-    facts = {} if entry else _facts_beside(path)
-    config = eomt.config_of(file, path, num_heads=facts.get("num_attention_heads"),
-                            query_blocks=facts.get("num_blocks"))
-    found = published_generators.of_config(config)
-    if entry and found != entry:
-        raise ValueError(f"{path} is of {found.name if found else 'no published model'}, wanted "
-                         f"{entry.name}; download it again")
-    _, shapes = eomt.abstract(config)
-    params = eomt.load(file, shapes, path)
-    if side is not None:
-        config, params = _resized(config, params, side)
-    vocabulary = Vocabulary.shipped(found.vocabulary) if found else _classes_of(
-        config, facts, path)
-    return Generator(config, params, vocabulary, source, objectness=objectness,
-                     task=found.task if found else "panoptic", dtype=jnp.dtype(dtype))
+def _program(config: Config, dtype: typing.Any) -> typing.Callable:
+    """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch.
 
-
-class _Facts(typing.TypedDict):
-    """config.json of transformers, as far as the weights do not tell."""
-
-    model_type: typing.NotRequired[str]
-    num_attention_heads: typing.NotRequired[typed.Side]
-    num_blocks: typing.NotRequired[typed.Side]
-    id2label: typing.NotRequired[dict[int, str]]
-
-
-def _facts_beside(path: str) -> _Facts:
-    """What a config.json of transformers beside a file says; nothing where there is none."""
-    facts = files.beside(path, "config.json", _Facts) or _Facts()
-    if facts.get("model_type", "eomt") != "eomt":
-        raise ValueError(f"the config.json beside {path} is of the kind {facts['model_type']}, "
-                         "wanted eomt; that kind of generator is not read here")
-    return facts
-
-
-def _resized(config: EoMTConfig, params: parameters.Tree, side: int
-             ) -> tuple[EoMTConfig, parameters.Tree]:
-    """The same network for pictures of another size."""
-    if side < config.patch_size or side % config.patch_size:
-        raise ValueError(f"got side={side}, wanted a multiple of {config.patch_size} pixels")
-    resized = dataclasses.replace(config, image_size=(side, side))
-    table = resize_position_table(jnp.asarray(params["position_table"]), config.grid, resized.grid)
-    return resized, params | dict(position_table=np.asarray(table))
-
-
-def _classes_of(config: EoMTConfig, facts: _Facts, path: str) -> Vocabulary:
-    """The classes of an unpublished model, all of them things.
-
-    transformers calls those LABEL_0, LABEL_1, ... that nobody named; they become such as no word of
-    another vocabulary is like.
+    Pictures are resized from `loaded` to `resized` once more, without antialiasing; the canvas is
+    what the network sees.
     """
-    labels = facts.get("id2label", {})
-    names = [labels.get(i, f"LABEL_{i}") for i in range(config.num_classes)]
-    if "LABEL_0" in names:
-        names = [f"class {i} of {path}" for i in range(config.num_classes)]
-    return Vocabulary(f"classes of {path}", tuple(map(split_names, names)),
-                      (True,) * len(names), tuple(range(len(names))))
+    build, _ = _FILES[type(config)].abstract(config, dtype=dtype,
+                                             by_head=configuration.heads_apart())
+
+    def predict(params, image, loaded, resized, canvas):
+        if isinstance(config, EoMTConfig):  # its padding is black, and seen as such
+            return build(params)(image)
+        resize = lambda image, loaded, resized: inference.to_network_size(
+            image, loaded, resized, canvas)
+        return build(params)(jax.vmap(resize)(image, loaded, resized), resized)
+
+    return jax.jit(predict, static_argnames="canvas")
+
+
+def _facts_of_embeddings(params: parameters.Tree) -> dict:
+    """What a bundle of embeddings says of its classes."""
+    void = np.asarray(params["void_embedding"], np.float32)
+    scale = min(float(np.exp(params["class_head"]["logit_scale"])), 100.0)  # as in CLIP
+    return dict(kind="embeddings", void_embedding=(void / np.linalg.norm(void)).tolist(),
+                logit_scale=scale, templates=list(TEMPLATES_14))

@@ -39,6 +39,7 @@ class Opinion(typing.NamedTuple):
     scale: np.ndarray       # float32 scalar, of cosines
     lookup: np.ndarray      # [J] int32, test class of each training class
     weights: np.ndarray     # [S'] float32, our share in the ensemble
+    objectness: np.ndarray = np.float32(0)  # see `ensembles.void_given_back`
 
 
 class Found(typing.NamedTuple):
@@ -51,7 +52,8 @@ class Found(typing.NamedTuple):
 
 
 def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarray,
-               embeddings: np.ndarray | None = None, *, must_share: bool = True) -> Opinion:
+               embeddings: np.ndarray | None = None, *, must_share: bool = True,
+               objectness: float = 0.0) -> Opinion:
     """What the device needs to know of a bundle's classes.
 
     Args:
@@ -62,6 +64,7 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
         embeddings.
       must_share: whether one of a closed bundle's classes must be among these; without any, its
         void alone counts.
+      objectness: see `ensembles.void_given_back`.
 
     Raises:
       ValueError: the bundle's logits are of other classes.
@@ -84,7 +87,8 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
     if kind == "embeddings":
         void = np.asarray(bundle.classes["void_embedding"], np.float32)
         void, scale = void / np.linalg.norm(void), np.float32(bundle.classes["logit_scale"])
-    return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights)
+    return Opinion(none if embeddings is None else embeddings, void, scale, lookup, weights,
+                   np.float32(objectness))
 
 
 def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen: np.ndarray,
@@ -92,7 +96,8 @@ def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen
     """The same, for the settings of an evaluation (`config.eval`).
 
     Args:
-      settings: share in the ensemble, and the generator's own CLIP if its classes are embeddings.
+      settings: share in the ensemble, `objectness`, and the generator's own CLIP if its classes are
+        embeddings.
       vocabulary: of the test classes.
       seen: [C] bool, which of them the model was tuned on.
       bundle: None: masks without classes.
@@ -102,13 +107,18 @@ def opinion_in(settings: ml_collections.ConfigDict, vocabulary: Vocabulary, seen
     weights = ensembles.weights_of(seen, settings.alpha, settings.beta, num_columns)
     embeddings = None
     if bundle and bundle.kind == "embeddings":
-        embeddings = _embed_for_generator(settings, vocabulary, bundle, num_columns)
-    return opinion_of(bundle, vocabulary, weights, embeddings, must_share=must_share)
+        if isinstance(bundle, Bundle):
+            embeddings = _embed_for_generator(settings, bundle, vocabulary)
+        else:  # a generator at hand has a text tower of its own
+            embeddings = bundle.embed(vocabulary)
+        embeddings = np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
+    # Runs of earlier versions do not know the key.
+    return opinion_of(bundle, vocabulary, weights, embeddings, must_share=must_share,
+                      objectness=settings.get("objectness", 0.0))
 
 
-def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
-                         num_columns: int) -> np.ndarray:
-    """[S', E]: every name as the generator's own text tower embeds it, mean over templates."""
+def _embed_for_generator(settings, bundle: Bundle, vocabulary: Vocabulary) -> np.ndarray:
+    """[S, E]: every name as the generator's own text tower embeds it, mean over templates."""
     if settings.generator is None:
         raise ValueError(f"{bundle.folder} stores class embeddings; only the text tower they were "
                          "trained with turns names into logits of theirs, so set "
@@ -122,7 +132,7 @@ def _embed_for_generator(settings, vocabulary: Vocabulary, bundle: Bundle,
         raise ValueError(f"{bundle.folder} stores class embeddings of {bundle.width} channels, the "
                          f"text tower of config.eval.generator gives {embeddings.shape[1]}; take "
                          "the CLIP that the generator was built on")
-    return np.pad(embeddings, [(0, num_columns - len(embeddings)), (0, 0)])
+    return embeddings
 
 
 def with_sizes(batch: dict, settings: ml_collections.ConfigDict, short_side: int | None, patch: int
@@ -263,9 +273,10 @@ def _classifier(model_config, kind: str, *, ensemble: bool, dtype,
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         generator, of_test_classes = generator_logits(
             kind, batch.get("classes"), names.synonym_class, opinion)
+        given_back = ensembles.void_given_back(logits, opinion.objectness)
         if ensemble:
             logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
-        return ensembles.scores(logits, generator, batch["mask_valid"])
+        return ensembles.scores(logits, generator, batch["mask_valid"], given_back)
 
     return classify
 

@@ -14,7 +14,7 @@ from maskclippp_jax.data import generator_input
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Stage
-from maskclippp_jax.naming import eomt_results
+from maskclippp_jax.naming import closed_results
 from maskclippp_jax.parity.case import Case, Check, equal
 from maskclippp_jax.parity.eomt import compare, enlarge
 
@@ -74,16 +74,16 @@ def postprocess(case: Case) -> list[Check]:
         logits, classes = (case.arrays[k][i] for k in ("mask_logits", "class_logits"))
         resized = generator_input.letterbox_size(size, side)
         stored = np.array(logits.shape[1:], np.int32)
-        masks = eomt_results.Masks(logits, classes, MaskSizes(
+        masks = closed_results.Masks(logits, classes, MaskSizes(
             stored, np.array(padded, np.int32), np.array(resized, np.int32)), size)
         name = f"enlarged_mask_logits_{i}"
         checks.append(compare(
             case, name, enlarge(logits[:len(case.arrays[name])], resized, size, padded)))
 
-        ids, segments = eomt_results.panoptic(masks, is_thing)
+        ids, segments = closed_results.panoptic(masks, is_thing)
         table = np.array([config["classes"], *(s["category_id"] for s in segments)])
         checks.append(compare(case, f"authors_panoptic_{i}", np.stack([table[ids], ids - 1], -1)))
-        found, query = eomt_results.instances(masks, config["authors_top_k"])
+        found, query = closed_results.instances(masks, config["authors_top_k"])
         for key, got in (("query", query), ("labels", found.classes), ("scores", found.scores),
                          ("areas", found.masks.sum((1, 2)))):
             checks.append(compare(case, f"authors_instance_{i}_{key}", got))
@@ -108,14 +108,14 @@ def postprocess_windows(case: Case) -> list[Check]:
     config, origins, checks = case.spec["config"], case.arrays["origins"], []
     for i, size in enumerate(config["sizes"]):
         ours = origins[:, 0] == i
-        scores = eomt_results.semantic_scores(
+        scores = closed_results.semantic_scores(
             case.arrays["mask_logits"][ours], case.arrays["class_logits"][ours], origins[ours, 1:],
             generator_input.windows_size(size, config["side"]))
         rows, columns = (resample.bilinear_taps(n, Stage(m, n))
                          for n, m in zip(size, scores.shape[1:]))
         full = np.asarray(resample.resize_masks(jnp.asarray(scores), rows, columns))
         name = f"semantic_{i}"
-        checks += [compare(case, name, eomt_results.semantic(scores, tuple(size))),
+        checks += [compare(case, name, closed_results.semantic(scores, tuple(size))),
                    compare(case, f"{name}_scores", _thin(full, case))]
     return checks
 

@@ -30,10 +30,11 @@ from maskclippp_jax.models import maskclippp
 from maskclippp_jax.runtime import hosts, storage, typed
 
 # What may differ between two starts of the same run: where data lie, what is kept, shown and put up
-# with, and what only the hardware asks for, which changes the numbers by their rounding at most.
+# with, what training does not use, and what only the hardware asks for, which changes the numbers
+# by their rounding at most.
 _FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "checkpoint_every", "keep",
               "keep_best", "train/workers", "train/accumulate", "train/skip_broken", "mesh/fsdp",
-              "remat", "dtype", "eval/batch_size")
+              "remat", "dtype", "eval/batch_size", "eval/objectness")
 
 # Seconds a save may take. Orbax reads them off the clock on the wall, which may be put right by a
 # day while it saves.

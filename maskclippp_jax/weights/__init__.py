@@ -18,9 +18,9 @@ from maskclippp_jax.models.similarity import PseudoTextSimilarityConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.weights import (
     big_vision,
-    eomt,
     eva_clip,
     files,
+    generator_files,
     hugging_face,
     maskclippp,
     open_clip,
@@ -57,8 +57,10 @@ def layout_of(source: Source, path: str) -> str:
     if any(name.startswith("visual.trunk.blocks.") for name in source):
         raise ValueError(f"{path} holds an EVA-CLIP under timm's names, which are not read here; "
                          "take the original file (`convert --list` says where)")
-    if eomt.is_one(source):
-        raise ValueError(f"{path} holds an EoMT, which finds masks and names none; give it as the "
+    if generator_files.holds_generator(source):
+        kind = {"eomt": "an EoMT", "fcclip": "an FC-CLIP", "mask2former": "a Mask2Former"}[
+            generator_files.kind_of(source, path)]
+        raise ValueError(f"{path} holds {kind}, which finds masks and names none; give it as the "
                          "generator, and the file of a CLIP here")
     for layout, beginning in _MARKS:
         if any(name.startswith(beginning) for name in source):

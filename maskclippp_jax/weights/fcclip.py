@@ -12,7 +12,8 @@ import typing
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
-from maskclippp_jax.weights import open_clip, rules
+from maskclippp_jax.models.text import TextConfig
+from maskclippp_jax.weights import open_clip, published, rules
 from maskclippp_jax.weights.mask_decoders import (
     decoder_sizes,
     load_head,
@@ -26,6 +27,10 @@ from maskclippp_jax.weights.source import Source
 CLIP = "backbone.clip_model."  # before the names of the CLIP in a file
 _TRUNK = "visual.trunk.st"     # stem and stages
 _PREDICTOR = "sem_seg_head.predictor."
+_TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+# The CLIPs that published generators were made from.
+_CLIPS = (("convnext_base_w_320", "laion_aesthetic_s13b_b82k_augreg"),
+          ("convnext_large_d_320", "laion2b_s29b_b131k_ft_soup"))
 
 HEAD_RULES = (
     *pixel_decoder_rules(),
@@ -70,9 +75,9 @@ def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int =
 
 def _image_of(shapes, channels: tuple[int, ...], embed_dim: int, path: str) -> ConvNeXtConfig:
     """The trunk: one of the published CLIPs, or as the blocks in the file say."""
-    for published in (ConvNeXtConfig.base_w_320(), ConvNeXtConfig.large_d_320()):
-        if (published.widths, published.embed_dim) == (channels, embed_dim):
-            return published
+    for image in (ConvNeXtConfig.base_w_320(), ConvNeXtConfig.large_d_320()):
+        if (image.widths, image.embed_dim) == (channels, embed_dim):
+            return image
     blocks = [re.match(rf"{re.escape(CLIP)}visual\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.", name)
               for name in shapes]
     depths = [1 + max((int(m[2]) for m in blocks if m and int(m[1]) == i), default=-1)
@@ -98,7 +103,7 @@ def load(source: Source, config: FCCLIPConfig, path: str, clip: Source | None = 
     """
     _, shapes = abstract(config)
     if clip is None:
-        if not any(name.startswith(f"{CLIP}{_TRUNK}") for name in source):
+        if not has_trunk(source):
             raise ValueError(f"{path} has no trunk of its own, as FC-CLIP's files; give the file "
                              "of the CLIP it was made from too (OpenCLIP's convnext_base_w_320 or "
                              "convnext_large_d_320)")
@@ -107,6 +112,57 @@ def load(source: Source, config: FCCLIPConfig, path: str, clip: Source | None = 
     trunk, _ = rules.load(clip, trunk_rules("", config.image), {"image": shapes["image"]},
                           name="the CLIP")
     return trunk | load_head(source, HEAD_RULES, shapes, path)
+
+
+def has_trunk(names: typing.Iterable[str]) -> bool:
+    """Whether a file holds a trunk of its own."""
+    return any(name.startswith(f"{CLIP}{_TRUNK}") for name in names)
+
+
+def clip_of(config: FCCLIPConfig) -> str | None:
+    """Where the CLIP lies that a published generator of these sizes was made from; None: of no
+    published one."""
+    entries = (published.find(*names) for names in _CLIPS)
+    return next((e.source for e in entries if e.image == config.image), None)
+
+
+def classes_trained_on(source: Source) -> int | None:
+    """How many classes a generator learnt, if its file keeps the weights of its loss."""
+    weights = source.shapes.get("criterion.empty_weight")
+    return weights[0] - 1 if weights else None
+
+
+def has_text(names: typing.Iterable[str], prefix: str = "") -> bool:
+    """Whether a file holds the text tower of a CLIP, below a prefix."""
+    return f"{prefix}text_projection" in names and f"{prefix}token_embedding.weight" in names
+
+
+def load_text(source: Source, path: str, prefix: str = "") -> tuple[TextConfig, parameters.Tree]:
+    """The text tower of a CLIP: its sizes, which the shapes tell, and its parameters.
+
+    Args:
+      source: of `files.read`.
+      path: for messages.
+      prefix: of the CLIP's names.
+
+    Raises:
+      ValueError: no text tower in OpenCLIP's names, or not a whole one.
+    """
+    if not has_text(source, prefix):
+        raise ValueError(f"{path} holds no text tower of a CLIP under OpenCLIP's names; give the "
+                         "file of the CLIP that the generator was made from")
+    inside = "|".join(map(re.escape, _TEXT))
+    table = (*open_clip.text_rules(prefix), Rule(
+        f"(?!{re.escape(prefix)}({inside})).*", None, why="not of the text tower"))
+    found = rules.shapes_for(source.shapes, table)
+    depth = 1 + max((int(m[1]) for p in found if (m := re.match(r"text/blocks/(\d+)/", p))),
+                    default=-1)
+    (vocab_size, width), (context_length, _) = (
+        found["text/token_embedding"], found.get("text/position_table", (0, 0)))
+    config = TextConfig(context_length, vocab_size, width, depth, max(width // 64, 1),
+                        found["text/projection"][1])
+    _, shapes = parameters.abstract(lambda: config.make(rngs=parameters.Keys(0)))
+    return config, rules.load(source, table, {"text": shapes}, name=path)[0]["text"]
 
 
 def abstract(config: FCCLIPConfig, **settings) -> tuple[typing.Callable, parameters.Tree]:

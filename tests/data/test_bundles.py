@@ -20,6 +20,7 @@ from maskclippp_jax.data import (
     mask_files,
     records,
 )
+from maskclippp_jax.data.generator_input import Preparation
 from maskclippp_jax.vocabulary import Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -97,6 +98,37 @@ def test_logits_beyond_float16_stay_finite(tmp_path):
     writer.add("a", np.full((1, 8, 12), 1e6), WAY["a"])
     writer.finish()
     assert np.isfinite(bundles.Bundle(tmp_path).read("a").masks).all()
+
+
+def test_logits_keep_all_their_digits_if_wanted(tmp_path):
+    begin = lambda **kw: bundle_writer.Writer(tmp_path, masks="logits", classes=dict(kind="none"),
+                                              generator={}, preparation=PREPARATION, **kw)
+    masks = np.random.default_rng(0).normal(size=(2, 8, 12), scale=30).astype(np.float32)
+    writer = begin(float32=True)
+    writer.add("a", masks, WAY["a"])
+    with pytest.raises(ValueError, match="begun with another generator or other settings"):
+        begin()
+    writer.finish()
+    bundle = bundles.Bundle(tmp_path)
+    assert bundle.float32 and bundle.read("a").masks.dtype == np.float32
+    np.testing.assert_array_equal(bundle.read("a").masks, masks)
+    assert bundle_tools.describe(bundle, None, "")[0][0] == ("masks", "logits, float32, stride 4")
+
+
+@pytest.mark.parametrize("resized, fits", [((252, 640), True), ((253, 640), False)])
+def test_sizes_of_a_letterbox_are_those_of_its_generator(tmp_path, resized, fits):
+    """A half is rounded to even there, and up everywhere else."""
+    writer = bundle_writer.Writer(
+        tmp_path, masks="logits", classes=dict(kind="none"), generator={}, stride=160,
+        preparation=Preparation(None, None, None, 640, letterbox=640).facts())
+    writer.add("a", np.zeros((1, 4, 4)), ((101, 256), (101, 256), resized, (640, 640)))
+    writer.finish()
+    if not fits:
+        with pytest.raises(ValueError, match=r"resized size \[253, 640\], but its preparation"):
+            bundles.Bundle(tmp_path)
+    else:
+        assert bundles.Bundle(tmp_path).read("a").kept == resized
+    assert "letterbox" not in Preparation(800, 1333, None, 32).facts()
 
 
 def test_a_stopped_bundle_goes_on(tmp_path):

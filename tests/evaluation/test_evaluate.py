@@ -20,7 +20,14 @@ import numpy as np
 import pytest
 
 from maskclippp_jax import api, metrics, params as parameters
-from maskclippp_jax.data import build, bundle_writer, images, records, transforms
+from maskclippp_jax.data import (
+    build,
+    bundle_tools,
+    bundle_writer,
+    images,
+    records,
+    transforms,
+)
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.transforms import Version
 from maskclippp_jax.evaluation import passes, protocol
@@ -352,7 +359,7 @@ def test_true_masks_named_in_both_ways_agree(config, model, truth, mesh):
 def measure(truth, run, parts=PARTS):
     evaluation = Evaluation(truth, None, parts)
     for picture in run:
-        evaluation.add(picture.image_id, picture.found, picture.labels)
+        evaluation.add(picture.image_id, picture.found, picture.labels, picture.overlaps)
     return evaluation.results(0, 0)
 
 
@@ -368,6 +375,38 @@ def test_perfect_masks_with_perfect_classes_give_hundreds(place, truth):
     less = measure(truth, passes.classify_perfectly(truth, PARTS, range(4),
                                                   Bundle(place / "generated")))
     assert less["panoptic"]["all"]["PQ"] < 50 and less["semantic"]["mIoU"] < 80
+
+
+def test_the_recall_of_masks_is_counted_whatever_they_are_called(place, truth):
+    look = lambda name: measure(truth, passes.classify_perfectly(
+        truth, ["mask_recall"], range(4), Bundle(place / name)), ["mask_recall"])["mask_recall"]
+    found = look("perfect")
+    assert found["AR"] == found["things"] == found["stuff"] == 100 and found["segments"] == 20
+    bundle, best = Bundle(place / "generated"), []
+    for number, name in enumerate(NAMES):
+        ids = source_ids(number)
+        masks = bundle_tools.at_picture_size(bundle.read(name), SIZES[number]) > 0.5
+        for i in range(1, 6):
+            both = [(m & (ids == i)).sum() / ((m & (ids > 0)) | (ids == i)).sum() for m in masks]
+            best.append(max(both, default=0))
+    found = look("generated")
+    wanted = [100 * np.mean([b >= t / 100 for b in best]) for t in range(50, 100, 5)]
+    assert found["by_threshold"] == pytest.approx(wanted)
+    assert 0 < found["AR"] == pytest.approx(np.mean(wanted)) and found["masks_per_picture"] == 3.75
+    missed = Evaluation(truth, None, ["mask_recall"])
+    missed.add_missing("a")
+    missed = missed.results(0, 0)["mask_recall"]
+    assert missed["AR"] == 0 and missed["segments"] == 5
+
+
+def test_the_segments_to_be_found_are_the_finest_there_are(truth):
+    alone = lambda name: Truth({name: truth.sources[name]}, "validation")
+    assert truth.segments_of == "panoptic" and len(truth.segments("a").masks) == 5
+    things = alone("three_instance").segments("a")
+    assert things.classes.tolist() == [THINGS[0], THINGS[0], THINGS[1]] and things.counted.all()
+    regions = alone("three").segments("a")  # two things of one class are one region
+    assert sorted(regions.classes) == sorted([*STUFF, *THINGS[:2]])
+    assert not regions.counted[:, -2:].any() and regions.counted[:, :-2].all()
 
 
 def test_hidden_and_crowded_segments_are_asked_about(tmp_path, config, model, mesh):

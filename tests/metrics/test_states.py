@@ -10,6 +10,7 @@ from maskclippp_jax.metrics.bootstrap import PerPicture
 from maskclippp_jax.metrics.boundary import BoundaryIoU
 from maskclippp_jax.metrics.instance import InstanceSegmentation
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
+from maskclippp_jax.metrics.mask_recall import MaskRecall, Overlaps
 from maskclippp_jax.metrics.panoptic import PanopticQuality
 from maskclippp_jax.metrics.run_lengths import encode
 from maskclippp_jax.metrics.semantic import SemanticSegmentation
@@ -18,8 +19,8 @@ SEEN = [True, False, True]
 
 
 def make():
-    return dict(mask_accuracy=MaskAccuracy(3, SEEN), semantic=SemanticSegmentation(3, 255, SEEN),
-                boundary=BoundaryIoU(3, 255),
+    return dict(mask_accuracy=MaskAccuracy(3, SEEN), mask_recall=MaskRecall(3, SEEN),
+                semantic=SemanticSegmentation(3, 255, SEEN), boundary=BoundaryIoU(3, 255),
                 panoptic=PanopticQuality({0: True, 1: False, 2: True}),
                 instances=InstanceSegmentation([0, 1, 2]))
 
@@ -30,6 +31,8 @@ def process(all_metrics, number):
     prediction, truth = rng.integers(0, 3, (2, 4, 4)).repeat(6, 1).repeat(6, 2)
     truth[rng.random(truth.shape) < 0.1] = 255
     all_metrics["mask_accuracy"].process(*rng.integers(0, 3, (2, 5)))
+    all_metrics["mask_recall"].process(Overlaps(
+        rng.random(5), rng.integers(1, 10**5, 5), rng.integers(0, 3, 5), 4))
     all_metrics["semantic"].process(prediction, truth)
     all_metrics["boundary"].process(prediction, truth)
     listed = lambda labels: [dict(id=k + 1, category_id=k, iscrowd=0, area=(labels == k).sum())
@@ -75,7 +78,7 @@ def test_files_of_hosts_add_up_and_keep_their_ranges(tmp_path, whole):
     together = make()
     metrics.load([tmp_path / "0.npz", tmp_path / "1.npz"], together)
     assert results(together) == results(whole)
-    for name in ("mask_accuracy", "semantic", "boundary", "panoptic"):
+    for name in ("mask_accuracy", "mask_recall", "semantic", "boundary", "panoptic"):
         assert together[name].intervals(samples=20) == whole[name].intervals(samples=20)
     with pytest.raises(ValueError, match=r"holds the picture p0 \(3 in all\)"):
         metrics.load([tmp_path / "0.npz", tmp_path / "0.npz"], make())
@@ -83,7 +86,8 @@ def test_files_of_hosts_add_up_and_keep_their_ranges(tmp_path, whole):
 
 @pytest.mark.parametrize("name, other", [
     ("semantic", SemanticSegmentation(4, 255)), ("mask_accuracy", MaskAccuracy(2)),
-    ("boundary", BoundaryIoU(4, 255)), ("panoptic", PanopticQuality({0: True})),
+    ("boundary", BoundaryIoU(4, 255)), ("mask_recall", MaskRecall(4)),
+    ("panoptic", PanopticQuality({0: True})),
     ("instances", InstanceSegmentation([0, 1]))])
 def test_a_file_of_another_class_list_is_refused(tmp_path, whole, name, other):
     (tmp_path / "state.npz").write_bytes(metrics.dump({name: whole[name]}, []))
@@ -102,7 +106,8 @@ def test_results_are_fit_for_json(whole):
 
 
 def test_ranges_hold_the_value_and_a_seed_repeats_them(whole):
-    for name, keys in dict(mask_accuracy=["mMaskAcc", "micro", "seen"], semantic=["mIoU", "pACC"],
+    for name, keys in dict(mask_accuracy=["mMaskAcc", "micro", "seen"],
+                           mask_recall=["AR", "AR50", "ARl", "unseen"], semantic=["mIoU", "pACC"],
                            boundary=["mBIoU"]).items():
         got, value = whole[name].intervals(samples=200), whole[name].evaluate()
         assert got == whole[name].intervals(samples=200)

@@ -132,3 +132,34 @@ def test_another_size_of_vocabulary_within_the_columns_compiles_nothing(rng):
         got = joined(logits.astype(np.float32), generator, weights, np.ones(3, bool))
         assert np.asarray(got.classes[:, :classes]).all()
     assert joined._cache_size() == 1
+
+
+@pytest.mark.parametrize("share, joined", [(0.5, False), (0.5, True), (1.0, True)])
+def test_what_we_are_sure_of_takes_a_share_of_void_back(logits, share, joined):
+    """In float64: void times 1 - share * our largest probability, classes times the rest."""
+    ours, theirs = logits
+    void = np.float32([-3, 0, 4, 9, 40])
+    generator = GeneratorLogits(theirs, void)
+    given_back = jax.jit(ensembles.void_given_back)(ours, np.float32(share))
+    final = mix(ours, theirs, np.full(7, 0.4, np.float32)) if joined else ours
+    got = score(final, generator, np.ones(5, bool), given_back)
+    own = softmax(np.c_[theirs, void].astype(float), -1)[:, -1]
+    sure = softmax(ours.astype(float), -1).max(-1)  # of ours alone, whatever is joined to it
+    want_void = own * (1 - share * sure)
+    classes = softmax(np.asarray(final, float), -1) * (1 - want_void)[:, None]
+    want = np.c_[classes, want_void] + 1e-8
+    want /= want.sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.c_[got.classes, got.void], want, rtol=2e-5, atol=1e-9)
+    before = score(final, generator, np.ones(5, bool))
+    assert (np.asarray(got.void) < np.asarray(before.void)).all()
+    best = [np.argmax(x.classes[:4], -1) for x in (got, before)]  # the last one had nothing left
+    np.testing.assert_array_equal(*best)
+
+
+def test_no_share_of_void_is_the_published_rule_to_the_bit(logits):
+    ours, theirs = logits
+    generator = GeneratorLogits(theirs, np.float32([-3, 0, 4, 9, 40]))
+    nothing = jax.jit(ensembles.void_given_back)(ours, np.float32(0))
+    for got, want in zip(score(ours, generator, np.ones(5, bool), nothing),
+                         score(ours, generator, np.ones(5, bool))):
+        np.testing.assert_array_equal(got, want)

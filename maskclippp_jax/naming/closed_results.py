@@ -1,8 +1,8 @@
-"""What an EoMT makes of a picture in its own classes, as its authors evaluate it.
+"""What an EoMT or a Mask2Former makes of a picture in its own classes, as its authors evaluate it.
 
-Published numbers rest on these rules. They enlarge *logits* of masks, first to the padded input and
-then, cropped, to the picture, and take the sigmoid last; naming with other words takes it first
-(`mask_chain`), which moves one or two pixels in a hundred.
+Published numbers rest on these rules, which both share. They enlarge *logits* of masks, first to
+the padded input and then, cropped, to the picture, and take the sigmoid last; naming with other
+words takes it first (`mask_chain`), which moves one or two pixels in a hundred.
 """
 
 import functools
@@ -26,7 +26,7 @@ _ROWS = 32  # of a window whose masks are enlarged at once: all together they wo
 
 
 class Masks(typing.NamedTuple):
-    """What the network said of one letterboxed picture."""
+    """What the network said of one picture."""
 
     mask_logits: np.ndarray   # [Q, h, w] float32, of the whole padded input
     class_logits: np.ndarray  # [Q, C + 1] float32, "no object" last
