@@ -10,6 +10,7 @@ COMMANDS = {
     "masks": "bundles of a generator's masks: looks at them, makes them, takes them apart",
     "names": "shows the class names of a data set, and which of them a training set has seen",
     "sweep": "trains and evaluates variants of an experiment: one table, one plot",
+    "weights": "shows which published files are here, which are missing, and where they come from",
     "convert": "writes a model under other people's names; --list shows what can be read",
     "plan": "compiles an experiment for devices you do not hold: memory, FLOPs, time",
     "parity": "compares this machine's results with stored ones of the reference",

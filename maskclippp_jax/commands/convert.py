@@ -71,12 +71,14 @@ def print_published() -> None:
         table.add_row(entry.name, entry.training, millions, str(entry.image.image_size),
                       *statistics, entry.licence, entry.source)
     generators = Table(box=None, pad_edge=False)
-    for column in ("generator", "task", "M parameters", "image", "classes", "published", "file"):
+    for column in ("generator", "task", "M parameters", "image", "classes", "published", "licence",
+                   "file"):
         generators.add_column(column, no_wrap=True)
     for entry in published_generators.GENERATORS:
+        side = getattr(entry.config, "image_size", ("any",))[0]
         generators.add_row(
-            entry.name, entry.task, f"{entry.millions:.1f}",
-            str(entry.config.image_size[0]), entry.vocabulary, entry.quality, entry.source)
+            entry.name, entry.task, f"{entry.millions:.1f}", f"{side}", entry.vocabulary,
+            entry.quality, entry.licence, entry.source)
     # As wide as it needs to be: an address cut in two is of no use.
     console = Console(width=300)
     console.print(table)

@@ -3,25 +3,28 @@
     maskclippp evaluate --config=NAME --checkpoint=P --workdir=D
     maskclippp evaluate --config=... --checkpoint=P --workdir=D --bundle=B \
         --config.eval.dataset=ade20k_150,ade20k_150_panoptic,ade20k_150_instance
+    maskclippp evaluate --config=... --checkpoint=P --workdir=D --generator=eomt-l-640
     maskclippp evaluate --suite=published --bundles=DIR --checkpoints=DIR --workdir=D
 
 Without `--bundle` every ground-truth mask is given to the model, which names it: mask accuracy, and
 what follows from masks named so. With it the masks are those of a bundle (`maskclippp masks`,
-launch/export). What is measured depends on the data sets (see evaluation/truth.py): mIoU, panoptic
-quality, average precision. `--checkpoint` is the folder of a training run (its newest checkpoint)
-or of one checkpoint in it (D/checkpoints/400), a checkpoint file, or "untuned" (the pre-trained
-CLIP, mean over templates); given several times, all are compared. An evaluation that was stopped
-goes on when the same command is given again.
+launch/export); with `--generator` they are made of each picture as it is read, which comes to the
+same as a bundle that `masks export` wrote. What is measured depends on the data sets (see
+evaluation/truth.py): mIoU, panoptic quality, average precision. `--checkpoint` is the folder of a
+training run (its newest checkpoint) or of one checkpoint in it (D/checkpoints/400), a checkpoint
+file, or "untuned" (the pre-trained CLIP, mean over templates); given several times, all are
+compared. An evaluation that was stopped goes on when the same command is given again.
 
 `--config.eval.short_sides=400,500 --config.eval.flip=True` averages the scores of label maps over
 versions of every picture (evaluation/augmented.py), of semantic data sets. `--bundle` is a folder
-with a bundle for each version then, as launch/export writes them with --short_sides and --flip.
+with a bundle for each version then, as launch/export writes them with --short_sides and --flip; a
+`--generator` looks at each version.
 
 `--interpolate=0,0.5,1` evaluates weights on the line from the pre-trained ones (0) to the tuned
 ones (1), with the tuned similarity head.
 
 `--oracle=masks` is the first form, perfect masks, with all results the data sets allow, each on
-masks of its own kind; `--oracle=classes` gives the masks of the bundle perfect classes, without a
+masks of its own kind; `--oracle=classes` gives the masks of a generator perfect classes, without a
 model: what the generator alone allows, and how many true segments its masks find, whatever they are
 called (average recall at an IoU of 0.50 ... 0.95, by size, for things and stuff, seen and unseen).
 
@@ -34,8 +37,8 @@ from absl import flags
 from maskclippp_jax.runtime import cli
 
 POSITIONAL = ""
-BUCKETS = ("workdir", "checkpoint", "bundle", "save_predictions", "bundles", "checkpoints",
-           "data_dir")
+BUCKETS = ("workdir", "checkpoint", "bundle", "generator", "save_predictions", "bundles",
+           "checkpoints", "data_dir")
 
 CONFIG = cli.define_config("the experiment")
 DISTRIBUTED = cli.define_distributed()
@@ -44,10 +47,12 @@ CHECKPOINT = flags.DEFINE_multi_string(
     "checkpoint", [], "run folder, checkpoint file, or 'untuned'")
 BUNDLE = flags.DEFINE_string("bundle", None, "folder of a generator's masks, or of such folders "
                              "for versions of the pictures")
+GENERATOR = flags.DEFINE_string("generator", None, "makes the masks, in place of --bundle: "
+                                "published name, file, folder, or hf://owner/name")
 ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures that the bundle lacks count as "
                                   "missed")
 ORACLE = flags.DEFINE_enum("oracle", None, ["masks", "classes"], "perfect masks named by the "
-                           "model, or masks of the bundle named perfectly")
+                           "model, or masks of the generator named perfectly")
 SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the predictions, "
                                        "which `maskclippp score` scores; with several models "
                                        "one below it for each, 0, 1, ...")
@@ -64,7 +69,8 @@ DATA_DIR = flags.DEFINE_string("data_dir", "data", "of a suite: folder of the pr
 ROWS = flags.DEFINE_list("rows", [], "of a suite: these rows only")
 
 _SUITE = ("bundles", "checkpoints", "data_dir", "rows")
-_NO_SUITE = ("config", "checkpoint", "bundle", "oracle", "interpolate", "save_predictions")
+_NO_SUITE = ("config", "checkpoint", "bundle", "generator", "oracle", "interpolate",
+             "save_predictions")
 
 
 def main(arguments):
@@ -75,7 +81,7 @@ def main(arguments):
         if flags.FLAGS[flag].present:
             raise ValueError(f"--{flag} is not for a suite, whose rows decide that" if SUITE.value
                              else f"--{flag} is for --suite; an experiment takes --checkpoint, "
-                             "--bundle and --config.data_dir")
+                             "--bundle or --generator, and --config.data_dir")
     return hosts.together(DISTRIBUTED.value, evaluate)
 
 
@@ -85,7 +91,7 @@ def evaluate() -> None:
 
     options = comparison.Options(
         ORACLE.value, ALLOW_MISSING.value, SAVE_PREDICTIONS.value, SAMPLES.value, SEED.value,
-        read_shares(INTERPOLATE.value), PICTURES.value)
+        read_shares(INTERPOLATE.value), PICTURES.value, GENERATOR.value)
     if not WORKDIR.value:
         raise ValueError("got no --workdir; give the folder for the results")
     workdir = storage.path(WORKDIR.value)

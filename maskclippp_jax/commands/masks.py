@@ -1,9 +1,18 @@
-"""Bundles of masks: looks at them, makes them from plain files and the other way round.
+"""Bundles of masks: has a generator make them, looks at them, turns them from and into plain files.
 
+    maskclippp masks export --generator=eomt-l-640 --dataset=ade20k_150 --output=B
+    maskclippp masks export --generator=G --config=eval/ROW:ade20k_150 --output=B
     maskclippp masks inspect --bundle=B --dataset=ade20k_150
     maskclippp masks from_files --masks="sam/{id}.json" --bundle=B --dataset=...
     maskclippp masks to_files --masks="out/{id}.png" --bundle=B
     maskclippp masks pictures --output=DIR --dataset=...
+
+`export` runs a generator (published name, file, folder, or hf://owner/name) on the pictures of a
+prepared data set; the same line again goes on after a stop. With `--config` these are the pictures
+of `config.eval`, brought to the generator at the sizes of that evaluation, as its published
+evaluations of MaskCLIP++ do; else as its authors do. With `--config.eval.short_sides` or
+`--config.eval.flip` there is a bundle for each version in the folder. `evaluate --bundle` reads
+them, and `evaluate --generator` does without.
 
 `inspect` reads a whole bundle and, if a data set is given, compares the two. Files (.json run
 lengths, .png or .npy label maps) are described in data/mask_files.py; in a label map every number
@@ -16,7 +25,9 @@ from absl import flags, logging
 
 from maskclippp_jax.runtime import cli
 
-POSITIONAL, BUCKETS = "inspect|from_files|to_files|pictures", ()
+POSITIONAL, BUCKETS = "export|inspect|from_files|to_files|pictures", ("generator",)
+
+CONFIG = cli.define_config("whose evaluation the masks of `export` are for")
 
 BUNDLE = flags.DEFINE_string("bundle", None, "folder of the bundle")
 MASKS = flags.DEFINE_string("masks", None, "pattern of files of masks; {id} is a picture's id, "
@@ -26,16 +37,46 @@ DATA_DIR = flags.DEFINE_string("data_dir", "data", "folder of the prepared data 
 SPLIT = flags.DEFINE_string("split", "validation", "of the data set")
 ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False, "pictures of the data set may be without "
                                   "masks")
-OUTPUT = flags.DEFINE_string("output", None, "folder for pictures")
+OUTPUT = flags.DEFINE_string("output", None, "folder for the bundle of `export`, or for pictures")
+GENERATOR = flags.DEFINE_string("generator", None, "published name, file, folder, or "
+                                "hf://owner/name")
+DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "of the mask logits that "
+                          "`export` stores")
 NOTHING = cli.define_nothing()
 
 
 def main(names):
-    commands = dict(inspect=inspect, from_files=from_files, to_files=to_files, pictures=pictures)
+    commands = dict(export=export, inspect=inspect, from_files=from_files, to_files=to_files,
+                    pictures=pictures)
     if len(names) != 1 or names[0] not in commands:
         raise ValueError(f"got {' '.join(names) or 'no command'}, wanted one of "
                          f"{', '.join(commands)}; see --help")
     commands[names[0]]()
+
+
+def export() -> None:
+    from maskclippp_jax import config as configuration
+    from maskclippp_jax.data import records
+    from maskclippp_jax.evaluation import augmented
+    from maskclippp_jax.naming import generated
+
+    _need("generator", "output")
+    place, settings, versions = (DATA_DIR.value, DATASET.value, SPLIT.value), None, augmented.PLAIN
+    if CONFIG.value:
+        if any(flags.FLAGS[name].present for name in ("dataset", "data_dir", "split")):
+            raise ValueError("with --config the data set is that of its evaluation: give "
+                             "--config.eval.dataset, --config.eval.split and --config.data_dir")
+        config = configuration.check(CONFIG.value, workdir=OUTPUT.value)
+        settings, versions = config.eval, augmented.versions_of(config.eval)
+        place = config.data_dir, settings.dataset.split(",")[0], settings.split
+    elif not DATASET.value:
+        raise ValueError("got neither --dataset nor --config, which name the pictures; see --help")
+    source = records.open_source(*place)
+    folders = augmented.folders_of(OUTPUT.value, versions)
+    masks = generated.open_generator(GENERATOR.value, source.records, list(folders), settings)
+    for folder, of_version in zip(folders.values(), masks):
+        count = generated.export(of_version, folder, float32=DTYPE.value == "float32")
+        logging.info("wrote %s, %d pictures", folder, count)
 
 
 def inspect() -> None:

@@ -52,7 +52,7 @@ class _Preparation(typing.TypedDict):
     loader_max: typed.Side | None
     short_side: typed.Side | None
     multiple: typed.Side
-    letterbox: typing.NotRequired[typed.Side]
+    letterbox: typing.NotRequired[typed.Side | None]
 
 
 class _Kind(typing.TypedDict):

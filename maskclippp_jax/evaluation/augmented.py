@@ -77,6 +77,25 @@ def open_bundles(folder: str, versions: typing.Sequence[Version]) -> list[Bundle
     return [first, *others]
 
 
+def folders_of(output: str, versions: typing.Sequence[Version]) -> dict[Version, str]:
+    """Where to write the bundle of each version: those that `open_bundles` finds.
+
+    Bundles that are finished are left out, unless all are.
+
+    Raises:
+      FileExistsError: all are finished.
+    """
+    if versions == PLAIN:
+        bundle_writer.refuse_finished(output)
+        return {versions[0]: output}
+    folders = {v: f"{output}/{str(v).replace(' ', '_')}" for v in versions}
+    is_finished = lambda folder: (storage.path(folder) / bundle_writer.MANIFEST).exists()
+    left = {v: folder for v, folder in folders.items() if not is_finished(folder)}
+    if not left:
+        bundle_writer.refuse_finished(next(iter(folders.values())))
+    return left
+
+
 def describe(versions: typing.Sequence[Version]) -> str:
     """For a protocol."""
     return f"mean over {len(versions)}: {_listed(versions)}"

@@ -10,7 +10,6 @@ from absl import logging
 from etils import epath
 
 from maskclippp_jax import config as configuration, params as parameters
-from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import (
     augmented,
     passes,
@@ -20,7 +19,8 @@ from maskclippp_jax.evaluation import (
 )
 from maskclippp_jax.evaluation.counts import Evaluation, Extremes, Progress, picture_score
 from maskclippp_jax.evaluation.truth import Truth, open_truth
-from maskclippp_jax.naming import inference, loading
+from maskclippp_jax.naming import generated, inference, loading
+from maskclippp_jax.naming.generated import AnyBundle
 from maskclippp_jax.runs import checkpoint
 from maskclippp_jax.runtime import hosts, progress as bars, sharding
 from maskclippp_jax.vocabulary import Vocabulary
@@ -38,6 +38,7 @@ class Options(typing.NamedTuple):
     seed: int = 0                        # of the bootstrap
     interpolate: typing.Sequence[float] = ()  # shares of the tuned weights; (): the tuned ones
     pictures: int = 0                    # so many are drawn, and of the best and the worst
+    generator: str | None = None         # makes the masks, in place of a bundle
 
 
 def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
@@ -48,7 +49,7 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
       config: the experiment.
       names: of models, as `loading.load_checkpoint` takes them; of the oracle of classes there is
         none.
-      bundle_folder: of the masks; None: those of the ground truth.
+      bundle_folder: of the masks; None: those of `options.generator`, or else of the ground truth.
       workdir: for the results.
       options: what else is wanted.
 
@@ -59,15 +60,23 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
       FileNotFoundError, ValueError: a model, the masks or the data do not fit.
     """
     config = configuration.check(config, workdir=str(workdir))
+    has_masks = bool(bundle_folder or options.generator)
+    if bundle_folder and options.generator:
+        raise ValueError("got --bundle and --generator, which are two sources of masks; give one")
+    if options.generator and options.allow_missing:
+        raise ValueError("--allow_missing is for a --bundle; a --generator makes masks of every "
+                         "picture")
     if options.oracle == "classes":
-        if names or not bundle_folder:
-            raise ValueError("--oracle=classes asks no model: give --bundle and no --checkpoint")
+        if names or not has_masks:
+            raise ValueError("--oracle=classes asks no model: give --bundle or --generator, and no "
+                             "--checkpoint")
         names = [_PERFECT]
     elif not names:
         raise ValueError("got no --checkpoint; give a run's folder, a checkpoint file, or "
                          "'untuned'")
-    if options.oracle == "masks" and bundle_folder:
-        raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle")
+    if options.oracle == "masks" and has_masks:
+        raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle and "
+                         "no --generator")
     shares = options.interpolate
     versions = augmented.versions_of(config.eval)
     if options.oracle == "classes" and versions != augmented.PLAIN:
@@ -76,6 +85,9 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
     bundles = augmented.open_bundles(bundle_folder, versions) if bundle_folder else []
     together = open_truth(config.data_dir, config.eval.dataset, config.eval.split)
     augmented.check_truth(together, versions)
+    if options.generator:
+        bundles = generated.open_generator(options.generator, together.records, versions,
+                                           config.eval)
     truths, missing = [together], []
     if bundles:
         for bundle in bundles:
@@ -150,7 +162,8 @@ def on_the_way(name: str, config, model_config, params,
         yield share, facts, parameters.interpolate(original, params, share)
 
 
-def evaluate(config, model: passes.Model | None, truths: list[Truth], bundles: list[Bundle],
+def evaluate(config, model: passes.Model | None, truths: list[Truth],
+             bundles: list[AnyBundle],
              missing: list[str], protocol: dict, folder: epath.Path, options: Options, *,
              several: bool) -> tuple[dict, tables.Shown, list[typing.Callable[[], None]]]:
     """Runs one model, or the oracle of classes, over the ground truth.

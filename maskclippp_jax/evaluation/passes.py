@@ -13,7 +13,7 @@ import numpy as np
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import mask_batches, pipeline, records
 from maskclippp_jax.data.bundle_tools import at_picture_size
-from maskclippp_jax.data.bundles import Bundle, PictureMasks
+from maskclippp_jax.data.bundles import PictureMasks
 from maskclippp_jax.data.mask_batches import MaskSource
 from maskclippp_jax.data.transforms import Version
 from maskclippp_jax.evaluation.counts import overlaps_of
@@ -23,6 +23,7 @@ from maskclippp_jax.metrics.mask_recall import Overlaps
 from maskclippp_jax.metrics.run_lengths import decode
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.naming import inference, loading, segmenter
+from maskclippp_jax.naming.generated import AnyBundle
 from maskclippp_jax.naming.postprocess import Classes, Heads, Instances
 from maskclippp_jax.naming.segmenter import Found
 from maskclippp_jax.runtime import sharding
@@ -112,7 +113,7 @@ def name_true_masks(config: ml_collections.ConfigDict, model: Model, truth: Trut
 
 def name_bundle(config: ml_collections.ConfigDict, model: Model, truth: Truth,
                 parts: typing.Sequence[str], mesh: jax.sharding.Mesh,
-                chosen: typing.Sequence[int], bundle: Bundle) -> typing.Iterator[Picture]:
+                chosen: typing.Sequence[int], bundle: AnyBundle) -> typing.Iterator[Picture]:
     """Names the masks of a bundle, which must have all chosen pictures; see `name_segments`."""
     return _name_masks(config, model, truth, parts, mesh, bundle,
                        _masks_of(bundle, truth, chosen))
@@ -120,7 +121,7 @@ def name_bundle(config: ml_collections.ConfigDict, model: Model, truth: Truth,
 
 def name_versions(config: ml_collections.ConfigDict, model: Model, truth: Truth,
                   mesh: jax.sharding.Mesh, chosen: typing.Sequence[int],
-                  versions: typing.Sequence[Version], bundles: typing.Sequence[Bundle]
+                  versions: typing.Sequence[Version], bundles: typing.Sequence[AnyBundle]
                   ) -> typing.Iterator[Picture]:
     """Label maps of the mean over versions of the pictures; single masks get no classes.
 
@@ -160,12 +161,14 @@ def name_versions(config: ml_collections.ConfigDict, model: Model, truth: Truth,
 
 
 def classify_perfectly(truth: Truth, parts: typing.Sequence[str], chosen: typing.Sequence[int],
-                       bundle: Bundle) -> typing.Iterator[Picture]:
+                       bundle: AnyBundle) -> typing.Iterator[Picture]:
     """Gives the masks of a bundle the best true classes they could have; no model is asked."""
     dataset_ids = truth.vocabulary.dataset_ids
-    for i in chosen[jax.process_index()::jax.process_count()]:
+    mine = list(chosen[jax.process_index()::jax.process_count()])
+    read = lambda i: (i, bundle.read(truth.ids[i]))
+    for i, found in pipeline.load_jobs(mine, read):
         image_id = truth.ids[i]
-        masks = at_picture_size(bundle.read(image_id), pipeline.size_of(truth.records[i])) > 0.5
+        masks = at_picture_size(found, pipeline.size_of(truth.records[i])) > 0.5
         labels = panoptic = instances = None
         if "semantic" in parts:
             labels = oracle.semantic(masks, truth.semantic(image_id), IGNORE)
@@ -193,7 +196,7 @@ def _true_masks(truth: Truth, chosen: typing.Sequence[int], version: Version) ->
     return MaskSource(version, read, {i: pipeline.size_of(truth.records[i]) for i in chosen}, most)
 
 
-def _masks_of(bundle: Bundle, truth: Truth, chosen: typing.Sequence[int]) -> MaskSource:
+def _masks_of(bundle: AnyBundle, truth: Truth, chosen: typing.Sequence[int]) -> MaskSource:
     sizes = {i: bundle.stored_size(truth.ids[i]) for i in chosen}
     return MaskSource(bundle.version, lambda i: bundle.read(truth.ids[i]), sizes,
                       bundle.most_masks)
@@ -229,7 +232,8 @@ def _shared(config, model, truth, mesh, bundle):
                                        folder=loading.text_folder(config))
     num_columns = len(names.synonym_class)
     opinion = segmenter.opinion_in(
-        settings, vocabulary, inference.seen_classes(config, vocabulary), bundle, num_columns)
+        settings, vocabulary, inference.seen_classes(config, vocabulary), bundle, num_columns,
+        must_share=settings.ensemble)
     classes = Classes.of(vocabulary.is_thing, num_columns, settings.object_threshold)
     return sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
 

@@ -8,14 +8,15 @@ import typing
 
 import ml_collections
 
-from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import augmented
 from maskclippp_jax.evaluation.truth import Truth
+from maskclippp_jax.naming.generated import AnyBundle, Generated
 from maskclippp_jax.vocabulary import Vocabulary
 
 
-def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Sequence[Bundle], *,
-             missing: typing.Sequence[str] = (), oracle: str | None = None) -> dict:
+def describe(config: ml_collections.ConfigDict, truth: Truth,
+             bundles: typing.Sequence[AnyBundle], *, missing: typing.Sequence[str] = (),
+             oracle: str | None = None) -> dict:
     """Names and values.
 
     Args:
@@ -51,12 +52,20 @@ def describe(config: ml_collections.ConfigDict, truth: Truth, bundles: typing.Se
         protocol.update(
             mask_short_side=p.short_side, generator_loader=f"{p.loader_min}/{p.loader_max}",
             generator_multiple=p.multiple)
+        if p.letterbox is not None:
+            protocol["generator_letterbox"] = p.letterbox
     if settings.ensemble and oracle != "classes":
         protocol["ensemble"] = f"alpha {settings.alpha}, beta {settings.beta}"
         if bundle.kind == "embeddings":
-            protocol["generator_text"] = settings.generator_weights
+            protocol["generator_text"] = ("of its own CLIP" if isinstance(bundle, Generated)
+                                          else settings.generator_weights)
+        if bundle.kind == "closed":
+            lookup = truth.vocabulary.lookup_from(bundle.vocabulary)[:-1]
+            known = (lookup < truth.vocabulary.num_classes).sum()
+            protocol["ensemble_classes"] = (f"{known} of the generator's {len(lookup)} name a "
+                                            "class here, the others have no say")
     protocol.update(
-        stored_masks=bundle.masks, generator_classes=bundle.kind,
+        stored_masks=bundle.masks + ", float32" * bundle.float32, generator_classes=bundle.kind,
         generator=", ".join(f"{k} {v}" for k, v in bundle.generator.items()),
         void=_void(bundle.kind, settings.objectness, oracle),
         missing_pictures=f"{len(missing)} count as missed" if missing else "none")
@@ -97,8 +106,10 @@ def _void(kind: str, objectness: float, oracle: str | None) -> str:
         f", less {objectness} of it times our largest class probability" if objectness else "")
 
 
-def _folder_of(bundles: typing.Sequence[Bundle]) -> str:
+def _folder_of(bundles: typing.Sequence[AnyBundle]) -> str:
     """Versions of pictures lie side by side in one folder."""
+    if isinstance(bundles[0], Generated):
+        return f"of {bundles[0].folder}, made for each picture"
     return str(bundles[0].folder if len(bundles) == 1 else bundles[0].folder.parent)
 
 

@@ -6,6 +6,8 @@ closed one (EoMT, Mask2Former) says it as logits of its own classes; an open one
 embeddings, which become logits of any names that its own text tower embeds.
 """
 
+import functools
+import hashlib
 import os
 import threading
 import typing
@@ -188,6 +190,20 @@ class Generator:
                 if len(self._embedded) > _VOCABULARIES:
                     del self._embedded[next(iter(self._embedded))]
             return self._embedded[vocabulary]
+
+    @property
+    def num_queries(self) -> int:
+        """Masks of every picture, those of no object as well."""
+        return getattr(self.config, "decoder", self.config).num_queries
+
+    @functools.cached_property
+    def facts(self) -> dict[str, str]:
+        """What a bundle says of it: its name, and SHA-256 of its parameters."""
+        digest = hashlib.sha256()
+        for path, leaf in parameters.flatten(self._params).items():
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)))
+        return dict(name=self.title, checkpoint=digest.hexdigest()[:16])
 
     def require_masks(self) -> None:
         """Raises ValueError if it has no masks of whole pictures."""

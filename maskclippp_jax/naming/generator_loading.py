@@ -32,9 +32,12 @@ from maskclippp_jax.weights.source import Source
 
 
 def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int | None = None,
-         clip: str | None = None, classes: Vocabulary | None = None, dtype: str = "float32"
-         ) -> Generator:
-    """A generator from a file, a folder, or the hub; see `api.load_generator`."""
+         clip: str | None = None, classes: Vocabulary | None = None, dtype: str = "float32",
+         usual_clip: str | None = None) -> Generator:
+    """A generator from a file, a folder, or the hub; see `api.load_generator`.
+
+    `usual_clip` stands for `clip` where one is needed and none was given.
+    """
     source = os.fspath(source)
     if dtype not in configuration.DTYPES:
         raise ValueError(f"got dtype={dtype!r}, wanted {' or '.join(configuration.DTYPES)}")
@@ -45,7 +48,10 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
             raise FileNotFoundError(
                 f"no file or folder {source}, and no published generator of this name"
                 f"{published_generators.nearest(source)}; `maskclippp convert --list` shows all")
-    path = entry.source if entry else source
+    path = source
+    if entry:
+        path = entry.source if hub.is_on_hub(entry.source) else hub.fetch_download(
+            entry.source, entry.file, what=entry.name)
     if not hub.is_on_hub(path) and storage.path(hub.fetch(path)).is_dir():
         raise FileNotFoundError(f"the folder {path} has none of {', '.join(hub.FILES)}; give the "
                                 "file of a generator, or a folder as the hub has it")
@@ -60,7 +66,7 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
         return _load_eomt(file, path, source, entry, classes, side, settings)
     if kind == "mask2former":
         return _load_mask2former(file, path, source, entry, classes, settings)
-    return _load_fcclip(file, path, source, entry, classes, clip, settings)
+    return _load_fcclip(file, path, source, entry, classes, clip or usual_clip, settings)
 
 
 def _load_eomt(file, path, source, entry, classes, side, settings) -> Generator:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from maskclippp_jax import config as configuration, params as parameters, weights
+from maskclippp_jax import config as configuration, configs, params as parameters, weights
 from maskclippp_jax.data.tokenizer import (
     VOCABULARIES,
     SentencePieceTokenizer,
@@ -24,7 +24,7 @@ from maskclippp_jax.naming import text_cache
 from maskclippp_jax.runs import checkpoint
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
-from maskclippp_jax.weights import big_vision_file, hub
+from maskclippp_jax.weights import big_vision_file, hub, published_tuned
 
 # Prompts encoded at a time, always as many, so that one program serves every vocabulary.
 _CHUNK = 256
@@ -85,7 +85,8 @@ def load_text_tower(file: str, model: maskclippp.MaskCLIPppConfig) -> parameters
 
 
 def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
-    """The configuration a checkpoint belongs to: the one given, else the one its run started with.
+    """The configuration a checkpoint belongs to: the one given, else the one its run started with,
+    or that of a published MaskCLIP++.
 
     Raises:
       ValueError: the path is no run, so nothing says which model it is of.
@@ -94,6 +95,9 @@ def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_col
         return config
     if _is_folder(path):
         return checkpoint.read_config(storage.path(path))
+    entry = published_tuned.find(path)
+    if entry and not storage.path(path).exists():
+        return configs.read(entry.config)
     if path != "untuned" and not hub.is_on_hub(path) and not storage.path(path).exists():
         raise FileNotFoundError(f"no file or folder {path}; give a run's folder, or a checkpoint "
                                 "file together with its --config")
@@ -103,12 +107,12 @@ def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_col
 
 def load_checkpoint(path: str, config: ml_collections.ConfigDict
                     ) -> tuple[maskclippp.MaskCLIPppConfig, parameters.Tree, str]:
-    """What `--checkpoint` may name: a run's folder, a file, or "untuned".
+    """What `--checkpoint` may name: a run's folder, a file, a published MaskCLIP++, or "untuned".
 
     Args:
-      path: the folder of a training run or of one checkpoint in it, a checkpoint file, or "untuned"
-        for the pre-trained CLIP of the configuration with the mean over templates in place of the
-        tuned similarity head.
+      path: the folder of a training run or of one checkpoint in it, a checkpoint file, the name of
+        a published MaskCLIP++ ("maskclippp-l"), or "untuned" for the pre-trained CLIP of the
+        configuration with the mean over templates in place of the tuned similarity head.
       config: the experiment: model and templates; its pre-trained weights serve "untuned" and files
         without a text tower. A run's folder knows its own model.
 
@@ -135,7 +139,10 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     if is_run:
         params, when = checkpoint.load_run(storage.path(path), shapes)
         return model_config, params, f"{path} {when}"
-    return model_config, load_params(path, model_config, make, shapes, base=config.weights), path
+    entry, file = published_tuned.find(path), path
+    if entry and not storage.path(path).exists():
+        file = hub.fetch_download(entry.source, entry.file, what=path)
+    return model_config, load_params(file, model_config, make, shapes, base=config.weights), path
 
 
 def load_original(path: str, config: ml_collections.ConfigDict,

@@ -82,7 +82,8 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
         if must_share and (lookup == vocabulary.num_classes).all():
             raise ValueError(f"none of the {len(lookup)} classes of the logits of {bundle.folder} "
                              f"({bundle.vocabulary.classes[0][0]!r}, ...) shares a name with a "
-                             f"class of {vocabulary.name}; they are of another vocabulary")
+                             f"class of {vocabulary.name}; they are of another vocabulary: without "
+                             "an ensemble (--config.eval.ensemble=False) only their void counts")
         lookup = np.where(lookup == vocabulary.num_classes, len(weights), lookup).astype(np.int32)
     if kind == "embeddings":
         void = np.asarray(bundle.classes["void_embedding"], np.float32)

@@ -1,10 +1,14 @@
-"""Files on the Hugging Face hub by name: `hf://owner/name/file`, or `hf://owner/name`.
+"""Published files: on the Hugging Face hub by name, or downloaded by hand into a folder.
 
-`huggingface_hub` keeps what it fetched in its cache (HF_HOME) and looks only there when
-HF_HUB_OFFLINE is set.
+`hf://owner/name/file`, or `hf://owner/name`: `huggingface_hub` keeps what it fetched in its cache
+(HF_HOME) and looks only there when HF_HUB_OFFLINE is set. A copy in the folder `weights`, at
+weights/name/file, comes first. What an address names (https://...), often behind pages that a
+browser must show, is never fetched here: `weights` is looked at, and else a sentence says what to
+download, and where to put it.
 """
 
 import os
+import pathlib
 
 from maskclippp_jax.runtime import storage
 
@@ -14,16 +18,64 @@ FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
           "pytorch_model.bin")
 _SCHEME = "hf://"
+# Where downloads are looked for: where the command is started, then beside our other caches.
+FOLDERS = (pathlib.Path("weights"), storage.CACHE / "weights")
 
 
 def is_on_hub(path: str) -> bool:
     return path.startswith(_SCHEME)
 
 
+def is_address(path: str) -> bool:
+    """Whether a path is an address of the web."""
+    return path.startswith(("https://", "http://"))
+
+
+def downloaded(*names: str) -> str | None:
+    """The path of a file or folder in one of `FOLDERS` that has one of these names, if any."""
+    places = (folder / name for folder in FOLDERS for name in names if name)
+    return next((os.fspath(place) for place in places if place.exists()), None)
+
+
+def fetch_download(address: str, *names: str, what: str = "it") -> str:
+    """The path of what was downloaded from an address.
+
+    Args:
+      address: of the web.
+      names: what the file may be called, the best one first; none: as in the address.
+      what: is wanted, for the message.
+
+    Raises:
+      FileNotFoundError: it is not here; says where it comes from and goes to.
+    """
+    names = [n for n in (*names, address.rpartition("/")[2]) if "." in n]
+    found = downloaded(*names)
+    if found is None:
+        raise FileNotFoundError(
+            f"{what} is not here: there is no {FOLDERS[0] / names[0]} (nor in {FOLDERS[1]}); "
+            f"download {address} and put it there under this name")
+    return found
+
+
+def here(path: str) -> str | None:
+    """The local path of a file on the hub, or of a web address, if it needs no fetching."""
+    if not is_on_hub(path):
+        return downloaded(path.rpartition("/")[2]) if is_address(path) else None
+    owner, name, file = _parts(path)
+    copy = downloaded(name)
+    if copy is not None:
+        return copy if not file else _existing(pathlib.Path(copy) / file)
+    import huggingface_hub
+
+    tried = (huggingface_hub.try_to_load_from_cache(f"{owner}/{name}", candidate)
+             for candidate in ((file,) if file else FILES))
+    return next((place for place in tried if isinstance(place, str)), None)
+
+
 def beside(path: str, file: str) -> str:
     """The path of another file in the same folder, or in the same repository of the hub."""
     if not is_on_hub(path):
-        place = storage.path(path)
+        place = storage.path(fetch(path) if is_address(path) else path)
         return os.fspath(place / file if place.is_dir() else place.with_name(file))
     owner, name = path.removeprefix(_SCHEME).split("/")[:2]
     return f"{_SCHEME}{owner}/{name}/{file}"
@@ -34,17 +86,22 @@ def fetch(path: str) -> str:
 
     Args:
       path: "hf://owner/name/file", or "hf://owner/name" for the repository's CLIP (the first of
-        `FILES` that it has); a folder that holds a copy of such a repository.
+        `FILES` that it has); a folder that holds a copy of such a repository; a web address, whose
+        file must have been downloaded, or the name of such a file.
 
     Raises:
       ValueError: not such a path.
       FileNotFoundError: no such repository or file, or no network and not in the cache.
     """
+    if is_address(path):
+        return fetch_download(path, what=path.rpartition("/")[2])
     if not is_on_hub(path):
-        return _in_folder(path)
-    owner, name, file = (*path.removeprefix(_SCHEME).split("/", 2), "", "")[:3]
-    if not owner or not name:
-        raise ValueError(f"got {path}, wanted hf://owner/name or hf://owner/name/file")
+        is_name = pathlib.PurePath(path).name == path and not pathlib.Path(path).exists()
+        return is_name and downloaded(path) or _in_folder(path)
+    owner, name, file = _parts(path)
+    copy = downloaded(name)
+    if copy is not None and (not file or (pathlib.Path(copy) / file).is_file()):
+        return os.fspath(pathlib.Path(copy) / file) if file else _in_folder(copy)
     import huggingface_hub  # only these paths need it
     from huggingface_hub import errors
 
@@ -72,6 +129,17 @@ def fetch(path: str) -> str:
             "HF_HUB_OFFLINE is set); fetch it on a machine with network and give the file's path")
     raise FileNotFoundError(f"the repository {owner}/{name} has no file "
                             f"{file or ' or '.join(FILES)}; give hf://owner/name/file")
+
+
+def _parts(path: str) -> tuple[str, str, str]:
+    owner, name, file = (*path.removeprefix(_SCHEME).split("/", 2), "", "")[:3]
+    if not owner or not name:
+        raise ValueError(f"got {path}, wanted hf://owner/name or hf://owner/name/file")
+    return owner, name, file
+
+
+def _existing(place: pathlib.Path) -> str | None:
+    return os.fspath(place) if place.exists() else None
 
 
 def _in_folder(path: str) -> str:

@@ -337,7 +337,7 @@ def test_without_network_the_hub_says_what_to_do(cache):
             hub.fetch(path)
     with pytest.raises(ValueError, match="wanted hf://owner/name"):
         hub.fetch("hf://clip")
-    with pytest.raises(ValueError, match="https://a/b.npz is an address.*download it"):
+    with pytest.raises(FileNotFoundError, match="b.npz is not here.*download https://a/b.npz and"):
         files.read("https://a/b.npz")
 
 
