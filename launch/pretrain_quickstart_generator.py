@@ -7,8 +7,8 @@ Started again, it goes on from what it kept beside the output, and gives the num
 gives. It sees scenes of the 59 seen classes only, drawn from the digits and photographs for
 training: an unseen class never is in a picture, so no query is ever taught that it is "no object".
 Each digit is a mask of its own, each texture one. Beside the weights (the authors' names, float16)
-it writes a JSON file with the command and the curve: losses, and the share of the masks of held-out
-scenes of all classes that a mask of its own meets with an IoU of 0.5.
+it writes a JSON file with the commands, the step each began at, and the curve: losses, and the
+share of the masks of held-out scenes of all classes that one of an object meets with an IoU of 0.5.
 """
 
 import concurrent.futures
@@ -42,7 +42,7 @@ POOL = flags.DEFINE_integer("pool", 12000, "different scenes", lower_bound=1)
 RATE = flags.DEFINE_float("learning_rate", 1e-3, "the largest")
 SEED = flags.DEFINE_integer("seed", 0, "of the scenes, the order and the weights")
 
-EVERY = 100     # steps between two lines of the log, and between two saves
+EVERY = 50      # steps between two lines of the log, and between two saves
 SLOTS = 8       # masks of a scene: two textures and five digits at most
 HELD_OUT = 200  # scenes of all classes, of digits and photographs for testing
 SEEN = [names[0] for names in Vocabulary.shipped("scenes_seen").classes]
@@ -78,9 +78,11 @@ def main(_):
     predict = jax.jit(lambda params, image: build(params)(image))
     kept = pathlib.Path(OUTPUT.value).with_suffix(".resume.safetensors")
     state, record = resume(kept, state)
+    begun = record["curve"][-1][0] if record["curve"] else 0
+    record["starts"].append([begun, " ".join(["python", *sys.argv])])
     pool, test = draw_pool(POOL.value, "train", SEEN), draw_pool(HELD_OUT, "test", scenes.CLASSES)
     start, recent = time.monotonic() - record["seconds"], []
-    for done in range(len(record["curve"]) * EVERY, STEPS.value):
+    for done in range(begun, STEPS.value):
         chosen = np.random.default_rng((SEED.value, done)).choice(len(pool.images), BATCH.value)
         state, parts = step(
             state, *(x[chosen] for x in pool),
@@ -177,7 +179,7 @@ def save(path: pathlib.Path, state, record: dict) -> None:
 def resume(path: pathlib.Path, state) -> tuple[typing.Any, dict]:
     """What `save` wrote, or a beginning."""
     if not path.exists():
-        return state, dict(seconds=0, curve=[])
+        return state, dict(seconds=0, starts=[], curve=[])
     with safe_open(path, "numpy") as file:
         record = json.loads(file.metadata()["record"])
         leaves = [file.get_tensor(str(i)) for i in range(len(jax.tree.leaves(state)))]
@@ -192,8 +194,7 @@ def write(params: parameters.Tree, config: EoMTConfig, record: dict) -> None:
     # How much masking is left in each block, whose number tells how many blocks have queries.
     named["network.attn_mask_probs"] = np.zeros(config.query_blocks)
     save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
-    facts = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=STEPS.value,
-                 scenes=STEPS.value * BATCH.value, jax=jax.__version__,
+    facts = dict(seed=SEED.value, scenes=STEPS.value * BATCH.value, jax=jax.__version__,
                  columns=["step", "loss of classes", "loss of cells", "dice loss",
                           "recall of seen classes", "recall of unseen classes"])
     output.with_suffix(".json").write_text(json.dumps(facts | record) + "\n")

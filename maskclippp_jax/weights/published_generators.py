@@ -65,7 +65,7 @@ _OF_FCCLIP, _OF_MAFTP = "see bytedance/fc-clip", "MIT"
 
 GENERATORS = (
     PublishedGenerator("quickstart", QUICKSTART_GENERATOR, "", "panoptic", "scenes_seen", "",
-                       1.1, "Apache-2.0", _C.quickstart()),
+                       1.2, "Apache-2.0", _C.quickstart()),
 
     _eomt("eomt-s-640", "coco_panoptic_eomt_small_640_2x", _COCO, "PQ 46.7", 24.0,
           _C.coco_panoptic_small_640_2x()),
