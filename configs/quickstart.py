@@ -5,6 +5,10 @@
     maskclippp train --config=quickstart:masks=degraded \
         --workdir=runs/degraded
 
+    maskclippp evaluate --config=quickstart --workdir=runs/comparison --checkpoint=untuned \
+        --checkpoint=runs/ground_truth --checkpoint=runs/degraded   # on ground-truth masks, and
+        # on those of the small mask generator: --generator=quickstart
+
 The small CLIP that ships with the project is tuned on masks of generated scenes, with classes that
 leave a quarter of all combinations out. The recipe is the published one, but for the rates: a run
 of some hundred steps needs larger ones.
@@ -45,4 +49,5 @@ def get_config(arg: str = ""):
     config.eval.batch_size = 50
     config.eval.loader_min = config.eval.loader_max = None  # scenes stay as they are
     config.eval.short_side = config.eval.mask_short_side = None
+    config.eval.num_instances = 20  # of a scene, which has four digits at most
     return config.lock()

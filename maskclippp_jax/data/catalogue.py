@@ -39,14 +39,21 @@ _VISTAS = dict(vocabulary="mapillary_vistas_65", licence="research use",
                download="mapillary.com/dataset/vistas (login)", expected=street.EXPECTED_VISTAS,
                published={"train": 18000, "validation": 2000})
 _GENERATED = dict(
-    kind="semantic", licence="code: this project's; photographs and digits: see data/scenes.py",
+    licence="code: this project's; photographs and digits: see data/scenes.py",
     download="generated", expected="")
 
 _MAIN = (
     Dataset("scenes", "generated scenes, all classes (quick start, evaluation)",
-            vocabulary="scenes", published={"validation": 600}, read=scenes.read_all, **_GENERATED),
+            "semantic", "scenes", published={"validation": 600},
+            read=functools.partial(scenes.read_all, kind="semantic"), **_GENERATED),
+    Dataset("scenes_panoptic", "generated scenes, each digit a segment of its own", "panoptic",
+            "scenes", published={"validation": 600},
+            read=functools.partial(scenes.read_all, kind="panoptic"), **_GENERATED),
+    Dataset("scenes_instance", "generated scenes, the digits alone", "instance", "scenes",
+            published={"validation": 600},
+            read=functools.partial(scenes.read_all, kind="instance"), **_GENERATED),
     Dataset("scenes_seen", "generated scenes, seen classes only (quick start, tuning)",
-            vocabulary="scenes_seen", published={"train": 4000, "validation": 200},
+            "semantic", "scenes_seen", published={"train": 4000, "validation": 200},
             read=scenes.read_seen, **_GENERATED),
     Dataset("coco_stuff_171", "COCO-Stuff 164k", "semantic", "coco_stuff_171",
             expected=coco.EXPECTED_STUFF, published=_COCO_PICTURES, read=coco.read_stuff, **_COCO),

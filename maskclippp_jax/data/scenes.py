@@ -40,6 +40,7 @@ _MIN_VISIBLE = 30  # pixels; a digit of which less is left is not drawn
 class Scene(typing.NamedTuple):
     image: np.ndarray        # [size, size, 3] uint8 RGB
     label: np.ndarray        # [size, size] int16, index into CLASSES; every pixel has one
+    segments: np.ndarray     # [size, size] uint8, textures and digits, each with its own number
     names: tuple[str, ...]   # classes that occur, by descending area
     caption: str
 
@@ -65,16 +66,17 @@ def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[in
     stuff = [i for i in allowed if not IS_THING[i]]
     image = np.zeros((size, size, 3), np.float32)
     label = np.full((size, size), -1, np.int16)
+    segments = np.zeros((size, size), np.uint8)
 
     chosen = rng.choice(stuff, rng.integers(num_stuff[0], num_stuff[1] + 1), replace=False)
     for k, index in enumerate(chosen):
         region = np.ones((size, size), bool) if k == 0 else _half(rng, size)
         image[region] = _texture(rng, CLASSES[index], size, digits)[region]
-        label[region] = index
+        label[region], segments[region] = index, k
 
     covered = np.zeros((size, size), bool)
     count = rng.integers(num_things[0], num_things[1] + 1)
-    for _ in range(count):
+    for number in range(count):
         index = int(rng.choice(things))
         # One digit alone is drawn larger, so that the simplest pictures show the most.
         side = int(rng.integers(20, 33) if count > 1 else rng.integers(24, min(45, size + 1)))
@@ -86,19 +88,20 @@ def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[in
         colour = np.asarray(COLOURS[CLASSES[index].split()[0]], np.float32)
         colour = colour * rng.uniform(0.85, 1.1) + rng.uniform(-12, 12, 3).astype(np.float32)
         image[window][mask] = (shade[..., None] * colour)[mask]
-        label[window][mask] = index
+        label[window][mask], segments[window][mask] = index, len(chosen) + number
         covered[window] |= mask
 
     present, areas = np.unique(label, return_counts=True)
     for index, area in zip(present, areas):
         if area < _MIN_VISIBLE:  # fill what is too small with its surroundings
             hole = label == index
-            label[hole] = chosen[0]
+            label[hole], segments[hole] = chosen[0], 0
             image[hole] = _texture(rng, CLASSES[chosen[0]], size, digits)[hole]
     image = image * rng.uniform(0.85, 1.15) + rng.normal(0, 3, image.shape)
     present, areas = np.unique(label, return_counts=True)
     names = tuple(CLASSES[i] for i in present[np.argsort(-areas, kind="stable")])
-    return Scene(np.clip(image, 0, 255).astype(np.uint8), label, names, _caption(rng, names))
+    return Scene(np.clip(image, 0, 255).astype(np.uint8), label, segments, names,
+                 _caption(rng, names))
 
 
 def _caption(rng, names):

@@ -190,6 +190,9 @@ def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
         row("  number of categories", "panoptic", "categories")
         row("PQ of things", "panoptic", "PQ_things")
         row("PQ of stuff", "panoptic", "PQ_stuff")
+        if any("PQ_seen" in m["panoptic"] for m in models):
+            row("PQ of seen classes", "panoptic", "PQ_seen")
+            row("PQ of unseen classes", "panoptic", "PQ_unseen")
         end_group()
     if any(m.get("instances") for m in models):
         for key in ("AP", "AP50", "AP75"):
@@ -198,6 +201,9 @@ def result_rows(models: typing.Sequence[dict]) -> list[list[str] | None]:
             row(f"AP of {what} masks", "instances", key)
         for key, what in (("APr", "rare"), ("APc", "common"), ("APf", "frequent")):
             row(f"AP of {what} classes", "instances", key)
+        if any("AP_seen" in (m.get("instances") or {}) for m in models):
+            row("AP of seen classes", "instances", "AP_seen")
+            row("AP of unseen classes", "instances", "AP_unseen")
     return rows
 
 
@@ -274,7 +280,8 @@ def _flat(panoptic: dict | None) -> dict:
     """Panoptic quality with its parts side by side."""
     if not panoptic:
         return {}
-    parts = {f"PQ_{part}": panoptic[part]["PQ"] for part in ("things", "stuff")}
+    parts = {f"PQ_{part}": panoptic[part]["PQ"]
+             for part in ("things", "stuff", "seen", "unseen") if part in panoptic}
     return panoptic["all"] | parts | dict(intervals=panoptic.get("intervals", {}))
 
 

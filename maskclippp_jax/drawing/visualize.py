@@ -196,25 +196,29 @@ class View(typing.NamedTuple):
 
     image: np.ndarray     # [H, W, 3] uint8
     segments: np.ndarray  # see `Panel`
-    names: list[tuple[str, str]]  # of segments 1, 2, ...: what the model said, and what is true
+    # Of segments 1, 2, ...: what the model said, and what is true (None: nothing is known there).
+    names: list[tuple[str, str | None]]
 
 
-def draw_views(models: typing.Sequence[typing.Sequence[View]], titles: typing.Sequence[str]
-               ) -> Image.Image:
+def draw_views(models: typing.Sequence[typing.Sequence[View]], titles: typing.Sequence[str], *,
+               generated: bool = False) -> Image.Image:
     """A grid of pictures: the ground truth's names first, then one column for each model.
 
     Args:
       models: what each of them said of the same pictures.
       titles: of the models.
+      generated: the masks were given to nobody; in place of the ground truth stands the photograph.
     """
     rows = []
     for views in zip(*models):
         image, segments, pairs = views[0]
-        row = [Panel(image, segments, [(truth, None) for _, truth in pairs])]
-        row += [Panel(image, segments, [(said, said == truth) for said, truth in view.names])
-                for view in views]
+        row = [Panel(image, np.zeros_like(segments), []) if generated else
+               Panel(image, segments, [(truth, None) for _, truth in pairs])]
+        row += [Panel(image, view.segments, [
+            (said, None if truth is None else said == truth) for said, truth in view.names])
+            for view in views]
         rows.append(row)
-    return draw_comparison(rows, ["ground truth", *titles])
+    return draw_comparison(rows, ["photograph" if generated else "ground truth", *titles])
 
 
 class Example(typing.NamedTuple):

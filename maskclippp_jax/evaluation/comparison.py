@@ -185,7 +185,7 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
       Results by metric and images_per_second, pictures to be shown, and what is left to do to
       finish saved predictions.
     """
-    results, shown, finish = {}, tables.Shown([], []), []
+    results, shown, finish = {}, tables.Shown([], [], bool(bundles)), []
     done, seconds, host = 0, 0.0, jax.process_index()
     versions = augmented.versions_of(config.eval)
     for number, truth in enumerate(truths):
@@ -223,8 +223,11 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
                 evaluation.add(picture.image_id, picture.found, picture.labels,
                                picture.overlaps)
                 progress.add(picture.image_id)
-                if picture.view and len(shown.views) < options.pictures:
-                    shown.views.append(tables.view_of(picture, truth.vocabulary))
+                if len(shown.views) < options.pictures:
+                    if picture.view:
+                        shown.views.append(tables.view_of(picture, truth.vocabulary))
+                    elif bundles and picture.found.panoptic:
+                        shown.views.append(tables.view_of_segments(picture, truth))
                 if extremes.count and "semantic" in parts:
                     labels, image_id = picture.found.labels, picture.image_id
                     score = picture_score(labels, truth.semantic(image_id))

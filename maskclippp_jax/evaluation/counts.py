@@ -42,6 +42,7 @@ class Evaluation:
         """
         self.truth, self.parts, self.writer = truth, parts, writer
         vocabulary = truth.vocabulary
+        known = None if seen is None else np.array(vocabulary.dataset_ids)[seen].tolist()
         make = dict(
             mask_accuracy=lambda: dict(mask_accuracy=MaskAccuracy(
                 vocabulary.num_classes, seen, vocabulary.is_thing)),
@@ -50,9 +51,9 @@ class Evaluation:
             semantic=lambda: dict(
                 semantic=SemanticSegmentation(vocabulary.num_classes, IGNORE, seen),
                 boundary=BoundaryIoU(vocabulary.num_classes, IGNORE)),
-            panoptic=lambda: dict(panoptic=PanopticQuality(truth.categories)),
+            panoptic=lambda: dict(panoptic=PanopticQuality(truth.categories, known)),
             instances=lambda: dict(instances=InstanceSegmentation(
-                truth.instance_categories, truth.instance_frequency)))
+                truth.instance_categories, truth.instance_frequency, seen=known)))
         self.metrics: dict[str, metrics.Metric] = {}
         for part in parts:
             self.metrics |= make[part]()

@@ -28,6 +28,7 @@ class Shown(typing.NamedTuple):
     views: list[View]  # of the first pictures
     # Id, mean IoU and label map of the best and the worst pictures, the best first.
     extremes: list[tuple[str, float, np.ndarray]]
+    generated: bool = False  # whether a generator found the masks
 
 
 def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
@@ -45,7 +46,8 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
     storage.write(workdir / "confusions.csv", confusions(models, vocabulary))
     if any(s.views for s in shown):
         storage.write(workdir / "comparison.png", visualize.to_png(
-            visualize.draw_views([s.views for s in shown], [m["name"] for m in models])))
+            visualize.draw_views([s.views for s in shown], [m["name"] for m in models],
+                                 generated=shown[0].generated)))
     for number, (model, one) in enumerate(zip(models, shown)):
         if one.extremes:
             storage.write(workdir / f"extremes-{number}.png",
@@ -118,6 +120,26 @@ def view_of(picture, vocabulary: Vocabulary) -> tuple:
     return View(image, segments, [(vocabulary.classes[p][0], vocabulary.classes[t][0])
                                   for p, t in zip(picture.found.mask_classes[used],
                                                   picture.labels[used])])
+
+
+def view_of_segments(picture, truth: Truth) -> View:
+    """Image, the segments that were found in it, what the model said, and what most of each is.
+
+    Args:
+      picture: a `passes.Picture` with panoptic segments.
+      truth: of it.
+    """
+    image, _, _ = pipeline.decode(truth.records[truth.ids.index(picture.image_id)])
+    ids, found = picture.found.panoptic
+    true, names = truth.semantic(picture.image_id), [c[0] for c in truth.vocabulary.classes]
+    segments, pairs = np.zeros_like(ids), []
+    for number, segment in enumerate(found, start=1):
+        inside = ids == segment["id"]
+        segments[inside] = number
+        known = true[inside & (true != IGNORE)]
+        pairs.append((names[segment["category_id"]],
+                      names[np.bincount(known).argmax()] if known.size else None))
+    return View(image, segments, pairs)
 
 
 def draw_extremes(extremes: list[tuple[str, float, np.ndarray]], truth: Truth):

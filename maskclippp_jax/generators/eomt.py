@@ -146,6 +146,12 @@ class EoMTConfig:
         """321.56 M parameters."""
         return cls.large(1280, 80)
 
+    @classmethod
+    def quickstart(cls) -> "EoMTConfig":
+        """The one that ships with the project, of `launch/pretrain_quickstart_generator.py`."""
+        return cls((64, 64), width=128, depth=5, num_heads=2, mlp_width=512, num_classes=59,
+                   num_queries=20, query_blocks=3, patch_size=8, upscale_blocks=1)
+
     def make(self, **settings) -> "EoMT":
         return EoMT(self, **settings)
 

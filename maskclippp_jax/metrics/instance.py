@@ -32,15 +32,18 @@ class InstanceSegmentation:
     """
 
     def __init__(self, categories: typing.Iterable[int],
-                 frequency: typing.Mapping[int, str] | None = None):
+                 frequency: typing.Mapping[int, str] | None = None, *,
+                 seen: typing.Collection[int] | None = None):
         """Starts without pictures.
 
         Args:
           categories: the ids of all categories.
           frequency: "r", "c" or "f" for each category of LVIS, whose rules hold then; None: every
             class is annotated in every picture, and COCO's hold.
+          seen: ids of the categories known from training; None: not told apart.
         """
         self.categories, self.frequency = sorted(categories), frequency
+        self.seen = None if seen is None else np.isin(self.categories, list(seen))
         self.reset()
 
     def reset(self) -> None:
@@ -112,7 +115,8 @@ class InstanceSegmentation:
 
         `AP` (mean over IoU 0.50, 0.55 ... 0.95), `AP50`, `AP75`, and `APs`, `APm`, `APl` by size:
         means over categories with ground truth. `per_category`: AP of each id. By the rules of LVIS
-        also `APr`, `APc`, `APf`, of rare, common and frequent classes.
+        also `APr`, `APc`, `APf`, of rare, common and frequent classes; with `seen` also `AP_seen`
+        and `AP_unseen`, where there are both.
         """
         precision = self.precision()[0]
         defined = lambda x: metrics.mean(100 * x[x > -1].astype(np.float64))
@@ -122,6 +126,9 @@ class InstanceSegmentation:
         for letter, name in (_GROUPS if self.frequency is not None else {}).items():
             numbers[name] = defined(precision[
                 :, :, [self.frequency[i] == letter for i in self.categories], 0])
+        if self.seen is not None and self.seen.any() and not self.seen.all():
+            numbers |= dict(AP_seen=defined(precision[:, :, self.seen, 0]),
+                            AP_unseen=defined(precision[:, :, ~self.seen, 0]))
         return dict(numbers, pictures=len(self._pictures),
                     per_category={category: defined(precision[:, :, k, 0])
                                   for k, category in enumerate(self.categories)})

@@ -17,9 +17,16 @@ class PanopticQuality:
     false positives, false negatives, and the sum of the IoU of true positives.
     """
 
-    def __init__(self, categories: typing.Mapping[int, bool]):
-        """Args: categories: for each id of a category whether it is a thing, in any order."""
+    def __init__(self, categories: typing.Mapping[int, bool],
+                 seen: typing.Collection[int] | None = None):
+        """Starts with nothing counted.
+
+        Args:
+          categories: for each id of a category whether it is a thing, in any order.
+          seen: ids of the categories known from training; None: not told apart.
+        """
         self.is_thing = dict(sorted(categories.items()))
+        self.seen = None if seen is None else np.isin(list(self.is_thing), list(seen))
         self._row = {category: row for row, category in enumerate(self.is_thing)}
         self.pictures = PerPicture(len(self.is_thing), 4)
         self.reset()
@@ -101,14 +108,17 @@ class PanopticQuality:
 
         `all`, `things`, `stuff`: dict(PQ, SQ, RQ, categories), means over the categories that
         occur in truth or prediction; a category that is never matched counts as 0 in all three, so
-        that PQ is not SQ * RQ here. `per_category`: dict(PQ, SQ, RQ) or None for each id;
+        that PQ is not SQ * RQ here. `seen` and `unseen` are such, too, where there are both.
+        `per_category`: dict(PQ, SQ, RQ) or None for each id;
         `counts`: dict(tp, fp, fn, iou_sum) for each id.
         """
         quality, occurs = _quality(self.counts)
         things = np.array(list(self.is_thing.values()), bool)
         result = {}
-        for name, chosen in (("all", occurs), ("things", occurs & things),
-                             ("stuff", occurs & ~things)):
+        parts = dict(all=occurs, things=occurs & things, stuff=occurs & ~things)
+        if self.seen is not None and self.seen.any() and not self.seen.all():
+            parts |= dict(seen=occurs & self.seen, unseen=occurs & ~self.seen)
+        for name, chosen in parts.items():
             result[name] = dict(zip(("PQ", "SQ", "RQ"), map(metrics.mean, quality[:, chosen])),
                                 categories=int(chosen.sum()))
         result["per_category"] = {

@@ -50,8 +50,8 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
                 f"{published_generators.nearest(source)}; `maskclippp convert --list` shows all")
     path = source
     if entry:
-        path = entry.source if hub.is_on_hub(entry.source) else hub.fetch_download(
-            entry.source, entry.file, what=entry.name)
+        path = hub.fetch_download(entry.source, entry.file, what=entry.name) if hub.is_address(
+            entry.source) else entry.source
     if not hub.is_on_hub(path) and storage.path(hub.fetch(path)).is_dir():
         raise FileNotFoundError(f"the folder {path} has none of {', '.join(hub.FILES)}; give the "
                                 "file of a generator, or a folder as the hub has it")

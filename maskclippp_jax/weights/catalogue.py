@@ -19,8 +19,11 @@ class Row(typing.NamedTuple):
 
     def find(self) -> str | None:
         """Its local path, if it is here."""
-        return hub.here(self.source) if self.on_hub else hub.downloaded(
-            self.file, self.source.rpartition("/")[2])
+        if self.on_hub:
+            return hub.here(self.source)
+        if not hub.is_address(self.source):
+            return self.source  # shipped with the project
+        return hub.downloaded(self.file, self.source.rpartition("/")[2])
 
 
 def rows() -> list[Row]:

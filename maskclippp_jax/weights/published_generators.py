@@ -14,10 +14,15 @@ from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.generators.mask2former import Mask2FormerConfig
 
+# The small one that ships with the project (launch/pretrain_quickstart_generator.py made it).
+QUICKSTART_GENERATOR = str(
+    pathlib.Path(__file__).parents[1] / "assets" / "quickstart_eomt.safetensors")
+
 
 class PublishedGenerator(typing.NamedTuple):
     name: str        # the short one, for people
-    source: str      # a path for `hub.fetch`, or an address to download from in a browser
+    # A path for `hub.fetch`, or an address to download from in a browser.
+    source: str
     file: str        # what such a download is called; of the hub's: ""
     task: str        # "panoptic", "instance" or "semantic": what it was trained for
     vocabulary: str  # the classes it was trained on, see `Vocabulary.shipped`
@@ -59,6 +64,9 @@ _COCO, _STUFF, _ADE, _C = "coco_panoptic_133", "coco_stuff_171", "ade20k_150", E
 _OF_FCCLIP, _OF_MAFTP = "see bytedance/fc-clip", "MIT"
 
 GENERATORS = (
+    PublishedGenerator("quickstart", QUICKSTART_GENERATOR, "", "panoptic", "scenes_seen", "",
+                       1.2, "Apache-2.0", _C.quickstart()),
+
     _eomt("eomt-s-640", "coco_panoptic_eomt_small_640_2x", _COCO, "PQ 46.7", 24.0,
           _C.coco_panoptic_small_640_2x()),
     _eomt("eomt-b-640", "coco_panoptic_eomt_base_640_2x", _COCO, "PQ 51.6", 93.7,

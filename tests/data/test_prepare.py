@@ -353,3 +353,35 @@ def test_every_part_of_an_unseen_class_is_seen_elsewhere():
     assert Vocabulary.shipped("scenes").classes == tuple((c,) for c in scenes.CLASSES)
     assert Vocabulary.shipped("scenes_seen").classes == tuple(
         (c,) for c in scenes.CLASSES if c not in scenes.UNSEEN)
+
+
+def test_every_digit_of_a_scene_is_a_segment_of_its_own():
+    several = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scene = scenes.draw_scene(rng, classes=["red two", "grey brick"], num_things=(3, 3),
+                                  num_stuff=(1, 1))
+        classes = {int(n): set(scene.label[scene.segments == n]) for n in np.unique(scene.segments)}
+        assert all(len(c) == 1 for c in classes.values())
+        digits = [n for n, c in classes.items() if scenes.IS_THING[min(c)]]
+        several += len(digits) > 1
+        assert 0 in classes and 0 not in digits  # the texture behind them
+    assert several > 10  # all of one class: a label map cannot tell them apart
+
+
+def test_scenes_of_all_kinds_are_of_the_same_pictures():
+    of_kind = {}
+    for name in ("scenes", "scenes_panoptic", "scenes_instance"):
+        dataset = catalogue.DATASETS[name]
+        reading = dataset.read(None)
+        of_kind[dataset.kind], = reading.make_records(reading.splits["validation"][3])
+    semantic, panoptic, instance = of_kind.values()
+    assert semantic["image"] == panoptic["image"] == instance["image"]
+    label, segments, digits = (records.decode_segments(r["segments"]) for r in of_kind.values())
+    classes = np.full(1 + len(panoptic["table"]["id"]), -1)
+    classes[panoptic["table"]["id"]] = panoptic["table"]["class_id"]
+    np.testing.assert_array_equal(classes[segments], label.astype(int) - 1)
+    things = np.array((False, *panoptic["table"]["is_thing"]))[segments]
+    np.testing.assert_array_equal(digits > 0, things)
+    assert instance["table"]["is_thing"].all() and len(instance["table"]["id"]) == (
+        panoptic["table"]["is_thing"].sum())

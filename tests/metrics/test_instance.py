@@ -66,6 +66,16 @@ def test_the_recorded_area_makes_a_mask_small_or_large():
     assert got["APl"] == pytest.approx(100) and got["APs"] is None
 
 
+def test_seen_and_unseen_categories_are_told_apart_where_there_are_both():
+    for seen, wanted in (([1], (100, 0)), ([2], (0, 100)), ([1, 2], None), (None, None)):
+        metric = InstanceSegmentation([2, 1], seen=seen)
+        metric.process("a", [predicted(box(0, 9), 0.9)],
+                       [true(box(0, 9)), true(box(30, 39), 2)])
+        got = metric.evaluate()
+        assert (got.get("AP_seen"), got.get("AP_unseen")) == (
+            pytest.approx(wanted) if wanted else (None, None))
+
+
 def test_a_category_without_truth_is_left_out_and_a_missed_one_is_0():
     metric = InstanceSegmentation([1, 2, 3])
     metric.process("a", [predicted(box(0, 9), 0.9), predicted(box(0, 9), 0.9, 2)],

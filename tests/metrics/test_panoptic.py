@@ -43,6 +43,19 @@ def test_an_iou_of_exactly_half_is_no_match():
     assert counts(metric) == (0, 1, 1, 0)
 
 
+def test_seen_and_unseen_categories_are_told_apart_where_there_are_both():
+    picture = (rows((5, 8), (6, 4)), [predicted(5), predicted(6, STUFF)],
+               rows((1, 8), (2, 4)), [truth(1, area=16), truth(2, STUFF, area=4)])
+    for seen, wanted in (([THING], (0, 100)), ([STUFF], (100, 0)), ([], None),
+                         ([THING, STUFF], None), (None, None)):
+        metric = PanopticQuality(CATEGORIES, seen)
+        metric.process(*picture)  # the thing has an IoU of a half, the stuff is perfect
+        got = metric.evaluate()
+        assert ("seen" in got, "unseen" in got) == (wanted is not None,) * 2
+        if wanted:
+            assert (got["seen"]["PQ"], got["unseen"]["PQ"]) == wanted
+
+
 def test_the_recorded_area_counts_and_not_the_pixels():
     metric = PanopticQuality(CATEGORIES)
     metric.process(rows((5, 8)), [predicted(5)], rows((1, 8)), [truth(1, area=12)])
