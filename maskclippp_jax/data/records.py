@@ -359,7 +359,7 @@ def _metadata(folder: pathlib.Path, name: str) -> _Metadata:
         raise ValueError(f"the data set {name} is damaged: {error}{_AGAIN}") from None
 
 
-def _open(folder: pathlib.Path, name: str) -> tfds.core.DatasetBuilder:
+def _open(folder: pathlib.Path, name: str) -> "tfds.core.DatasetBuilder":
     """What TFDS knows of a prepared data set, which may come from anywhere.
 
     Raises:
@@ -369,7 +369,7 @@ def _open(folder: pathlib.Path, name: str) -> tfds.core.DatasetBuilder:
     file = folder / "features.json"
     try:
         named = set(_classes_in(typed.read(file, dict[str, typing.Any])))
-        strange = sorted(named - set(_classes_in(FEATURES.to_json())))
+        strange = sorted(named - set(_classes_in(features().to_json())))
         if strange or not named:
             raise ValueError(f"{file} names {strange[0] if strange else 'no class'}, wanted the "
                              "classes of records that prepare writes")

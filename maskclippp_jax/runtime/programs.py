@@ -13,6 +13,8 @@ import platform
 import sys
 import tempfile
 
+from maskclippp_jax.runtime import cache
+
 _SIZE = 2 * 2**30  # bytes; what was not used for longest is removed first
 _WORTH = 0.1       # seconds that a program takes to compile so that it is kept
 
@@ -32,7 +34,8 @@ def keep(folder: str | None) -> None:
         return
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    path = pathlib.Path(folder or "~/.cache/maskclippp_jax/programs").expanduser() / _processor()
+    path = pathlib.Path(folder).expanduser() if folder else cache.folder() / "programs"
+    path /= _processor()
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

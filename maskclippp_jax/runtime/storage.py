@@ -27,27 +27,9 @@ import typing
 from absl import logging
 from etils import epath
 
+from maskclippp_jax.runtime import cache
 
-def _cache_folder() -> pathlib.Path:
-    """In the home of the user or, if there is none that can be written, in the temporary folder."""
-    with contextlib.suppress(RuntimeError):  # the user is unknown
-        home = pathlib.Path.home()
-        if home.is_dir() and os.access(_existing(home / ".cache/maskclippp_jax"), os.W_OK):
-            return home / ".cache/maskclippp_jax"
-    folder = pathlib.Path(tempfile.gettempdir(), f"maskclippp_jax_{os.getuid()}")
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
-        return folder
-    return pathlib.Path(tempfile.mkdtemp(prefix="maskclippp_jax_"))  # its name is somebody else's
-
-
-def _existing(place: pathlib.Path) -> pathlib.Path:
-    """A place or, if it is not there, the nearest one above it that is."""
-    return next(p for p in (place, *place.parents) if p.exists())
-
-
-CACHE = _cache_folder()  # may be removed when nothing runs
+CACHE = cache.folder()  # may be removed when nothing runs
 _SCHEME = "gs://"
 _READ = ("storage.objects.get", "storage.objects.list")
 _WRITE = ("storage.objects.create", "storage.objects.delete")  # replacing needs both
@@ -128,7 +110,7 @@ def check_writable(name: Name) -> None:
     if on_bucket(place):
         return  # see `check`
     place = pathlib.Path(place)
-    there = _existing(place)
+    there = cache.existing(place)
     if there != place and not there.is_dir():
         raise ValueError(f"{name} cannot be written: {there} is a file, wanted a folder; choose "
                          "another place")

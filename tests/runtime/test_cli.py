@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from maskclippp_jax.runtime import cli, storage
+from maskclippp_jax.runtime import cache, cli, storage
 
 
 def test_ctrl_c_ends_with_one_line_and_130(capsys):
@@ -42,22 +42,22 @@ def test_outputs_that_cannot_be_written_are_found_out_before_the_work(tmp_path, 
 
 
 def test_without_a_home_the_cache_is_in_the_temporary_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "absent"))
-    folder = storage._cache_folder()
+    folder = cache.folder()
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
     folder.rmdir()
     folder.symlink_to(tmp_path)  # of somebody who waits for it
-    assert storage._cache_folder().name != folder.name
+    assert cache.folder().name != folder.name
 
     def unknown():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(storage.pathlib.Path, "home", unknown)
-    assert storage._cache_folder().parent == tmp_path
+    monkeypatch.setattr(cache.pathlib.Path, "home", unknown)
+    assert cache.folder().parent == tmp_path
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert storage._cache_folder() == tmp_path / ".cache/maskclippp_jax"
+    assert cache.folder() == tmp_path / ".cache/maskclippp_jax"
 
 
 def run(command) -> int:

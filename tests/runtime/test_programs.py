@@ -47,11 +47,12 @@ def test_the_second_start_compiles_nothing_and_a_damaged_program_is_compiled_aga
 
 def test_where_programs_are_kept(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "jax")
-    monkeypatch.setattr(os, "environ", environment := dict(HOME="/proc/nowhere"))
+    monkeypatch.setattr(os, "environ", environment := {})
     kept_in = lambda: environment.get("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(programs.cache, "folder", lambda: tmp_path / "file")
     programs.keep(None)  # works without
     assert kept_in() is None
-    (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="--programs=.*file cannot be written .*name another"):
         programs.keep(str(tmp_path / "file"))
     programs.keep(str(tmp_path / "x"))
