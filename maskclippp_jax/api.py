@@ -259,13 +259,16 @@ class Model:
             results.update(zip(places, self._name(filled, words)))
 
         for place, picture in enumerate(read):
+            try:
+                group = None if isinstance(picture, Exception) else self._namer.group_of(picture)
+            except ValueError as error:
+                picture = error
             if isinstance(picture, Exception):
                 if on_error is None:
                     raise picture
                 on_error(place, picture)
                 results[place] = None
             else:
-                group = self._namer.group_of(picture)
                 waiting.setdefault(group, []).append((place, picture))
                 if len(waiting[group]) == batch_size:
                     run(group)
