@@ -9,14 +9,16 @@ import json
 import numpy as np
 import pytest
 
-from maskclippp_jax.data import images, transforms
+from maskclippp_jax.data import bundle_writer, images, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.evaluation import augmented, comparison, protocol
 from maskclippp_jax.evaluation.comparison import Options
 from maskclippp_jax.evaluation.truth import open_truth
+from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.naming import generated, segmenter
 from maskclippp_jax.runtime import storage
-from tests import tiny_eomt
+from maskclippp_jax.vocabulary import Vocabulary
+from tests import tiny_eomt, tiny_generators
 from tests.evaluation.test_evaluate import (  # noqa: F401, fixtures
     NAMES,
     SETS,
@@ -111,6 +113,35 @@ def test_perfect_classes_need_no_model_and_no_bundle(place, eomt, run):  # noqa:
     assert made == stored and made["mask_recall"]["segments"] == 20
     assert made["mask_recall"]["masks_per_picture"] == tiny_eomt.CONFIG.num_queries
     assert said["recall"].startswith("of panoptic segments") and said["void"] == "none"
+
+
+def test_an_open_generator_speaks_as_the_bundle_that_it_exports(
+        place, config, tmp_path, monkeypatch):  # noqa: F811
+    """Of the same names: the one by its own text tower, the other by that of `config.eval`."""
+    monkeypatch.setattr(segmenter.loading, "load_text_tower",  # test_generator_text reads a file
+                        lambda file, model: tiny_generators.text_params())
+    tiny_generators.write_apart(tmp_path / "fcclip.safetensors", tmp_path / "clip.safetensors")
+    truth = open_truth(config.data_dir, "three", "validation")
+    with config.copy_and_resolve_references().unlocked() as changed:
+        changed.eval.generator = MaskCLIPppConfig(
+            tiny_generators.FCCLIP.image, tiny_generators.TEXT, None)
+        changed.eval.generator_weights = str(tmp_path / "clip.safetensors")
+    settings, words = changed.eval, Vocabulary.from_string("cat;dog,puppy;wall")
+    made, = generated.open_generator(str(tmp_path / "fcclip.safetensors"), truth.records,
+                                     augmented.PLAIN, settings)
+    assert made.preparation == (settings.loader_min, settings.loader_max, settings.mask_short_side,
+                                32, None)
+    writer = bundle_writer.Writer(
+        tmp_path / "b", masks="logits", classes=made.classes, generator=made.generator,
+        preparation=made.preparation.facts())
+    writer.finish()
+    one, other = (segmenter.opinion_in(settings, words, np.array([True, False, False]), bundle, 64)
+                  for bundle in (made, Bundle(tmp_path / "b")))
+    assert one.embeddings.shape == (64, 16) and one.embeddings[:4].any(1).all()
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    said = protocol.describe(changed, truth, [made])
+    assert said["generator_text"] == "of its own CLIP" and said["generator_loader"] == "32/100"
 
 
 def test_versions_of_pictures_are_looked_at_one_by_one(place, config, eomt):  # noqa: F811
