@@ -15,8 +15,9 @@ again. `--list` shows what there is. Own data:
                                   colours of labelmap.txt: Pascal VOC's, CVAT's "Segmentation mask"
     masks        labels           x/cat_1.png, x/cat_2.png: a mask each
     classes      labels           cat/x.png: a mask each
-    json         labels           x.json of LabelMe, x.jpg.json of Supervisely, or lists of masks
-                                  with segmentation and label
+    labelme      labels           x.json
+    supervisely  ann              x.jpg.json
+    json         labels           x.json: a list of masks with segmentation and label
     yolo         labels           x.txt: polygons in shares of the sides; --names=data.yaml
     coco         instances.json   COCO's instances or panoptic segments (of Roboflow, CVAT, ...)
     cvat         annotations.xml  "CVAT for images"
@@ -55,8 +56,8 @@ NAMES = flags.DEFINE_string("names", None, "own data: names file, one class a li
 NAME = flags.DEFINE_string("name", "folder", "own data: name of the data set")
 FORMAT = flags.DEFINE_string("format", None, "own data: the form of the annotations, if it should "
                              "not be found out: coco, labelstudio, cvat, datumaro, voc (colours "
-                             "with a labelmap.txt), labelmaps, masks, classes (folders), json "
-                             "(LabelMe, Supervisely, masks), yolo")
+                             "with a labelmap.txt), labelmaps, masks, classes (folders), labelme, "
+                             "supervisely, json (lists of masks), yolo")
 VALIDATION = flags.DEFINE_string("validation", None, "own data: share of the pictures that are for "
                                  "validation, or a file with their names (default: as folders "
                                  "train, val, test say, if there are such, else none)")

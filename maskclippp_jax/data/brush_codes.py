@@ -46,17 +46,16 @@ def decode(code: typing.Sequence[int], size: tuple[int, int]) -> np.ndarray:
     if count != wanted:
         raise ValueError(f"is for {count // _CHANNELS} pixels, the picture has {size[1]}x{size[0]}")
     sizes = [stream.number(4) + 1 for _ in range(4)]
-    values = np.zeros(count, np.int64)
+    inside = np.zeros(count, bool)
     place = 0
     while place < count:
         repeated = stream.number(1)
         length = stream.number(sizes[stream.number(2)]) + 1
         if place + length > count:
             raise ValueError("has runs that are longer than the picture; is it damaged?")
-        values[place:place + length] = (stream.number(value_bits) if repeated
-                                        else stream.numbers(length, value_bits))
+        inside[place:place + length] = stream.numbers(1 if repeated else length, value_bits) > 0
         place += length
-    return (values[_CHANNELS - 1::_CHANNELS] > 0).reshape(size)
+    return inside[_CHANNELS - 1::_CHANNELS].reshape(size)
 
 
 class _Stream:

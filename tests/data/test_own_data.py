@@ -171,6 +171,17 @@ def test_two_pictures_of_one_name_in_two_folders_are_two_pictures(place):
         place.read()
 
 
+@pytest.mark.parametrize("name", ["f.png", "images/f.png", "..\\images\\f.png"])
+def test_a_picture_beside_folders_is_meant_by_its_whole_path(place, name):
+    place.picture("f.png")
+    place.picture("more/f.png")
+    place.coco([RED], images=[dict(id=1, file_name=name)])
+    assert list(place.records()[1]) == ["f"]
+    place.coco([RED], images=[dict(id=1, file_name="elsewhere/f.png")])
+    with pytest.raises(ValueError, match="'elsewhere/f.png' could be f.png or more/f.png"):
+        place.read()
+
+
 def test_a_list_for_validation_may_be_from_elsewhere(place):
     for name in ("a.png", "b.png"):
         place.picture(name)
@@ -631,6 +642,10 @@ def test_a_form_can_be_insisted_on(place):
         place.read("labels", names=TWO, form="yolo")
     with pytest.raises(ValueError, match="--format=coco is one file for all pictures"):
         place.read("labels", names=TWO, form="coco")
+    write_json(place, label_me(dict(points=pairs(RED))))
+    assert set(place.masks("labels", names=TWO, form="labelme")) == {"red box"}
+    with pytest.raises(ValueError, match="p.json is of the form 'labelme', not of --format=json"):
+        place.masks("labels", names=TWO, form="json")
     with pytest.raises(ValueError, match="--format=sam is none of coco, labelstudio, cvat"):
         place.read("labels", names=TWO, form="sam")
     with pytest.raises(ValueError, match="has no labelmap.txt in it or above it"):

@@ -58,7 +58,8 @@ _LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.js
 # What --format may say: one file for all pictures, and files of one picture each.
 _FILES = dict(coco="a file of COCO's form", labelstudio="a file of Label Studio",
               cvat="an XML of CVAT", datumaro="a file of Datumaro")
-FORMS = (*_FILES, "voc", "labelmaps", "masks", "classes", "json", "yolo")
+_JSONS = ("labelme", "supervisely", "json")
+FORMS = (*_FILES, "voc", "labelmaps", "masks", "classes", *_JSONS, "yolo")
 
 
 class OwnData(typing.NamedTuple):
@@ -261,7 +262,8 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
         pictures = _below(_IMAGES, pictures)
     forms = _forms(labels_at, pattern, pictures, masks, choices, apart)
     if choices.form is not None:
-        forms = [form for form in forms if form.name == choices.form]
+        wanted = "json" if choices.form in _JSONS else choices.form
+        forms = [form for form in forms if form.name == wanted]
     form = max(forms, key=lambda form: len(set(form.files) & set(pictures)))
     common = len(set(form.files) & set(pictures))
     # A picture is never its own label.
@@ -277,7 +279,8 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
     if not common and choices.form is not None:
         raise FileNotFoundError(
             f"none of the {len(pictures)} pictures in {pictures_at.folder} has {form.title} in "
-            f"{labels_at.folder}, as --format={form.name} says; leave it out to see what is there")
+            f"{labels_at.folder}, as --format={choices.form} says; leave it out to see what "
+            "is there")
     if not common:
         raise FileNotFoundError(
             f"none of the {len(pictures)} pictures in {pictures_at.folder} has an annotation in "
@@ -366,7 +369,8 @@ def _forms(labels_at: Files, pattern: str, pictures: dict[str, File], masks: own
         _Form("masks", "folders of masks", "instance", folders, of(own_masks.from_folder)),
         _Form("classes", "masks in folders of their classes", "instance", by_class,
               of(own_masks.from_class_folders)),
-        _Form("json", "JSON files of masks", "instance", jsons, of(own_masks.from_json)),
+        _Form("json", "JSON files of masks", "instance", jsons, functools.partial(
+            own_masks.from_json, masks, wanted=choices.form)),
         _Form("yolo", "YOLO's polygons", "instance", find("txt"), of(own_masks.from_yolo))]
 
 

@@ -129,10 +129,18 @@ def from_class_folders(masks: Masks, item: tuple[str, File, list[tuple[str, File
     return masks.record(image_id, image, found)
 
 
-def from_json(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
-    """`x.json`: LabelMe's, Supervisely's, or a list of masks, also under `annotations`."""
+def from_json(masks: Masks, item: tuple[str, File, File], *, wanted: str | None = None
+              ) -> list[dict]:
+    """`x.json`: LabelMe's, Supervisely's, or a list of masks, also under `annotations`.
+
+    `wanted` is "labelme", "supervisely" or "json" if it must be of this form.
+    """
     image_id, picture, file = item
     content = file.json(list[_Entry] | _OfPicture)
+    form = next((form for key, form in (("shapes", "labelme"), ("objects", "supervisely"))
+                 if key in content and isinstance(content, dict)), "json")
+    if wanted not in (None, form):
+        raise ValueError(f"{file} is of the form {form!r}, not of --format={wanted}")
     image = labels.read_picture(picture)
     size = images.size_of(image)
     if isinstance(content, dict) and "shapes" in content:

@@ -11,16 +11,18 @@ T = typing.TypeVar("T")
 class Paths(typing.Generic[T]):
     """Files by whatever another machine calls them.
 
-    A name stands for the one file whose path ends like it, with as many folders as possible; if
-    there is none, a file with another ending will do.
+    A name stands for the file with just this path, else for the one whose path ends like it, with
+    as many folders as possible; if there is none, a file with another ending will do.
     """
 
-    def __init__(self, files: dict[str, T]):
-        """`files` by their paths."""
+    def __init__(self, files: dict[str, T], folder: str = ""):
+        """`files` by their paths in a folder of this name, which may be a part of names."""
         self._files = files
+        self._whole = {normal(path): path for path in files}
         self._tails: dict[str, list[str]] = {}
         for path in files:
-            for name in {normal(path), normal(path).rsplit(".", 1)[0]}:
+            place = normal(f"{folder}/{path}" if folder else path)
+            for name in {place, place.rsplit(".", 1)[0]}:
                 for tail in _tails(name):
                     self._tails.setdefault(tail, []).append(path)
         stems = collections.Counter(stem_of(path) for path in files)
@@ -34,15 +36,19 @@ class Paths(typing.Generic[T]):
         """
         for way in (name, urllib.parse.unquote(name)):
             whole = normal(way)
+            if whole in self._whole:
+                return self._found(self._whole[whole])
             for tail in (*_tails(whole), *_tails(whole.rsplit(".", 1)[0])):
                 found = self._tails.get(tail, ())
                 if len(found) > 1:
                     raise ValueError(f"{name!r} could be {found[0]} or {found[1]}; name its folder "
                                      "as well")
                 if found:
-                    return (stem_of(found[0]) if self._unique else found[0].rsplit(".", 1)[0],
-                            self._files[found[0]])
+                    return self._found(found[0])
         return None
+
+    def _found(self, path: str) -> tuple[str, T]:
+        return (stem_of(path) if self._unique else path.rsplit(".", 1)[0]), self._files[path]
 
 
 def normal(path: str) -> str:
