@@ -1,6 +1,8 @@
 """The command line: `maskclippp COMMAND`, or `python -m maskclippp_jax COMMAND`."""
 
 import importlib
+import os
+import signal
 import sys
 
 from maskclippp_jax.commands import COMMANDS
@@ -9,10 +11,18 @@ from maskclippp_jax.commands import COMMANDS
 def main() -> int:
     """Runs the command that was typed; the exit code."""
     try:
-        return _run()
+        code = _run()
     except KeyboardInterrupt:  # while it was still importing
         print("interrupted", file=sys.stderr)
-        return 130
+        code = 130
+    if code == 130:
+        # At once: libraries that were interrupted while they were imported crash at an orderly end,
+        # and whatever was being written is safe.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted
+    return code
 
 
 def _run() -> int:

@@ -186,8 +186,8 @@ def open_checkpoints(
     policies, context = ocp.v1.training.preservation_policies, ocp.v1.Context()
     context.asynchronous.timeout_secs = _PATIENCE
     if not storage.on_bucket(workdir) and jax.process_index() == 0:
-        # Arrays are on the disk before the folder gets its name, what describes them only now: if
-        # the machine dies in between, the one before is still there, and `restore` takes it.
+        # Orbax calls it when all is written, before the folder gets its name. It waits for arrays
+        # itself, but not for the small files that describe them.
         context.asynchronous.post_finalization_callback = lambda: storage.sync_all(
             workdir / "checkpoints")
     kept = [policies.LatestN(keep), *([best] if best else [])]

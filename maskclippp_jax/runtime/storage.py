@@ -192,11 +192,14 @@ def sync(name: Name) -> None:
 
 
 def sync_all(folder: Name) -> None:
-    """Waits until a folder, with all that is in it and below, has reached the disk."""
+    """Waits until a folder, with all that is in it and below, has reached the disk.
+
+    Others may remove files meanwhile.
+    """
     for where, _, files in os.walk(folder):
-        for file in files:
-            sync(os.path.join(where, file))
-        sync(where)
+        for name in (*(os.path.join(where, file) for file in files), where):
+            with contextlib.suppress(FileNotFoundError):
+                sync(name)
 
 
 _NUMBERS = itertools.count()
