@@ -109,6 +109,7 @@ def test_plan_tells_memory_flops_and_what_does_not_fit(tmp_path):
     assert not many["fits"] and many["memory_gib"] is None and many["images_per_second"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["local", pytest.param("v5e:2x2", marks=needs_libtpu)])
 def test_plan_of_an_evaluation_grows_with_masks_and_of_a_cpu_has_no_times(tmp_path, topology):
     plans = []

@@ -60,6 +60,7 @@ def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
     assert metrics(place, "killed") == whole
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_a_bucket_gives_the_numbers_of_a_folder_and_can_be_read(place, whole):
     with buckets.emulated(place / "home") as bucket:
         for file in (place / "data").rglob("*.*"):
@@ -91,6 +92,7 @@ def test_a_killed_run_in_a_bucket_gives_the_numbers_of_a_folder_and_can_be_read(
         assert not bucket.exists("bucket/results/progress")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_hardware_and_another_precision(place, whole):
     for run, flags, devices, exact in (
             ("moved", ["--config.mesh.fsdp=4", "--config.train.accumulate=2"], 4, 1e-4),
@@ -109,6 +111,7 @@ def test_a_run_goes_on_with_other_hardware_and_another_precision(place, whole):
         assert metrics(place, run) != whole  # it did what was asked
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_the_best_looks_are_kept_and_can_be_named(place, whole):
     flags = ["--config.eval_every=2", "--config.keep=1", "--config.keep_best=2",
              "--config.eval_pictures=0", "--config.optimizer.learning_rate=0.1"]
@@ -175,6 +178,7 @@ def test_other_data_are_refused_unless_they_are_allowed(place, whole, tmp_path):
     assert "its data changed on the way" in model["checkpoint"]
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_give_the_same_numbers(place, whole):
     done = train(place, "mesh", "--config.mesh.fsdp=4", devices=8)
     assert done.returncode == 0, done.stderr
@@ -183,6 +187,7 @@ def test_one_and_eight_devices_give_the_same_numbers(place, whole):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_give_the_numbers_of_one_device(place, whole):
     both = whole_runs.together(place, "train", f"--workdir={place}/two", "--config.mesh.fsdp=2")
     said = [process.communicate(timeout=300)[0] for process in both]
@@ -207,6 +212,7 @@ def test_two_processes_of_four_devices_give_the_numbers_of_one_device(place, who
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_numbers_of_the_whole(place, whole):
     done = train(place, "parts", "--config.train.accumulate=2", devices=4)
     assert done.returncode == 0, done.stderr
@@ -216,6 +222,7 @@ def test_a_batch_in_parts_gives_the_numbers_of_the_whole(place, whole):
         assert (a["masks"], a["mask_accuracy"]) == pytest.approx((b["masks"], b["mask_accuracy"]))
 
 
+@pytest.mark.slow
 def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
     done = train(place, "average", "--config.ema_decay=0.5", "--config.eval_every=8", devices=2)
     assert done.returncode == 0, done.stderr
@@ -238,6 +245,7 @@ def test_a_moving_average_follows_the_run_and_is_what_others_read(place, whole):
         assert looks[12][key] == pytest.approx(models[0]["mask_accuracy"][name], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_and_a_tuned_text_tower_run(place):
     done = train(place, "text", "--config.remat=full", "--config.tune.text=attention",
                  "--config.train.steps=2", "--config.dtype=bfloat16")

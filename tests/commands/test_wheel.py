@@ -86,6 +86,7 @@ def call(line, folder, code=0):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_documented_commands_tune_evaluate_and_predict(programs, tmp_path):
     draw_pictures(tmp_path / "own")
     (tmp_path / "small.py").write_text(SMALL)

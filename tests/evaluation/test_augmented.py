@@ -196,6 +196,7 @@ def test_short_sides_that_are_no_sizes_are_refused(config, sides):  # noqa: F811
         configuration.check(changed, workdir="x")
 
 
+@pytest.mark.slow
 def test_the_command_averages_over_versions_and_says_so(place, versions):  # noqa: F811
     both = ["--config.eval.dataset=three", "--config.eval.flip=True", "--checkpoint=untuned",
             "--samples=0"]

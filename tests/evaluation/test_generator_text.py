@@ -51,6 +51,7 @@ def write_clip(file, rng):
         file)
 
 
+@pytest.mark.slow
 def test_embeddings_and_the_logits_they_stand_for_give_the_same_results(place, rng):
     (place / "tiny.py").write_text(CONFIG)
     write_clip(place / "clip.safetensors", rng)
