@@ -12,4 +12,4 @@ maskclippp train --config=$config:masks=degraded --workdir=runs/degraded
 models=(--checkpoint=untuned --checkpoint=runs/ground_truth --checkpoint=runs/degraded)
 maskclippp evaluate --config=$config --workdir=runs/comparison --pictures=4 "${models[@]}"
 maskclippp evaluate --config=$config --workdir=runs/segments --pictures=4 "${models[@]}" \
-  --generator=quickstart --config.eval.dataset=scenes,scenes_panoptic,scenes_instance
+  --generator=quickstart --config.eval.dataset=scenes_panoptic,scenes_instance
