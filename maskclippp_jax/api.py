@@ -47,7 +47,8 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
     Args:
       checkpoint: the folder of a training run (its newest checkpoint) or of one checkpoint in it; a
         checkpoint file, here or `hf://owner/name[/file]`, together with `config`; "untuned", the
-        pre-trained CLIP of `config`; or the name of a published CLIP, which is taken untuned:
+        pre-trained CLIP of `config`; the name of a published MaskCLIP++, "maskclippp-l"
+        (`maskclippp weights` shows all); or that of a published CLIP, which is taken untuned:
         "EVA02-CLIP-B-16", "ViT-B-16:openai" (`maskclippp convert --list` shows all).
       config: the experiment a file belongs to: the name of a shipped configuration, with its
         argument after a colon, the path of an own one, or what its `get_config` returned. A run
@@ -259,13 +260,16 @@ class Model:
             results.update(zip(places, self._name(filled, words)))
 
         for place, picture in enumerate(read):
+            try:
+                group = None if isinstance(picture, Exception) else self._namer.group_of(picture)
+            except ValueError as error:
+                picture = error
             if isinstance(picture, Exception):
                 if on_error is None:
                     raise picture
                 on_error(place, picture)
                 results[place] = None
             else:
-                group = self._namer.group_of(picture)
                 waiting.setdefault(group, []).append((place, picture))
                 if len(waiting[group]) == batch_size:
                     run(group)

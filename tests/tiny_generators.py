@@ -42,8 +42,13 @@ def _draw(shapes, seed: int) -> parameters.Tree:
     leaves = {path: np.asarray(1 + draw(x.shape) / 9 if path.endswith(("scale", "gamma")) else
                                draw(x.shape), np.float32)
               for path, x in parameters.flatten(shapes).items()}
-    leaves |= {path: (3 * rng.standard_normal(leaves[path].shape)).astype(np.float32)
-               for path in ("decoder/queries", "class_head/kernel") if path in leaves}
+    # Biases are what all queries have in common.
+    leaves |= {path: x / 10 for path, x in leaves.items() if path.endswith("bias")}
+    leaves |= {path: scale * rng.standard_normal(leaves[path].shape).astype(np.float32)
+               for path, scale in (("decoder/queries", 3), ("class_head/kernel", 0.5))
+               if path in leaves}
+    if "class_head/logit_scale" in leaves:
+        leaves["class_head/logit_scale"] = np.float32(np.log(10))
     return parameters.unflatten(leaves)
 
 

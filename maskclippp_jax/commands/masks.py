@@ -1,7 +1,8 @@
 """Bundles of masks: has a generator make them, looks at them, turns them from and into plain files.
 
     maskclippp masks export --generator=eomt-l-640 --dataset=ade20k_150 --output=B
-    maskclippp masks export --generator=G --config=eval/ROW:ade20k_150 --output=B
+    maskclippp masks export --config=eval/coco_stuff_eva02_l14_336_maftp_l:ade20k_847 \
+        --generator=maftp-l --output=B
     maskclippp masks inspect --bundle=B --dataset=ade20k_150
     maskclippp masks from_files --masks="sam/{id}.json" --bundle=B --dataset=...
     maskclippp masks to_files --masks="out/{id}.png" --bundle=B

@@ -2,6 +2,7 @@
 
     maskclippp plan --config=NAME --topology=v5e:4x4 [--workdir=D]
     maskclippp plan --config=NAME --step=evaluation --masks=250
+    maskclippp plan --step=generator --generator=fcclip-l --topology=v5e:1x1 --picture=480x640
 
 Slices need `jax[tpu]` beside the requirements, but no TPU: the compiler of libtpu runs on any
 machine. `--topology=local` compiles for the devices at hand, whatever they are. Memory and FLOPs
@@ -11,6 +12,8 @@ speed, whichever take longer. The seconds of collectives are their bytes over th
 Added up, as if nothing overlapped, they compare plans and promise nothing.
 
 `--step=evaluation` is the naming of a generator's masks, with the data sets of `config.eval`.
+`--step=generator` is a published mask generator's pass over one picture, on one chip in float32; it
+needs no configuration.
 `--batches=4,8,16` gives one row for each number of images a device; `--batches=fit` looks for the
 largest that fits, by doubling and bisection, to an eighth. `--sweep` compares meshes and
 recomputation (`remat`) of training steps.
@@ -27,8 +30,12 @@ POSITIONAL, BUCKETS = "", ("workdir",)
 CONFIG = cli.define_config("the experiment")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "TPU slice, e.g. v5e:4x4, v6e:16x16; "
                                "or 'local', the devices at hand")
-STEP = flags.DEFINE_enum("step", "training", ["training", "evaluation"], "what is compiled")
-PICTURE = flags.DEFINE_string("picture", "512x683", "of an evaluation: height x width as stored")
+STEP = flags.DEFINE_enum("step", "training", ["training", "evaluation", "generator"],
+                        "what is compiled")
+GENERATOR = flags.DEFINE_string("generator", None, "of --step=generator: the name of a published "
+                                "one, see `maskclippp convert --list`")
+PICTURE = flags.DEFINE_string("picture", "512x683", "of an evaluation or a generator: height x "
+                              "width as stored")
 MASKS = flags.DEFINE_integer("masks", 100, "of an evaluation: masks of a picture", lower_bound=1)
 BATCHES = flags.DEFINE_string("batches", None, "images a device: a list such as 4,8, or 'fit'; "
                               "left out: the configuration's batch over all devices")
@@ -46,16 +53,25 @@ def main(arguments):
     del arguments
     if SWEEP.value and STEP.value != "training":
         raise ValueError("--sweep compares training steps; leave it out with --step=evaluation")
-    found = plans.compare(
-        CONFIG.value, TOPOLOGY.value, step=STEP.value, batches=read_batches(BATCHES.value),
-        sweep=SWEEP.value, picture=read_picture(PICTURE.value), num_masks=MASKS.value,
-        fast=FAST.value)
+    if (STEP.value == "generator") != bool(GENERATOR.value):
+        raise ValueError("--generator=NAME and --step=generator belong together; give both or none")
+    if STEP.value == "generator":
+        if BATCHES.value or CONFIG.value is not None:
+            raise ValueError("a generator sees one picture at a time, and has no configuration; "
+                             "leave --batches and --config out")
+        found = [plans.plan_generator(GENERATOR.value, TOPOLOGY.value, read_picture(PICTURE.value),
+                                      fast=FAST.value)]
+    else:
+        found = plans.compare(
+            CONFIG.value, TOPOLOGY.value, step=STEP.value, batches=read_batches(BATCHES.value),
+            sweep=SWEEP.value, picture=read_picture(PICTURE.value), num_masks=MASKS.value,
+            fast=FAST.value)
     plans.show(found)
     if WORKDIR.value:
         workdir = storage.path(WORKDIR.value)
         workdir.mkdir(parents=True, exist_ok=True)
         report.write_json(workdir / "plan.json", dict(
-            config=configuration.to_json(CONFIG.value),
+            config=CONFIG.value and configuration.to_json(CONFIG.value),
             plans=[dataclasses.asdict(p) for p in found]))
         logging.info("wrote %s", workdir / "plan.json")
 

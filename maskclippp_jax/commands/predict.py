@@ -5,7 +5,8 @@ r"""Names the segments of pictures.
     maskclippp predict photos --masks="masks/{stem}.png" --checkpoint=P --names_file=names.txt
 
 A folder stands for all pictures in it and below. `--generator` finds the masks: a published one by
-its name (`maskclippp convert --list` shows all), a file, a folder, or hf://owner/name. Or `--masks`
+its name (eomt-l-640, fcclip-l, ...: `maskclippp convert --list` shows all, `maskclippp weights`
+which are here), a file, a folder, or hf://owner/name. Or `--masks`
 is the pattern of PNG label maps (each number but those of `--nothing` is a mask). Or the picture is
 cut into regions of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`), which
 only shows that it works.
@@ -24,7 +25,7 @@ POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_fi
 
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, 'untuned', or "
-                                 "the name of a published CLIP")
+                                 "the name of a published MaskCLIP++ (maskclippp-l) or CLIP")
 MASKS = flags.DEFINE_string("masks", None, "pattern of label maps; {stem} is the picture's name")
 GENERATOR = flags.DEFINE_string("generator", None, "finds the masks: published name, file, folder, "
                                 "or hf://owner/name")

@@ -99,7 +99,7 @@ class Generator:
             self.classes = dict(kind="closed", vocabulary=[list(c) for c in vocabulary.classes])
         self._embed, self._embedded = embed, {}
         self._params = jax.device_put(params)
-        self._predict = _program(config, dtype)
+        self._predict = make_program(config, dtype=dtype)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
 
@@ -157,9 +157,7 @@ class Generator:
         Raises:
           ValueError: it would be too large there.
         """
-        if self.preparation is None:
-            return generator_input.letterbox_way(size, self.config.image_size[0])
-        return generator_input.way_of(size, self.preparation, self.title)
+        return way_of(size, self.config, self.preparation, self.title)
 
     def objectness_of(self, classes: np.ndarray) -> np.ndarray:
         """The probability that masks are any object: that none of their void.
@@ -270,14 +268,36 @@ class Generator:
         return tuple(x[0] for x in found)
 
 
-def _program(config: Config, dtype: typing.Any) -> typing.Callable:
+def way_of(size: tuple[int, int], config: Config, preparation: Preparation | None, what: str
+           ) -> Way:
+    """The sizes at which a picture of a size (height, width) passes into a network.
+
+    Raises:
+      ValueError: it would be too large there.
+    """
+    if preparation is None:
+        return generator_input.letterbox_way(size, config.image_size[0])
+    return generator_input.way_of(size, preparation, what)
+
+
+def abstract(config: Config, **settings) -> tuple[typing.Callable, parameters.Tree]:
+    """What `params.abstract` gives of the network of a configuration."""
+    return _FILES[type(config)].abstract(config, **settings)
+
+
+def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: str | None = None
+                 ) -> typing.Callable:
     """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch.
 
-    Pictures are resized from `loaded` to `resized` once more, without antialiasing; the canvas is
-    what the network sees.
+    Pictures are resized from `loaded` to `resized` ([B, 2] int32) once more, without antialiasing;
+    the canvas is what the network sees.
+
+    Args:
+      config: sizes.
+      dtype: of the arithmetic of the trunk.
+      platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
-    build, _ = _FILES[type(config)].abstract(config, dtype=dtype,
-                                             by_head=configuration.heads_apart())
+    build, _ = abstract(config, dtype=dtype, by_head=configuration.heads_apart(platform))
 
     def predict(params, image, loaded, resized, canvas):
         if isinstance(config, EoMTConfig):  # its padding is black, and seen as such

@@ -92,15 +92,15 @@ def _load_mask2former(file, path, source, entry, classes, settings) -> Generator
 
 
 def _load_fcclip(file, path, source, entry, classes, clip, settings) -> Generator:
-    config = fcclip.config_of(file.shapes, path)
-    found = _published(config, file, path, entry)
     # The CLIP it was made from: what the file itself lacks of it is taken from there.
-    clip = clip or fcclip.clip_of(config)
     has_trunk = fcclip.has_trunk(file)
-    if not has_trunk and clip is None:
-        raise ValueError(f"{path} has no trunk of its own, as FC-CLIP's files, and its sizes are "
-                         "of no published CLIP; give the file of the CLIP it was made from, clip=")
-    params = fcclip.load(file, config, path, None if has_trunk else files.read(clip))
+    given = files.read(clip) if clip and not has_trunk else None
+    config = fcclip.config_of(dict(file.shapes), path, clip=given and given.shapes)
+    found = _published(config, file, path, entry)
+    clip = clip or fcclip.clip_of(config)
+    if not has_trunk and given is None:  # its sizes are of a published CLIP
+        given = files.read(clip)
+    params = fcclip.load(file, config, path, given)
     vocabulary = classes or (found and Vocabulary.shipped(found.vocabulary))
     if vocabulary is None:
         vocabulary = _trained_on(file)

@@ -22,6 +22,7 @@ from maskclippp_jax.naming.given import Given
 from maskclippp_jax.vocabulary import Vocabulary
 
 _MASK_SLOTS = 32  # numbers of masks are multiples of it
+_MOST_PATCHES = 2**15  # of a picture; more take gigabytes for each head of attention
 _WANTED = postprocess.Heads(semantic=True, panoptic=True)
 
 
@@ -80,9 +81,18 @@ class Namer:
         return loading.make_tokenizer(self.model, getattr(self.config, "sentencepiece", ""))
 
     def group_of(self, picture: Given) -> tuple:
-        """Pictures of one group may be named together, with one program."""
-        size = self._loaded_size(picture)
-        network = inference.canvas_of(self._network_size(size), self.model.image.patch_size)
+        """Pictures of one group may be named together, with one program.
+
+        Raises:
+          ValueError: a picture so long that the image tower cannot see it whole.
+        """
+        size, patch = self._loaded_size(picture), self.model.image.patch_size
+        network = inference.canvas_of(self._network_size(size), patch)
+        if network[0] * network[1] > _MOST_PATCHES * patch**2:
+            height, width = picture.image.shape[:2]
+            raise ValueError(f"{picture.path or 'a picture'} of {width}x{height} pixels is too "
+                             f"long: with its shorter side at {min(network)} pixels the image "
+                             f"tower would see {network[1]}x{network[0]}; cut it into pieces")
         canvas = pipeline.up(size, pipeline.CANVAS)
         slots = -(-max(len(picture.ids), 1) // _MASK_SLOTS) * _MASK_SLOTS
         if picture.segments is not None:

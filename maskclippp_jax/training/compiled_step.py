@@ -10,7 +10,7 @@ import numpy as np
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import catalogue, mask_chain, pipeline, records
-from maskclippp_jax.naming import inference, loading, segmenter
+from maskclippp_jax.naming import generator, inference, loading, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
 from maskclippp_jax.runtime import sharding
 from maskclippp_jax.training import optim, train_step
@@ -106,6 +106,27 @@ def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], nu
         return run.lower(shared[0], batch, of_batch(jnp.int32, 2), *shared[1:],
                          canvas=inference.canvas_of(network, patch),
                          output_canvas=pipeline.up(picture, pipeline.CANVAS))
+
+
+def lower_generator(config: generator.Config, mesh, picture: tuple[int, int]
+                    ) -> jax.stages.Lowered:
+    """A mask generator's pass over one picture, as it comes from the loader.
+
+    Args:
+      config: sizes of the network.
+      mesh: of one device.
+      picture: height and width, pixels, as stored.
+    """
+    platform, whole = mesh.devices.flat[0].platform, sharding.replicated(mesh)
+    way = generator.way_of(picture, config, generator.PREPARATIONS[type(config)], "this generator")
+    _, params = generator.abstract(config)
+    like = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+    shapes = jax.tree.map(lambda x: like(x.shape, x.dtype), params)
+    sizes = like((1, 2), jnp.int32)
+    run = generator.make_program(config, platform=platform)
+    with jax.set_mesh(mesh):
+        return run.lower(shapes, like((1, *way.padded, 3), jnp.uint8), sizes, sizes,
+                         canvas=way.padded)
 
 
 def _classes_and_kind(config, dataset: str, split: str) -> tuple[Vocabulary, str]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from maskclippp_jax import config as configuration
 from maskclippp_jax.runtime import devices, sharding
 from maskclippp_jax.training import compiled_step
+from maskclippp_jax.weights import published_generators
 
 LOCAL = "local"
 _MOST = 256  # images a chip `fit` tries
@@ -130,7 +131,7 @@ def _own_batch(config, training: bool, topology: str, chips: int) -> int:
 def plan_training(config, topology: str, images_per_chip: int) -> Plan:
     """Compiles the training step of an experiment."""
     mesh = make_mesh(config.mesh.fsdp, topology)
-    return _plan("training", config, topology, mesh, images_per_chip, lambda:
+    return _plan("training", config.remat, topology, mesh, images_per_chip, lambda:
                  compiled_step.lower_training(config, mesh, images_per_chip * mesh.size))
 
 
@@ -138,12 +139,40 @@ def plan_evaluation(config, topology: str, images_per_chip: int, picture: tuple[
                     num_masks: int) -> Plan:
     """Compiles the evaluation of an experiment on masks of a generator."""
     mesh = make_mesh(1, topology)
-    return _plan("evaluation", config, topology, mesh, images_per_chip, lambda:
+    return _plan("evaluation", config.remat, topology, mesh, images_per_chip, lambda:
                  compiled_step.lower_evaluation(config, mesh, images_per_chip * mesh.size, picture,
                                                 num_masks))
 
 
-def _plan(step: str, config, topology: str, mesh: jax.sharding.Mesh, images_per_chip: int,
+def plan_generator(name: str, topology: str, picture: tuple[int, int], *, fast: bool = False
+                   ) -> Plan:
+    """Compiles a published mask generator's pass over one picture, on one chip: it sees one at a
+    time, since padding to a common size changes its masks.
+
+    Args:
+      name: as `published_generators.find` takes it.
+      topology: TPU slice, of which one chip is planned, or "local".
+      picture: height and width as stored.
+      fast: see `compare`.
+
+    Raises:
+      ValueError: no such generator, no such slice, or the picture is too large for it.
+    """
+    entry = published_generators.find(name)
+    if entry is None:
+        raise ValueError(f"no published generator {name}{published_generators.nearest(name)}; "
+                         "`maskclippp convert --list` shows all")
+    if topology != LOCAL:
+        compile_only()
+    if fast:
+        jax.config.update("jax_optimization_level", "O1")
+    whole = make_mesh(1, topology)
+    one = jax.sharding.Mesh(whole.devices.ravel()[:1].reshape(1, 1), whole.axis_names)
+    return _plan(f"generator {entry.name}", "none", topology, one, 1,
+                 lambda: compiled_step.lower_generator(entry.config, one, picture))
+
+
+def _plan(step: str, remat: str, topology: str, mesh: jax.sharding.Mesh, images_per_chip: int,
           lower: typing.Callable[[], jax.stages.Lowered]) -> Plan:
     device = mesh.devices.flat[0]
     chip = devices.describe(device)
@@ -152,7 +181,7 @@ def _plan(step: str, config, topology: str, mesh: jax.sharding.Mesh, images_per_
                          f"{', '.join(devices.KINDS)}")
     available = devices.memory_gib(device) if topology == LOCAL else chip.memory_gib
     start = time.monotonic()
-    plan = Plan(step, topology, mesh.size, mesh.shape["data"], mesh.shape["fsdp"], config.remat,
+    plan = Plan(step, topology, mesh.size, mesh.shape["data"], mesh.shape["fsdp"], remat,
                 images_per_chip, False, available)
     try:
         compiled = lower().compile()

@@ -54,13 +54,14 @@ def trunk_rules(prefix: str, config: ConvNeXtConfig) -> tuple[Rule, ...]:
                  why="the CLIP's heads and text tower, which `open_clip.clip_rules` reads"))
 
 
-def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int = 8
-              ) -> FCCLIPConfig:
+def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int = 8,
+              clip: typing.Mapping[str, tuple] | None = None) -> FCCLIPConfig:
     """The sizes of the model that a file is of.
 
     Args:
       shapes: of its tensors, by name.
       path: for messages.
+      clip: shapes in the file of the CLIP with the trunk, if that is no published one.
       num_heads: of both decoders, which no shape tells; all published models have 8.
 
     Raises:
@@ -69,6 +70,8 @@ def config_of(shapes: typing.Mapping[str, tuple], path: str, *, num_heads: int =
     found = rules.shapes_for(shapes, HEAD_RULES)
     pixels, decoder = decoder_sizes(found, shapes, path, "FC-CLIP or MAFT+", ("void_embedding",),
                                     num_heads)
+    if clip is not None:
+        shapes = shapes | {f"{CLIP}{name}": shape for name, shape in clip.items()}
     return FCCLIPConfig(_image_of(shapes, pixels.channels, found["void_embedding"][-1], path),
                         pixels, decoder)
 
@@ -84,7 +87,7 @@ def _image_of(shapes, channels: tuple[int, ...], embed_dim: int, path: str) -> C
               for i in range(len(channels))]
     if not all(depths):
         raise ValueError(f"{path} is of a trunk of {channels} channels that it does not hold, and "
-                         "no published CLIP has such a one; give a whole file")
+                         "no published CLIP has such a one; give a whole file, or the CLIP as well")
     return ConvNeXtConfig(320, channels, tuple(depths), embed_dim)
 
 

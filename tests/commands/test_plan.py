@@ -10,9 +10,13 @@ import sys
 import pytest
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.naming import loading
+from maskclippp_jax.data.bundles import Preparation
+from maskclippp_jax.generators.mask2former import Mask2FormerConfig
+from maskclippp_jax.naming import generator, loading
 from maskclippp_jax.runtime import sharding
-from maskclippp_jax.training import compiled_step
+from maskclippp_jax.training import compiled_step, plans
+from maskclippp_jax.weights import published_generators
+from tests import tiny_generators
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -127,6 +131,26 @@ def test_what_belongs_to_the_other_step_is_refused(tmp_path, flags, words):
     done = run(tmp_path, "--topology=local", *flags)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_generator_is_planned_for_one_picture_on_one_device(monkeypatch):
+    entry = published_generators.find("mask2former-t")._replace(config=tiny_generators.MASK2FORMER)
+    monkeypatch.setattr(published_generators, "GENERATORS", (entry,))
+    monkeypatch.setitem(generator.PREPARATIONS, Mask2FormerConfig, Preparation(64, 64, None, 64))
+    plan = plans.plan_generator("mask2former-t", plans.LOCAL, (50, 90))
+    assert (plan.step, plan.chips, plan.images_per_chip) == ("generator mask2former-t", 1, 1)
+    assert plan.tera_flops > 0 and plan.memory_gib > 0 and not plan.collectives
+    with pytest.raises(ValueError, match="no published generator mask2former-x; did you mean mask"):
+        plans.plan_generator("mask2former-x", plans.LOCAL, (50, 90))
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--step=generator"], "--generator=NAME and --step=generator belong together"),
+    (["--generator=fcclip-l"], "--generator=NAME and --step=generator belong together"),
+    (["--step=generator", "--generator=fcclip-l"], "has no configuration; leave --batches and")])
+def test_flags_of_a_generators_plan_belong_together(tmp_path, flags, words):
+    done = run(tmp_path, "--topology=local", *flags)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
 @needs_libtpu
