@@ -83,26 +83,28 @@ def score_dataset(request: Request, manifest: dict | None) -> dict:
         raise ValueError(f"{request.predictions} holds classes of {manifest['vocabulary']}, but "
                          f"{request.dataset} has those of {vocabulary.name}; score them against "
                          "their own data set")
-    results = {}
+    results, seen = {}, None
+    if request.seen_vocabulary:
+        seen = vocabulary.seen_in(Vocabulary.shipped(request.seen_vocabulary))
     if "semantic" in truth.parts:
-        results |= score_semantic(request, truth)
+        results |= score_semantic(request, truth, seen)
     if "panoptic" in truth.parts:
         results["panoptic"] = score_panoptic(
-            request, truth.categories, truth.ids, truth.panoptic)
+            request, truth.categories, truth.ids, truth.panoptic, truth.ids_of(seen))
     if "instances" in truth.parts:
         ids = manifest["pictures"] if manifest else {n: int(n) for n in truth.ids if n.isdigit()}
         names = {n: n for n in truth.ids} | {i: n for n, i in ids.items() if n in truth.ids}
         results["instances"] = score_instances(
             request, manifest,
-            InstanceSegmentation(truth.instance_categories, truth.instance_frequency), names,
+            InstanceSegmentation(truth.instance_categories, truth.instance_frequency,
+                                 seen=truth.ids_of(seen)), names,
             truth.instances, request.dataset)
     return results
 
 
-def score_semantic(request: Request, truth: Truth) -> dict:
-    """Results of label maps under `semantic` and `boundary`."""
-    vocabulary, known = truth.vocabulary, request.seen_vocabulary
-    seen = vocabulary.seen_in(Vocabulary.shipped(known)) if known else None
+def score_semantic(request: Request, truth: Truth, seen: np.ndarray | None) -> dict:
+    """Results of label maps under `semantic` and `boundary`; `seen` [C] bool."""
+    vocabulary = truth.vocabulary
     files = predictions.semantic_files(request.predictions)
     check_pictures(files, truth.ids, f"{request.predictions}/semantic", request.allow_missing)
     semantic = SemanticSegmentation(vocabulary.num_classes, IGNORE, seen)
@@ -118,7 +120,8 @@ def score_semantic(request: Request, truth: Truth) -> dict:
 
 
 def score_panoptic(request: Request, categories: dict[int, bool], names: list[str],
-                   read_truth: typing.Callable[[str], tuple[np.ndarray, list[dict]]]) -> dict:
+                   read_truth: typing.Callable[[str], tuple[np.ndarray, list[dict]]],
+                   seen: list[int] | None = None) -> dict:
     """Results of panoptic segments.
 
     Args:
@@ -126,10 +129,11 @@ def score_panoptic(request: Request, categories: dict[int, bool], names: list[st
       categories: for each id whether it is a thing.
       names: of all pictures.
       read_truth: ids and segments of a picture, as `PanopticQuality` wants them.
+      seen: ids of the categories known from training; None: not told apart.
     """
     found = predictions.panoptic_pictures(request.predictions)
     check_pictures(found, names, f"{request.predictions}/panoptic.json", request.allow_missing)
-    metric = PanopticQuality(categories)
+    metric = PanopticQuality(categories, seen)
     for name in progress.track(names, "panoptic segments"):
         true_ids, true_segments = read_truth(name)
         ids, segments = np.zeros_like(true_ids), []
