@@ -36,7 +36,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import eomt, rules
 
 OUTPUT = flags.DEFINE_string("output", None, "file for the weights, .safetensors", required=True)
-STEPS = flags.DEFINE_integer("steps", 3000, "steps", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 450, "steps", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 16, "scenes a step", lower_bound=1)
 POOL = flags.DEFINE_integer("pool", 12000, "different scenes", lower_bound=1)
 RATE = flags.DEFINE_float("learning_rate", 1e-3, "the largest")

@@ -42,7 +42,7 @@ class Evaluation:
         """
         self.truth, self.parts, self.writer = truth, parts, writer
         vocabulary = truth.vocabulary
-        known = None if seen is None else np.array(vocabulary.dataset_ids)[seen].tolist()
+        known = truth.ids_of(seen)
         make = dict(
             mask_accuracy=lambda: dict(mask_accuracy=MaskAccuracy(
                 vocabulary.num_classes, seen, vocabulary.is_thing)),

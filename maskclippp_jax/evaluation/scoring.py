@@ -83,28 +83,27 @@ def score_dataset(request: Request, manifest: dict | None) -> dict:
         raise ValueError(f"{request.predictions} holds classes of {manifest['vocabulary']}, but "
                          f"{request.dataset} has those of {vocabulary.name}; score them against "
                          "their own data set")
-    seen = known = None
+    results, seen = {}, None
     if request.seen_vocabulary:
         seen = vocabulary.seen_in(Vocabulary.shipped(request.seen_vocabulary))
-        known = np.array(vocabulary.dataset_ids)[seen].tolist()
-    results = {}
     if "semantic" in truth.parts:
         results |= score_semantic(request, truth, seen)
     if "panoptic" in truth.parts:
         results["panoptic"] = score_panoptic(
-            request, truth.categories, truth.ids, truth.panoptic, known)
+            request, truth.categories, truth.ids, truth.panoptic, truth.ids_of(seen))
     if "instances" in truth.parts:
         ids = manifest["pictures"] if manifest else {n: int(n) for n in truth.ids if n.isdigit()}
         names = {n: n for n in truth.ids} | {i: n for n, i in ids.items() if n in truth.ids}
         results["instances"] = score_instances(
             request, manifest,
-            InstanceSegmentation(truth.instance_categories, truth.instance_frequency, seen=known),
-            names, truth.instances, request.dataset)
+            InstanceSegmentation(truth.instance_categories, truth.instance_frequency,
+                                 seen=truth.ids_of(seen)), names,
+            truth.instances, request.dataset)
     return results
 
 
 def score_semantic(request: Request, truth: Truth, seen: np.ndarray | None) -> dict:
-    """Results of label maps under `semantic` and `boundary`; `seen` [C] bool or None."""
+    """Results of label maps under `semantic` and `boundary`; `seen` [C] bool."""
     vocabulary = truth.vocabulary
     files = predictions.semantic_files(request.predictions)
     check_pictures(files, truth.ids, f"{request.predictions}/semantic", request.allow_missing)
@@ -122,7 +121,7 @@ def score_semantic(request: Request, truth: Truth, seen: np.ndarray | None) -> d
 
 def score_panoptic(request: Request, categories: dict[int, bool], names: list[str],
                    read_truth: typing.Callable[[str], tuple[np.ndarray, list[dict]]],
-                   known: typing.Collection[int] | None = None) -> dict:
+                   seen: list[int] | None = None) -> dict:
     """Results of panoptic segments.
 
     Args:
@@ -130,11 +129,11 @@ def score_panoptic(request: Request, categories: dict[int, bool], names: list[st
       categories: for each id whether it is a thing.
       names: of all pictures.
       read_truth: ids and segments of a picture, as `PanopticQuality` wants them.
-      known: ids of the categories known from training; None: not told apart.
+      seen: ids of the categories known from training; None: not told apart.
     """
     found = predictions.panoptic_pictures(request.predictions)
     check_pictures(found, names, f"{request.predictions}/panoptic.json", request.allow_missing)
-    metric = PanopticQuality(categories, known)
+    metric = PanopticQuality(categories, seen)
     for name in progress.track(names, "panoptic segments"):
         true_ids, true_segments = read_truth(name)
         ids, segments = np.zeros_like(true_ids), []

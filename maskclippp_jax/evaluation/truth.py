@@ -81,6 +81,12 @@ class Truth:
         """For each id that the panoptic data set gives to a category whether it is a thing."""
         return dict(zip(self.vocabulary.dataset_ids, self.vocabulary.is_thing))
 
+    def ids_of(self, flags: np.ndarray | None) -> list[int] | None:
+        """The ids of the categories that have a flag, such as `seen` [C] bool; None of None."""
+        if flags is None:
+            return None
+        return [i for i, flag in zip(self.vocabulary.dataset_ids, flags) if flag]
+
     @property
     def instance_categories(self) -> list[int]:
         """The ids that the data set of instances gives to its things."""

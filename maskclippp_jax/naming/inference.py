@@ -136,6 +136,7 @@ def canvas_for(batch: dict, short_side: int | None, max_tokens: int, patch: int
     return canvas_of(network_sizes(batch["image_sizes"], short_side, max_tokens, patch), patch)
 
 
+@functools.lru_cache(maxsize=4)  # several models of one kind are compared: compiled once
 def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
                semantic: bool) -> typing.Callable[..., Result]:
     """The jitted program `(params, batch, sizes, names, canvas) -> Result`.

@@ -154,6 +154,7 @@ def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
+@functools.lru_cache(maxsize=4)  # several models of one kind are compared: compiled once
 def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kind: str, *,
                    ensemble: bool, dtype=jnp.float32, platform: str | None = None
                    ) -> typing.Callable[..., Results]:

@@ -64,8 +64,8 @@ _COCO, _STUFF, _ADE, _C = "coco_panoptic_133", "coco_stuff_171", "ade20k_150", E
 _OF_FCCLIP, _OF_MAFTP = "see bytedance/fc-clip", "MIT"
 
 GENERATORS = (
-    PublishedGenerator("quickstart", QUICKSTART_GENERATOR, "", "panoptic", "scenes_seen", "",
-                       1.2, "Apache-2.0", _C.quickstart()),
+    PublishedGenerator("quickstart", QUICKSTART_GENERATOR, "", "panoptic", "scenes_seen",
+                       "PQ 65.5 with perfect names", 1.2, "Apache-2.0", _C.quickstart()),
 
     _eomt("eomt-s-640", "coco_panoptic_eomt_small_640_2x", _COCO, "PQ 46.7", 24.0,
           _C.coco_panoptic_small_640_2x()),
