@@ -51,7 +51,7 @@ def test_the_table_shows_what_is_here_and_where_the_rest_comes_from(place, capsy
     for entry in (*published_tuned.MODELS, *published_generators.GENERATORS):
         assert entry.source in rows[entry.name]
     here = {name for name, line in rows.items() if " yes " in line}
-    assert here == {"maftp-l", "mask2former-t"}
+    assert here == {"maftp-l", "mask2former-t", "quickstart"}  # this one is shipped
     assert "weights/maftp_l.pth" in rows["maftp-l"]
     assert "model_final_9fd0ae.pkl" in rows["mask2former-t"]
     assert "fetched when used" in rows["eomt-l-640"] and "RN50x16.pt" in rows["RN50x16"]
@@ -63,7 +63,7 @@ def test_the_table_shows_what_is_here_and_where_the_rest_comes_from(place, capsy
 
 def test_names_are_there_once_and_configurations_exist():
     rows = [row for row in catalogue.all_rows() if row.kind != "CLIP"]
-    assert len({row.name for row in rows}) == len(rows) == 9 + 23
-    assert all(row.on_hub or row.file for row in catalogue.all_rows())
+    assert len({row.name for row in rows}) == len(rows) == 9 + 24
+    assert all(row.on_hub or row.file or row.find() for row in catalogue.all_rows())
     for entry in published_tuned.MODELS:
         assert entry.config in configs.names()
