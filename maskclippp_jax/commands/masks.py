@@ -17,9 +17,8 @@ them, and `evaluate --generator` does without.
 
 `inspect` reads a whole bundle and, if a data set is given, compares the two. Files (.json run
 lengths, .png or .npy label maps) are described in data/mask_files.py; in a label map every number
-but those of `--nothing` is a mask. `pictures` writes the
-pictures of a prepared data set as files named by their ids: what the scripts in launch/export, or
-any other program, should make masks of.
+but those of `--nothing` is a mask. `pictures` writes the pictures of a prepared data set as files
+named by their ids: what the scripts in launch/export, or any other program, should make masks of.
 """
 
 from absl import flags, logging

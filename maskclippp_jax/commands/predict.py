@@ -6,10 +6,9 @@ r"""Names the segments of pictures.
 
 A folder stands for all pictures in it and below. `--generator` finds the masks: a published one by
 its name (eomt-l-640, fcclip-l, ...: `maskclippp convert --list` shows all, `maskclippp weights`
-which are here), a file, a folder, or hf://owner/name. Or `--masks`
-is the pattern of PNG label maps (each number but those of `--nothing` is a mask). Or the picture is
-cut into regions of like colour (`--regions=superpixels`) or rectangles (`--regions=grid`), which
-only shows that it works.
+which are here), a file, a folder, or hf://owner/name. Or `--masks` is the pattern of PNG label maps
+(each number but those of `--nothing` is a mask). Or the picture is cut into regions of like colour
+(`--regions=superpixels`) or rectangles (`--regions=grid`), which only shows that it works.
 
 For every picture it writes an overlay, a label map (a number is the class' place in the list from
 0; nothing is 255, or 65535 in maps of 16 bits) and a JSON file with the scores into --output, in

@@ -366,10 +366,10 @@ def _open(folder: pathlib.Path, name: str) -> "tfds.core.DatasetBuilder":
       ValueError: it is damaged, or names classes that are not those of our records: TFDS would
         import what it names.
     """
-    file = folder / "features.json"
+    file, known = folder / "features.json", set(_classes_in(features().to_json()))
     try:
         named = set(_classes_in(typed.read(file, dict[str, typing.Any])))
-        strange = sorted(named - set(_classes_in(features().to_json())))
+        strange = sorted(named - known)
         if strange or not named:
             raise ValueError(f"{file} names {strange[0] if strange else 'no class'}, wanted the "
                              "classes of records that prepare writes")

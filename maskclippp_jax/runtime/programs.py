@@ -1,9 +1,9 @@
 """Keeps compiled programs between two starts, in JAX's own cache on the disk.
 
-A second start with the same model and sizes of pictures compiles nothing. JAX names a program by
-its text, so nothing stale is used; an entry that is damaged or cannot be written costs a warning
-and the time to compile. Programs for a CPU use all that it can do, and kinds of CPUs may share a
-home folder, so each kind has a folder of its own.
+A second start with the same model and sizes of pictures compiles none of those that are worth
+keeping (`_WORTH`). JAX names a program by its text, so nothing stale is used; an entry that is
+damaged or cannot be written costs a warning and the time to compile. Programs for a CPU use all
+that it can do, and kinds of CPUs may share a home folder, so each kind has a folder of its own.
 """
 
 import hashlib
