@@ -185,6 +185,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "haha"><!ENTITY b "&a;&a;">]><annotations>&b;</a
     (cvat(CVAT_RED, size='width="60" height="80"'), "turned by its EXIF orientation"),
     (cvat('<polyline label="red box" points="1,1;2,2"/>'), "p, polyline 0 has no inside"),
     (cvat('<polygon label="red box" points="1;2,2"/>'), "p, polygon 0 has points '1;2,2'"),
+    (cvat(CVAT_RED, '<polygon points="1,1;2,2;1,2"/>'), "polygon 1 has no label; give it one"),
     (cvat('<box label="red box" xtl="1"/>'), "box 0 lacks one of the numbers xtl, ytl"),
     (cvat('<mask label="red box" rle="0,5" left="1" top="1" width="2" height="2"/>'), "not fill"),
     (cvat('<mask label="red box" rle="x" left="1" top="1" width="2" height="2"/>'), "not fill"),

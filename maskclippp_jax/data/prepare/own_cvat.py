@@ -37,9 +37,10 @@ def read(path: str) -> own_listed.Listed:
             raise ValueError(f"{path} has an image without a name")
         size = tuple(int(n) if (n := image.get(k, "")).isdigit() else None
                      for k in ("height", "width"))
-        shapes = [(shape.tag, dict(shape.attrib)) for shape in image if shape.get("label")]
+        shapes = [(shape.tag, dict(shape.attrib)) for shape in image]
         rows.append(((image.get("name"),), (size, shapes)))
-    used = [attributes["label"] for _, (_, shapes) in rows for _, attributes in shapes]
+    used = [attributes["label"] for _, (_, shapes) in rows for _, attributes in shapes
+            if attributes.get("label")]
     meta = root.find("meta")
     named = [] if meta is None else [n.text or "" for n in meta.iterfind(".//label/name")]
     return own_listed.Listed("CVAT", list(dict.fromkeys([*named, *used])), rows, _make)
@@ -78,6 +79,8 @@ def _make(masks: own_masks.Masks, item: tuple[str, File, tuple]) -> list[dict]:
         where = f"{image_id}, {kind} {n}"
         if kind == "tag":
             continue
+        if not attributes.get("label"):
+            raise ValueError(f"{where} has no label; give it one, or remove it")
         c = masks.class_named(attributes["label"], where)
         if c is None:
             continue
