@@ -4,9 +4,12 @@ import typing
 
 import cv2
 import numpy as np
-from scipy import spatial
+from etils import epy
 
 from maskclippp_jax.metrics import run_lengths
+
+with epy.lazy_imports():  # slow to import, and needed for masks with holes in YOLO's files alone
+    from scipy import spatial
 
 ALIKE = 0.99      # the least IoU of a mask and what stands for it in a file
 _BESIDE = 1.0      # pixels that a polygon of fewer corners may lie beside the exact one ...
