@@ -199,8 +199,9 @@ def model_of(names: typing.Iterable[str]) -> maskclippp.MaskCLIPppConfig:
     elif "attnpool" in names:
         image = clip_resnet.ResNetConfig.rn50()
     elif "patch_embed" in names or "proxy.token_embedding" in names:
+        is_eva01 = "attn.qkv.weight" in names
         image = dataclasses.replace(eva_vit.EvaViTConfig.eva02_b16(), depth=depth,
-                                    fused_qkv="attn.qkv.weight" in names)
+                                    fused_qkv=is_eva01, swiglu=not is_eva01)
     else:
         image = dataclasses.replace(clip_vit.ClipViTConfig.b16(), depth=depth)
     head = None

@@ -21,6 +21,7 @@ from maskclippp_jax.parity import (
     mask_generators,
     scoring,
     siglip,
+    timm_layouts,
     training,
 )
 from maskclippp_jax.parity.case import Absent, Case, NotBuilt
@@ -61,6 +62,8 @@ RUN = {
     "metric_instance": scoring.metric_instance, "metric_gt_assign": scoring.oracle_assignment,
     "manifest": siglip.models, "ids": siglip.tokenizers,
     "published_shapes": siglip.published_shapes,
+    "timm_eva": timm_layouts.model, "timm_siglip": timm_layouts.model,
+    "timm_published_shapes": timm_layouts.published_shapes,
 }
 
 

@@ -28,13 +28,14 @@ from maskclippp_jax.weights import (
     open_clip,
     published,
     rules,
+    timm,
 )
 from maskclippp_jax.weights.files import read
 from maskclippp_jax.weights.source import Source
 
 # What `export` can write. big_vision_scan: all blocks of a tower in one array.
 LAYOUTS = ("big_vision", "big_vision_scan", "eva_clip", "hugging_face", "maskclippp", "open_clip",
-           "ours")
+           "ours", "timm")
 
 # A pre-trained CLIP has neither mask tokens nor a similarity head.
 ABSENT = ("image/mask_logit_scale", "similarity/")
@@ -47,7 +48,12 @@ _IMAGE_RULES = {
 _MARKS = (
     ("maskclippp", maskclippp.IMAGE_PREFIX), ("fc_clip", "backbone.clip_model."),
     ("hugging_face", "vision_model."), ("ours", "image/"), ("big_vision", "img/"),
-    ("eva_clip", "visual.blocks."), ("open_clip", "visual."))
+    ("eva_clip", "visual.blocks."), ("open_clip", "visual.trunk.stem."), ("timm", "visual.trunk."),
+    ("open_clip", "visual."))
+
+# How far tensors that follow from the sizes may be from what they should be; they may be stored in
+# bfloat16, and those of another model are further away.
+_FOLLOWING_WITHIN = 0.02
 
 
 def layout_of(source: Source, path: str) -> str:
@@ -56,9 +62,6 @@ def layout_of(source: Source, path: str) -> str:
     Raises:
       ValueError: nobody here knows it.
     """
-    if any(name.startswith("visual.trunk.blocks.") for name in source):
-        raise ValueError(f"{path} holds an EVA-CLIP under timm's names, which are not read here; "
-                         "take the original file (`convert --list` says where)")
     if generator_files.holds_generator(source):
         kind = {"eomt": "an EoMT", "fcclip": "an FC-CLIP", "mask2former": "a Mask2Former"}[
             generator_files.kind_of(source, path)]
@@ -67,6 +70,9 @@ def layout_of(source: Source, path: str) -> str:
     for layout, beginning in _MARKS:
         if any(name.startswith(beginning) for name in source):
             return layout
+    if timm.is_image_tower_alone(source):
+        raise ValueError(f"{path} holds an image tower of timm alone, without the text tower that "
+                         "names things; give the whole CLIP (`convert --list` says where)")
     shown = ", ".join(sorted(source)[:3]) or "nothing"
     raise ValueError(
         f"{path} has a layout nobody here knows (it holds {shown}, ...); wanted names that begin "
@@ -81,7 +87,7 @@ def image_rules(prefix: str, config: model_file.ImageConfig) -> tuple[rules.Rule
     """
     if type(config) not in _IMAGE_RULES:
         raise ValueError(f"a {type(config).__name__} has no names of CLIP's kind; it can be "
-                         "written as big_vision, big_vision_scan, hugging_face or ours")
+                         "written as big_vision, big_vision_scan, hugging_face, timm or ours")
     return _IMAGE_RULES[type(config)](prefix, config)
 
 
@@ -91,7 +97,7 @@ def rules_for(layout: str, model: model_file.MaskCLIPppConfig) -> tuple[rules.Ru
     Args:
       layout: "open_clip" (OpenAI's and OpenCLIP's files), "eva_clip", "hugging_face" (transformers'
         CLIPModel and SiglipModel), "fc_clip" (the CLIP inside an FC-CLIP or MAFT+), "maskclippp",
-        "big_vision" (SigLIP).
+        "big_vision" (SigLIP), "timm" (OpenCLIP's EVA-CLIP and SigLIP).
       model: its sizes.
 
     Raises:
@@ -102,7 +108,9 @@ def rules_for(layout: str, model: model_file.MaskCLIPppConfig) -> tuple[rules.Ru
         case "big_vision" if is_siglip:
             return big_vision.clip_rules(model)
         case "hugging_face" if is_siglip:
-            return hugging_face.siglip_rules(model.image)
+            return hugging_face.siglip_rules(model)
+        case "timm" if is_eva or is_siglip and model.image.position_resize != "antialiased":
+            return timm.clip_rules(model)
         case "maskclippp":
             is_pseudo = isinstance(model.similarity, PseudoTextSimilarityConfig)
             return maskclippp.model_rules(
@@ -159,6 +167,7 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
     except ValueError as error:
         raise ValueError(_another_model(source, layout, model, path, error) or str(error)) from None
     _check_numbers(params, path)
+    _check_following(source, layout, model, path)
     if missing and layout in ("maskclippp", "ours"):
         if base is None:
             raise ValueError(f"{path} holds no text tower (it was not tuned); give the pre-trained "
@@ -223,6 +232,27 @@ def _check_numbers(params: parameters.Tree, path: str) -> None:
                              "another checkpoint, or download the file again")
 
 
+def following(layout: str, model: model_file.MaskCLIPppConfig) -> dict[str, np.ndarray]:
+    """Tensors that files of a layout have beside the parameters, as they follow from the sizes."""
+    if layout == "eva_clip" and isinstance(model.image, EvaViTConfig):
+        return eva_clip.rotary_buffers(model.image)
+    if layout == "hugging_face" and isinstance(model.image, SigLIPConfig):
+        return hugging_face.absent_head(model.text)
+    return {}
+
+
+def _check_following(source: Source, layout: str, model: model_file.MaskCLIPppConfig,
+                     path: str) -> None:
+    """What a file holds beside the parameters must be what the model has there."""
+    for name, wanted in following(layout, model).items():
+        if name not in source:
+            continue
+        got = np.asarray(source[name], np.float32)
+        if got.shape != wanted.shape or not np.allclose(got, wanted, 0, _FOLLOWING_WITHIN):
+            raise ValueError(f"{path}: {name} is not what it is in {published.name_of(model)}; "
+                             "give the sizes of the model that the file is of")
+
+
 def _another_model(source: Source, layout: str, model: model_file.MaskCLIPppConfig, path: str,
                    error: ValueError) -> str | None:
     """A sentence that says which model a file is of, if it is a published one but not this."""
@@ -258,6 +288,7 @@ def export(params: parameters.Tree, model: model_file.MaskCLIPppConfig,
             logging.info("a plain CLIP has no place for %s; left out", ", ".join(left_out))
         params = parameters.unflatten({p: x for p, x in leaves.items() if p not in left_out})
     named = rules.export(params, rules_for(layout.removesuffix("_scan"), model))
+    named |= following(layout, model)
     return big_vision.stack_blocks(named) if layout == "big_vision_scan" else named
 
 

@@ -8,7 +8,15 @@ import re
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
-from maskclippp_jax.weights.rules import Rule, conv, conv_rules, linear, linear_rules, norm_rules
+from maskclippp_jax.weights.rules import (
+    Rule,
+    conv,
+    conv_rules,
+    linear,
+    linear_rules,
+    norm_rules,
+    scalar,
+)
 
 _HEADS = ("query", "key", "value")
 
@@ -111,7 +119,8 @@ def clip_rules(image: tuple[Rule, ...], prefix: str = "") -> tuple[Rule, ...]:
     if prefix:
         left_out = Rule(rf"(?!{re.escape(prefix)}).*", None,
                         why="the mask generator around the CLIP")
-    return (*image, *text_rules(prefix), Rule(f"{prefix}logit_scale", "logit_scale"), left_out)
+    return (*image, *text_rules(prefix), Rule(f"{prefix}logit_scale", "logit_scale", scalar),
+            left_out)
 
 
 def _batch_norm(source: str, path: str) -> tuple[Rule, ...]:

@@ -38,6 +38,10 @@ def leading_ones(count: int) -> Change:
     return Change(load, lambda x, shape: x.reshape((1,) * count + x.shape))
 
 
+# A number that some files hold as a list of one.
+scalar = Change(lambda x, shape: x.reshape(()) if x.shape == (1,) else x, lambda x, shape: x)
+
+
 class Rule(typing.NamedTuple):
     # Name there, `{i}` for a number; several names are parts of one parameter. A regular expression
     # if `path` is None.

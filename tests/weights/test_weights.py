@@ -1,5 +1,6 @@
 """Reading and writing published layouts, without torch and without trusting the file."""
 
+import dataclasses
 import os
 import pathlib
 import pickle
@@ -44,11 +45,22 @@ def test_a_round_trip_is_bit_equal(file):
     params, _ = rules.load(source, table, shapes_of(model), absent=weights.ABSENT)
     back = weights.export(params, model, layout)
     left_out = {k for k in source if not rules.paths_for(k, table)}
-    assert set(back) == set(source) - left_out
-    assert all("rope" in k for k in left_out)
+    assert set(back) == set(source)  # EVA-CLIP loads no file that lacks one
+    assert all("rope" in k for k in left_out) and len(left_out) in (0, 8)
     for name, array in back.items():
         assert array.dtype == source[name].dtype and array.shape == source[name].shape
-        np.testing.assert_array_equal(array, source[name])
+        np.testing.assert_allclose(array, source[name], rtol=0,
+                                   atol=2e-6 if name in left_out else 0)
+
+
+def test_rotary_tables_of_another_grid_are_refused(tmp_path):
+    source = {k: np.array(x) for k, x in weights.read(EVA).items()}
+    model = model_of(source)
+    image = dataclasses.replace(model.image, rotary_grid=8)
+    other = dataclasses.replace(model, image=image)
+    save_file(source, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="visual.rope.freqs_cos is not what it is in an unpub"):
+        weights.load_weights(str(tmp_path / "x.safetensors"), other, shapes_of(other))
 
 
 def test_a_tuned_file_without_text_tower_asks_for_the_pretrained_clip(tmp_path):
