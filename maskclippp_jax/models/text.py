@@ -143,5 +143,9 @@ def truncate_prompts(token_ids: np.ndarray, multiple: int = 8) -> np.ndarray:
     Returns:
       [n, X'] with X' <= X.
     """
-    longest = int(token_ids.argmax(-1).max()) + 1
+    return cut_after(token_ids, int(token_ids.argmax(-1).max()) + 1, multiple)
+
+
+def cut_after(token_ids: np.ndarray, longest: int, multiple: int = 8) -> np.ndarray:
+    """The first columns of [n, X]: a multiple of a number that holds `longest`, or all."""
     return token_ids[:, :min(-(-longest // multiple) * multiple, token_ids.shape[1])]

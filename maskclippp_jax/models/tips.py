@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models.text import cut_after
 
 # Width, blocks and heads of both towers, but for the text tower's blocks.
 _B = dict(width=768, depth=12, num_heads=12)
@@ -213,3 +214,9 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     frequencies = 10000.0 ** (-np.arange(count) / (count - 1))
     angles = np.arange(length)[:, None] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], -1).astype(np.float32)
+
+
+def truncate_prompts(token_ids: np.ndarray) -> np.ndarray:
+    """Cuts padding [n, X] that no prompt needs (`text.truncate_prompts`); a prompt keeps a token.
+    """
+    return cut_after(token_ids, max(1, int((token_ids != 0).sum(-1).max())))
