@@ -7,6 +7,8 @@ that lies beside it, but those of other implementations that this project does n
 """
 
 import dataclasses
+import functools
+import math
 import typing
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskclippp_jax import params as parameters, weights
+from maskclippp_jax.data.tokenizer import TIPSTokenizer, Tokenizer, lower_ascii
 from maskclippp_jax.models import dinotxt, layers, maskclippp, pe, similarity, tips
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.parity import windows
@@ -27,7 +30,7 @@ from maskclippp_jax.parity.case import (
     equal,
     miss,
 )
-from maskclippp_jax.weights import pe as pe_files, rules, tips as tips_files
+from maskclippp_jax.weights import pe as pe_files, published, rules, tips as tips_files
 from maskclippp_jax.weights.rules import Rule
 
 _GRADIENT = 3e-4  # of the array's largest magnitude
@@ -58,20 +61,23 @@ class _Model:
         """The model, inside `jit`; `changes` are of the image tower's sizes."""
         config = dataclasses.replace(
             self.config, image=dataclasses.replace(self.config.image, **changes))
-        make, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-            config, dtype=self.case.dtype, rngs=parameters.Keys(0)))
-        return make(self.params if params is None else params)
+        return _abstract(config, self.case.dtype)[0](self.params if params is None else params)
 
     def embed(self, params, wide: str, **changes) -> layers.ImageFeatures:
         return self.build(params, **changes).encode_image(
             *self.picture(wide), jnp.asarray(self.arrays("masks", wide)), dense=True)
 
 
+@functools.lru_cache
+def _abstract(config: maskclippp.MaskCLIPppConfig, dtype) -> tuple[typing.Callable, typing.Any]:
+    return parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        config, dtype=dtype, by_head=False, rngs=parameters.Keys(0)))
+
+
 def _load(case: Case, config: maskclippp.MaskCLIPppConfig, file: str) -> parameters.Tree:
     """Parameters of a stored file by the ordinary reader, with the stored scale of the mask bias.
     """
-    _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))
+    _, shapes = _abstract(config, case.dtype)
     paths = ",".join(str(case.file.with_name(part)) for part in file.split(","))
     params, _ = weights.load_weights(paths, config, shapes)
     scale = {"image": {"mask_logit_scale": case.arrays["in/mask_logit_scale"]}}
@@ -236,7 +242,9 @@ def tips_model(case: Case) -> list[Check]:
     got = run(model.params, scenic.params)
     if case.dtype != jnp.float32:
         return _directions(case, got, ("cls1", "text_emb", "m_embs1"))
-    got |= windows.segment(case, lambda images: _value_patches(model, images))
+    dense = jax.jit(lambda params, image: model.build(params).encode_image(
+        image, jnp.array([image.shape[1:3]]), dense=True).patch_embeddings)
+    got |= windows.segment(case, lambda image: dense(model.params, image))
     hub = case.weights
     folded = [close(f"folded_{name}{wide}", got[f"folded_{name}{wide}"],
                     case.arrays[f"out/{name}{wide}"],
@@ -251,8 +259,7 @@ def tips_model(case: Case) -> list[Check]:
 
 def _hub_params(case: Case, config, hub) -> parameters.Tree:
     """Of the hub's file, which tells no temperature, as if its config.json lay beside it."""
-    _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))
+    _, shapes = _abstract(config, case.dtype)
     temperature = np.float32(case.spec["config"]["temperature"])
     params, _ = rules.load({**hub, "temperature": temperature}, tips_files.hub_rules(), shapes,
                            absent=weights.ABSENT)
@@ -274,8 +281,8 @@ def _tips_results(model: _Model, params, wide: str) -> dict:
     tower = model.build(params).image
     grid = layers.lay_grid(image, sizes, None, c.patch_size)
     embedded = tower.embed(image, sizes, grid)
-    got = {"embedded": embedded, "tokens": _tokens(tower, embedded, None, grid.valid),
-           "patches": _tips_tokens(model, params, wide)["patches"],
+    tokens = _tokens(tower, embedded, None, grid.valid)
+    got = {"embedded": embedded, "tokens": tokens, "patches": tower.norm(tokens[:, -1, 2:]),
            "pos_embed": layers.resize_position_table(
                tower.position_table[...], grid.size[:1], grid.canvas,
                layers.antialiased_matrix)[0]}
@@ -286,13 +293,6 @@ def _tips_results(model: _Model, params, wide: str) -> dict:
                 f"m_embs{k}_seen": model.embed(
                     params, wide, class_token=k, prefix_visible=True).mask_embeddings}
     return got
-
-
-def _value_patches(model: _Model, images: jax.Array) -> jax.Array:
-    """Dense embeddings [B, L, E] of pictures [B, H, W, 3]."""
-    sizes = jnp.tile(jnp.array(images.shape[1:3]), (len(images), 1))
-    run = jax.jit(lambda p, x: model.build(p).encode_image(x, sizes, dense=True).patch_embeddings)
-    return run(model.params, images)
 
 
 # ---- dino.txt -----------------------------------------------------------------------------------
@@ -349,3 +349,71 @@ def _dino_results(model: _Model, params, wide: str) -> dict:
             "patches": features.patch_embeddings[..., c.width:],
             "m_embs": features.mask_embeddings,
             "m_embs_seen": model.embed(params, wide, prefix_visible=True).mask_embeddings}
+
+
+# ---- Tokenizers, and the published models -------------------------------------------------------
+
+
+def pe_tokenizer(case: Case) -> list[Check]:
+    """CLIP's tokenizer with the contexts of PE-Core."""
+    return [equal(f"ids_{length}", Tokenizer(length)(case.spec["prompts"]),
+                  case.arrays[f"out/ids_{length}"]) for length in case.spec["context_lengths"]]
+
+
+def tips_tokenizer(case: Case) -> list[Check]:
+    """The tokenizer of TIPS, text by text."""
+    spec, file = case.spec, str(case.file.with_name("tips.model"))
+    checks = [equal("lowered", list(map(lower_ascii, spec["texts"])), spec["lowered"])]
+    for length, wanted in spec["lengths"].items():
+        ids = TIPSTokenizer(file, int(length))(spec["texts"])
+        checks.append(equal(f"ids_{length}", ids, wanted))
+        if "paddings" in spec:
+            checks.append(equal(f"paddings_{length}", (ids == 0).astype(int),
+                                spec["paddings"][length]))
+    return checks
+
+
+def pe_published_shapes(case: Case) -> list[Check]:
+    checks = []
+    for name, spec in case.spec["models"].items():
+        checks += _published(name, "timm", spec["shapes"], {
+            "image/": spec["params_image"], "text/": spec["params_text"]})
+    return checks
+
+
+def tips_published_shapes(case: Case) -> list[Check]:
+    checks = []
+    for training, spec in case.spec["models"].items():
+        entry = next(e for e in published.MODELS if e.training == training)
+        checks += _published(entry.name, "tips_torch", spec["vision"] | spec["text"], {
+            # We drop the token that stands for hidden patches.
+            "image/": spec["params_image"] - entry.image.width, "text/": spec["params_text"]})
+    return checks
+
+
+def dino_published_shapes(case: Case) -> list[Check]:
+    backbone, rest = case.spec["models"].values()
+    entry = next(e for e in published.MODELS if isinstance(e.image, dinotxt.DinoTxtConfig))
+    # We drop that token, and the biases of keys, which are multiplied by 0.
+    dropped = entry.image.width * (1 + entry.image.depth)
+    return _published(entry.name, "dinotxt", backbone["shapes"] | rest["shapes"], {
+        "image/": rest["params_backbone"] + rest["params_head"] - dropped,
+        "image/head/": rest["params_head"], "text/": rest["params_text"]})
+
+
+def _published(name: str, layout: str, stored: typing.Mapping[str, typing.Sequence[int]],
+               wanted_counts: dict[str, int]) -> list[Check]:
+    """Names and shapes of a published file; counts of parameters; that it is recognised."""
+    model = published.find_by_name(name).model
+    _, laid = _abstract(model, jnp.float32)
+    wanted = {path: x.shape for path, x in parameters.flatten(laid).items()
+              if not path.startswith(weights.ABSENT)}
+    shapes = {key: tuple(shape) for key, shape in stored.items()}
+    found = rules.shapes_for(shapes, weights.rules_for(layout, model))
+    counts = {part: sum(math.prod(x) for path, x in wanted.items() if path.startswith(part))
+              for part in wanted_counts}
+    names = published.looks_like(
+        shapes, lambda candidate: weights.rules_for(layout, candidate), weights.ABSENT)
+    return [equal(f"{name}: shapes", found == wanted, True),
+            equal(f"{name}: parameters", list(counts.values()), list(wanted_counts.values())),
+            equal(f"{name}: recognised", names, [name])]

@@ -18,7 +18,7 @@ def segment(case: Case, dense: typing.Callable[[jax.Array], jax.Array]) -> dict:
 
     Args:
       case: has the picture [3, H, W], unit embeddings of classes [C, E], and sizes of windows.
-      dense: embeddings [B, L, E] of pictures [B, H, W, 3] whose sides are multiples of the patch.
+      dense: embeddings [1, L, E] of a picture [1, H, W, 3] whose sides are multiples of the patch.
     """
     sizes, picture = case.spec["config"], case.arrays["in/picture"]
     classes, patch = jnp.asarray(case.arrays["in/class_emb"]), sizes["patch"]
