@@ -206,6 +206,11 @@ class TIPSTokenizer:
             row[:len(ids)] = ids
         return rows
 
+    def unknown_words(self, texts: typing.Iterable[str]) -> list[str]:
+        """None: pieces make up every word."""
+        del texts
+        return []
+
 
 def _load_pieces(file: str, where: str):
     """A sentencepiece model; see `SentencePieceTokenizer` for what is raised."""

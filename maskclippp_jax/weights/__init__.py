@@ -196,7 +196,11 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
             table = rules_for(layout, model)
         params, missing = rules.load(source, table, shapes, absent=absent, name=path)
     except ValueError as error:
-        raise ValueError(_another_model(source, layout, model, path, error) or str(error)) from None
+        message = _another_model(source, layout, model, path, error)
+        if message is None and not isinstance(error, rules.Misfit):
+            message = (f"{path} is of another kind of model: {error}; give the weights of this "
+                       "model, or the configuration of theirs")
+        raise ValueError(message or str(error)) from None
     if pe.HEAD_BIAS in missing:
         width = parameters.flatten(shapes)[pe.HEAD_BIAS].shape
         params = parameters.combine(params, parameters.unflatten(

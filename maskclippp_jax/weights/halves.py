@@ -51,8 +51,8 @@ _HALVES = (
           ("vision", "text")),
     _Half(_TIPS_TEXT, _TIPS_IMAGE, "the text tower of a TIPS", "its image tower",
           ("text", "vision")),
-    _Half(_DINO_TEXT, _DINO, "head and text tower of a dino.txt", "its backbone"),
-    _Half(_DINO, _DINO_TEXT, "the backbone of a dino.txt, a DINOv3", "its head and text tower"),
+    _Half(_DINO_TEXT, _DINO, "the head and text tower of a dino.txt", "its backbone"),
+    _Half(_DINO, _DINO_TEXT, "the backbone of a dino.txt (a DINOv3)", "its head and text tower"),
 )
 
 
@@ -65,7 +65,8 @@ def read(path: str) -> Source:
     Raises:
       FileNotFoundError: the other half is not beside it.
     """
-    if "," in path and not storage.path(path).exists():
+    is_local = not hub.is_on_hub(path) and not hub.is_address(path)
+    if "," in path and not (is_local and storage.path(path).exists()):
         return Joined({part: files.read(part) for part in path.split(",")})
     source = files.read(path)
     half = _half_of(source)

@@ -1,7 +1,7 @@
 """Rows of `published.MODELS`: TIPSv2, PE-Core and dino.txt, with masks as defined in this project.
 
-Names are OpenCLIP's or the authors'; sources as in `published.Published`. TIPS and dino.txt come in
-two files each: of a TIPS the row names one, beside which the other must lie.
+Names are OpenCLIP's or the authors'; sources as in `published.Published`. The authors' TIPS and
+dino.txt are two files each, with a comma between their addresses.
 """
 
 from maskclippp_jax.models import dinotxt
@@ -9,6 +9,7 @@ from maskclippp_jax.models.pe import PEConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.models.tips import TIPSConfig, TIPSTextConfig
 
+_TIPS = "https://storage.googleapis.com/tips_data/v2_0/checkpoints/pytorch"
 _DINO = "https://dl.fbaipublicfiles.com/dinov3/dinov3_vitl16"
 
 
@@ -23,8 +24,7 @@ def _tips(size: str, short: str, hub: str, image: TIPSConfig, words: TIPSTextCon
     """The same weights twice: on the hub, and the authors' for PyTorch."""
     file = f"tips_v2_oss_{short}"
     return tuple((f"TIPSv2 {size}", file, source, "CC-BY-4.0", image, words) for source in (
-        f"hf://google/tipsv2-{hub}",
-        f"https://storage.googleapis.com/tips_data/v2_0/checkpoints/pytorch/{file}_vision.npz"))
+        f"hf://google/tipsv2-{hub}", f"{_TIPS}/{file}_vision.npz,{_TIPS}/{file}_text.npz"))
 
 
 _WORDS_512, _WORDS_1024 = (TextConfig.clip(width, depth, context_length=32)
@@ -47,7 +47,7 @@ ROWS = (
     ("dino.txt L/16", "dinov3_vitl16_dinotxt_tet1280d20h24l",
      f"{_DINO}/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth,"
      f"{_DINO}/dinov3_vitl16_dinotxt_vision_head_and_text_encoder-a442d8f5.pth",
-     "DINOv3 License (Meta; on with the same terms only, no military use)",
+     "DINOv3 License (Meta's own; passed on with it only)",
      dinotxt.DinoTxtConfig.l16(), dinotxt.text_config()),
 )
 

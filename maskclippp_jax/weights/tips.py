@@ -22,11 +22,18 @@ from maskclippp_jax.weights.rules import (
 from maskclippp_jax.weights.source import Source
 
 _HEADS = ("query", "key", "value")
-# Similarities are divided by it; ours is the logarithm of a factor.
-_temperature = Change(lambda x, shape: -np.log(x.astype(np.float64).reshape(())),
-                      lambda x, shape: np.exp(-x.astype(np.float64)).astype(np.float32))
+
 TEMPERATURES = ("temperature", "temperature_contrastive")
 _TOKENS = "encoder/ToTokenSequence_0"
+
+
+def _to_scale(x: np.ndarray, shape: tuple) -> np.ndarray:
+    """Similarities are divided by the temperature; ours is the logarithm of a factor."""
+    with np.errstate(divide="ignore"):  # 0 where only shapes matter; the loader refuses infinity
+        return -np.log(x.astype(np.float64).reshape(()))
+
+
+_temperature = Change(_to_scale, lambda x, shape: np.exp(-x.astype(np.float64)).astype(np.float32))
 
 
 def rules(image: str = "", text: str = "") -> tuple[Rule, ...]:

@@ -62,7 +62,8 @@ class TorchFile(Source):
       ValueError: not a torch archive, damaged, or a pickle that asks for anything but tensors.
     """
 
-    def __init__(self, path: str, keys: tuple[str, ...] = ("model", "module", "state_dict")):
+    def __init__(self, path: str,
+                 keys: tuple[str, ...] = ("model", "module", "state_dict", "weights")):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
