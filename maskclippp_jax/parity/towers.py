@@ -108,6 +108,12 @@ def _tokens(tower, image_tokens, rotary, valid) -> jax.Array:
     return jnp.stack(found, 1)
 
 
+def _stored(case: Case, got: dict) -> dict:
+    """What a case has stored results of; the rest need not be computed."""
+    names = {key.removeprefix("out/") for key in case.arrays}
+    return {name: x for name, x in got.items() if name.removeprefix("folded_") in names}
+
+
 def _compare(case: Case, got: typing.Mapping[str, typing.Any]) -> list[Check]:
     """Every stored result, with the one found here."""
     checks = []
@@ -170,8 +176,9 @@ def pe_core(case: Case) -> list[Check]:
         got = {"text_emb": texts, "timm_text_emb": texts}
         for wide in ("", "_wide"):
             got |= {f"{k}{wide}": x for k, x in _pe_results(model, params, wide).items()}
-        return got | {"timm_image_emb": got["image_emb"],
-                      "logits": _logits(model.build(params), got["image_emb"], texts)}
+        return _stored(case, got | {
+            "timm_image_emb": got["image_emb"],
+            "logits": _logits(model.build(params), got["image_emb"], texts)})
 
     got = run(model.params)
     if case.dtype != jnp.float32:
@@ -237,19 +244,21 @@ def tips_model(case: Case) -> list[Check]:
             got |= {f"{k}{wide}": x for k, x in found.items()}
         for k in (1, 2):
             got[f"logits{k}"] = _logits(model.build(params), got[f"cls{k}"], texts)
-        return got | {"hub_logits": got["logits1"], "hub_cls2": got["cls2"]}
+        return _stored(case, got | {"hub_logits": got["logits1"], "hub_cls2": got["cls2"]})
 
     got = run(model.params, scenic.params)
     if case.dtype != jnp.float32:
         return _directions(case, got, ("cls1", "text_emb", "m_embs1"))
     dense = jax.jit(lambda params, image: model.build(params).encode_image(
         image, jnp.array([image.shape[1:3]]), dense=True).patch_embeddings)
-    got |= windows.segment(case, lambda image: dense(model.params, image))
+    if "out/seg_whole" in case.arrays:
+        got |= windows.segment(case, lambda image: dense(model.params, image))
     hub = case.weights
     folded = [close(f"folded_{name}{wide}", got[f"folded_{name}{wide}"],
                     case.arrays[f"out/{name}{wide}"],
                     **case.spec["arrays"][f"out/{name}{wide}"]["tolerance"])
-              for wide in ("", "_wide") for name in ("cls1", "cls2", "patches")]
+              for wide in ("", "_wide") for name in ("cls1", "cls2", "patches")
+              if f"out/{name}{wide}" in case.arrays]
     return [*_compare(case, got), *folded,
             _same(case.spec["weights"], _hub_params(case, config, hub), model.params),
             _written_again(case.spec["weights"], model, "tips", {
@@ -319,10 +328,10 @@ def dino_model(case: Case) -> list[Check]:
         for wide in ("", "_wide"):
             got |= {f"{k}{wide}": x for k, x in _dino_results(model, params, wide).items()}
         width = config.image.width
-        return got | {
+        return _stored(case, got | {
             "logits": _logits(model.build(params), got["image_emb"], texts),
             "dense_cosines": jnp.einsum("bld,td->blt", similarity.unit(got["patches"]),
-                                        similarity.unit(texts[:, width:]), precision="highest")}
+                                        similarity.unit(texts[:, width:]), precision="highest")})
 
     got = run(model.params)
     if case.dtype != jnp.float32:
