@@ -222,7 +222,8 @@ def tips_model(case: Case) -> list[Check]:
                         c["mlp_hidden"], swiglu=c["swiglu"], mask_layers=c["neck_layers"]),
         tips.TIPSTextConfig(c["length"], c["vocab"], c["width"], c["text_layers"],
                             c["text_heads"], c["text_mlp"]))
-    vision, words, scenic_vision, scenic_words = case.spec["other_weights"]
+    vision, words, scenic_vision, scenic_words = (
+        f"{case.name}.{part}.npz" for part in ("vision", "text", "scenic_vision", "scenic_text"))
     model = _Model(case, config, _load(case, config, f"{vision},{words}"))
     ids = jnp.asarray(case.arrays["in/token_ids"])
     flavour = dict(exact_gelu=False)
@@ -317,7 +318,7 @@ def dino_model(case: Case) -> list[Check]:
             mask_layers=c["neck_layers"]),
         TextConfig(words["context_length"], words["vocab_size"], words["dim"],
                    words["num_layers"], words["num_heads"], c["embed"], qkv_bias=False))
-    (backbone,), head = case.spec["other_weights"], case.spec["weights"]
+    backbone, head = f"{case.name}.backbone.safetensors", case.spec["weights"]
     model = _Model(case, config, _load(case, config, f"{backbone},{head}"))
     ids = jnp.asarray(case.arrays["in/token_ids"])
 
