@@ -16,7 +16,7 @@ from maskclippp_jax.runtime import storage
 # An index stands for a checkpoint that was cut into several files.
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
-          "pytorch_model.bin")
+          "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SCHEME = "hf://"
 # Where downloads are looked for: where the command is started, then beside our other caches.
 FOLDERS = (pathlib.Path("weights"), storage.CACHE / "weights")
