@@ -26,7 +26,7 @@ _TANH = "gelu_tanh"
 
 def model(case: Case) -> list[Check]:
     """Every stored layout gives the same parameters and is written again; all stored results."""
-    spec, config = case.spec, _config(case)
+    spec, config = case.spec, config_of(case)
     build, shapes = parameters.abstract(
         lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=parameters.Keys(0)))
 
@@ -151,7 +151,7 @@ def _trunk(tower, image: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
     return jnp.stack(after, 1), features, pooled
 
 
-def _config(case: Case) -> maskclippp.MaskCLIPppConfig:
+def config_of(case: Case) -> maskclippp.MaskCLIPppConfig:
     """The sizes: of the settings what tensors cannot tell, all others from the tensors."""
     vision, words = (case.spec["model_cfg"][f"{x}_cfg"] for x in ("vision", "text"))
     trunk, shapes = case.spec["timm_kwargs"], {k: x.shape for k, x in case.weights.items()}
