@@ -357,6 +357,38 @@ def looks_like(shapes: typing.Mapping[str, tuple], rules_for: typing.Callable,
     return names
 
 
+def kind_like(names: typing.Collection[str], rules_for: typing.Callable) -> str | None:
+    """The kind of model whose rules know every name of a file: "an EVA02-CLIP", "a SigLIP", ...
+
+    Args:
+      names: in the file.
+      rules_for: as in `looks_like`.
+    """
+    kinds = {}
+    for entry in MODELS:
+        kinds.setdefault((type(entry.image), getattr(entry.image, "fused_qkv", None)), entry)
+    for entry in kinds.values():
+        try:
+            table = rules_for(entry.model)
+        except ValueError:
+            continue
+        if not rules.unknown_names(names, table):
+            return kind_of(entry.model)
+    return None
+
+
+def kind_of(model: MaskCLIPppConfig) -> str:
+    """What models of the kind of one are called, with an article."""
+    match model.image:
+        case EvaViTConfig():
+            return "an EVA01-CLIP" if model.image.fused_qkv else "an EVA02-CLIP"
+        case SigLIPConfig():
+            return "a SigLIP"
+        case ClipViTConfig():
+            return "a CLIP with a Vision Transformer"
+    return f"a CLIP with a {type(model.image).__name__.removesuffix('Config')}"
+
+
 def _may_be(model: MaskCLIPppConfig, shapes: typing.Mapping[str, tuple]) -> bool:
     """A first look at a few shapes; without it all models would be laid out: ten seconds."""
     words = model.text

@@ -170,6 +170,11 @@ def paths_for(name: str, rules: typing.Sequence[Rule]) -> tuple[str, ...]:
     return tuple(_insert(path, numbers) for rule, numbers in groups for path in rule.paths)
 
 
+def unknown_names(names: typing.Iterable[str], rules: typing.Sequence[Rule]) -> list[str]:
+    """A line for every name that does not fall under one rule."""
+    return _group(names, rules, by_source=True)[1]
+
+
 def names_of(source: typing.Iterable[str], rules: typing.Sequence[Rule], beginning: str
              ) -> list[str]:
     """The names of a source whose parameters' paths begin so."""
