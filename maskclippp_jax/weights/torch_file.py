@@ -122,7 +122,8 @@ class TorchFile(Source):
         """A file of the archive; torch does not compress them."""
         try:
             info = self._archive.getinfo(f"{self._root}{name}")
-            if info.file_size > self._path.stat().st_size:
+            # zipfile makes room for either number at once.
+            if max(info.file_size, info.compress_size) > self._path.stat().st_size:
                 raise EOFError("it should have more bytes than the file")
             return self._archive.read(info)
         except _DAMAGED as error:
