@@ -173,6 +173,15 @@ def from_json(content: dict) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(_from_json(content), type_safe=False).lock()
 
 
+def sizes_from_json(content: dict) -> typing.Any:
+    """The sizes of a model that `to_json` wrote.
+
+    Raises:
+      ValueError: of a model that does not exist here, or with other fields.
+    """
+    return _from_json(content)
+
+
 def _from_json(value):
     if isinstance(value, list):
         return tuple(map(_from_json, value))

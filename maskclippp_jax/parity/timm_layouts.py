@@ -17,7 +17,7 @@ from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.parity.case import Case, Check, channels_last, close, cosine, equal
 from maskclippp_jax.weights import published
-from maskclippp_jax.weights.source import Source
+from maskclippp_jax.weights.source import ShapesOnly
 
 _COSINE = 0.995  # least of bfloat16 arithmetic, as for EVA's other cases
 _TRUNK, _WORDS = "visual.trunk.", "text."
@@ -26,7 +26,7 @@ _TANH = "gelu_tanh"
 
 def model(case: Case) -> list[Check]:
     """Every stored layout gives the same parameters and is written again; all stored results."""
-    spec, config = case.spec, _config(case)
+    spec, config = case.spec, config_of(case)
     build, shapes = parameters.abstract(
         lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=parameters.Keys(0)))
 
@@ -47,14 +47,12 @@ def model(case: Case) -> list[Check]:
                 for name in ("image_emb", "text_emb")]
     checks, got = [], run(first) | _trunk_results(case, config, build, first)
     for file in (spec["weights"], *spec["other_weights"]):
-        if ".f16." not in file:
-            checks += _same(file, load(file), first)
-            checks += _written_again(str(case.file.with_name(file)), config, first)
-            continue
-        rounded = load(file)
-        checks += _same(file, rounded, jax.tree.map(_half, first))
-        found = run(rounded)
-        got |= {f"{name}_f16": found[name] for name in ("image_emb", "text_emb")}
+        params, is_half = load(file), ".f16." in file
+        checks += _same(file, params, jax.tree.map(_half, first) if is_half else first)
+        checks += _written_again(str(case.file.with_name(file)), config, params)
+        if is_half:
+            found = run(params)
+            got |= {f"{name}_f16": found[name] for name in ("image_emb", "text_emb")}
     for key, facts in spec["arrays"].items():
         if facts["role"] == "output":
             name = key.removeprefix("out/")
@@ -153,7 +151,7 @@ def _trunk(tower, image: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
     return jnp.stack(after, 1), features, pooled
 
 
-def _config(case: Case) -> maskclippp.MaskCLIPppConfig:
+def config_of(case: Case) -> maskclippp.MaskCLIPppConfig:
     """The sizes: of the settings what tensors cannot tell, all others from the tensors."""
     vision, words = (case.spec["model_cfg"][f"{x}_cfg"] for x in ("vision", "text"))
     trunk, shapes = case.spec["timm_kwargs"], {k: x.shape for k, x in case.weights.items()}
@@ -193,21 +191,11 @@ def _count(names: typing.Iterable[str], beginning: str) -> int:
                    if name.startswith(beginning))
 
 
-class _Shapes(Source):
-    """The names and shapes of a file that is not there."""
-
-    def __init__(self, shapes):
-        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
-
-    def __getitem__(self, name):
-        raise LookupError(f"only the shape of {name} is known")
-
-
 def published_shapes(case: Case) -> list[Check]:
     """OpenCLIP's own models are recognised by names and shapes, and have as many parameters."""
     checks = []
     for name, spec in case.spec["models"].items():
-        source = _Shapes(spec["shapes"])
+        source = ShapesOnly(spec["shapes"])
         layout = weights.layout_of(source, name)
         entry = _entry(name)
         checks.append(equal(f"{name}: looks like", entry.name in published.looks_like(

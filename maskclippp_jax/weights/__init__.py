@@ -1,5 +1,6 @@
 """Other people's checkpoints -> our parameters, and back; one strict rule table per source."""
 
+import functools
 import pathlib
 import typing
 
@@ -196,11 +197,7 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
             table = rules_for(layout, model)
         params, missing = rules.load(source, table, shapes, absent=absent, name=path)
     except ValueError as error:
-        message = _another_model(source, layout, model, path, error)
-        if message is None and not isinstance(error, rules.Misfit):
-            message = (f"{path} is of another kind of model: {error}; give the weights of this "
-                       "model, or the configuration of theirs")
-        raise ValueError(message or str(error)) from None
+        raise ValueError(_another_model(source, layout, model, path, error) or str(error)) from None
     if pe.HEAD_BIAS in missing:
         width = parameters.flatten(shapes)[pe.HEAD_BIAS].shape
         params = parameters.combine(params, parameters.unflatten(
@@ -305,11 +302,18 @@ def _check_following(source: Source, layout: str, model: model_file.MaskCLIPppCo
 def _another_model(source: Source, layout: str, model: model_file.MaskCLIPppConfig, path: str,
                    error: ValueError) -> str | None:
     """A sentence that says which model a file is of, if it is a published one but not this."""
-    names = [] if layout == "ours" else published.looks_like(
-        source.shapes, lambda candidate: rules_for(layout, candidate), ABSENT)
-    wanted = published.name_of(model)
-    if not names or wanted in names:
+    if layout == "ours":
         return None
+    table_for = functools.partial(rules_for, layout)
+    names, wanted = published.looks_like(source.shapes, table_for, ABSENT), published.name_of(model)
+    if wanted in names:
+        return None
+    if not names:  # no published one; at least of another kind?
+        kind = published.kind_like(source.shapes, table_for)
+        if kind in (None, published.kind_of(model)):
+            return None
+        return (f"{path} holds {kind}, but the configuration's model is {wanted}; give the weights "
+                "of that model, or a configuration of this one")
     more = ""
     if isinstance(error, rules.Misfit):
         more = f" ({len(error.problems)} problems, such as {'; '.join(error.problems[:3])})"

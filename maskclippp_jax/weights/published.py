@@ -264,7 +264,7 @@ MILLIONS = {
     "EVA01-CLIP-g-14-plus": (1012.59, 354.03),
     "ViT-B-32": (87.85, 63.43), "ViT-B-16": (86.19, 63.43), "ViT-L-14": (303.97, 123.65),
     "ViT-L-14-336": (304.29, 123.65), "ViT-H-14": (632.08, 354.03),
-    "ViT-H-14-378": (632.67, 354.03), "ViT-g-14": (1012.65, 354.03),
+    "ViT-H-14-378": (632.68, 354.03), "ViT-g-14": (1012.65, 354.03),
     "ViT-bigG-14": (1844.91, 694.66), "convnext_base_w": (88.22, 91.16),
     "convnext_base_w_320": (88.22, 91.16), "convnext_large_d": (199.77, 152.0),
     "convnext_large_d_320": (199.77, 152.0), "convnext_xxlarge": (846.54, 354.03),
@@ -362,6 +362,44 @@ def looks_like(shapes: typing.Mapping[str, tuple], rules_for: typing.Callable,
                     == {p: s for p, s in wanted.items() if belongs(p)}):
                 names.append(name)
     return names
+
+
+def kind_like(names: typing.Collection[str], rules_for: typing.Callable) -> str | None:
+    """The kind of model whose rules know every name of a file: "an EVA02-CLIP", "a SigLIP", ...
+
+    Args:
+      names: in the file.
+      rules_for: as in `looks_like`.
+    """
+    kinds = {}
+    for entry in MODELS:
+        kinds.setdefault((type(entry.image), getattr(entry.image, "fused_qkv", None)), entry)
+    for entry in kinds.values():
+        try:
+            table = rules_for(entry.model)
+        except ValueError:
+            continue
+        if not rules.unknown_names(names, table):
+            return kind_of(entry.model)
+    return None
+
+
+def kind_of(model: MaskCLIPppConfig) -> str:
+    """What models of the kind of one are called, with an article."""
+    match model.image:
+        case EvaViTConfig():
+            return "an EVA01-CLIP" if model.image.fused_qkv else "an EVA02-CLIP"
+        case SigLIPConfig():
+            return "a SigLIP"
+        case ClipViTConfig():
+            return "a CLIP with a Vision Transformer"
+        case PEConfig():
+            return "a PE-Core"
+        case TIPSConfig():
+            return "a TIPS"
+        case DinoTxtConfig():
+            return "a dino.txt"
+    return f"a CLIP with a {type(model.image).__name__.removesuffix('Config')}"
 
 
 def _may_be(model: MaskCLIPppConfig, shapes: typing.Mapping[str, tuple]) -> bool:

@@ -185,6 +185,26 @@ def paths_for(name: str, rules: typing.Sequence[Rule]) -> tuple[str, ...]:
     return tuple(_insert(path, numbers) for rule, numbers in groups for path in rule.paths if path)
 
 
+def unknown_names(names: typing.Iterable[str], rules: typing.Sequence[Rule]) -> list[str]:
+    """A line for every name that does not fall under one rule."""
+    return _group(names, rules, by_source=True)[1]
+
+
+def names_of(source: typing.Iterable[str], rules: typing.Sequence[Rule], beginning: str
+             ) -> list[str]:
+    """The names of a source whose parameters' paths begin so."""
+    groups, _ = _group(source, rules, by_source=True)
+    return [name for (rule, _), names in groups.items()
+            if rule.paths[0].startswith(beginning) for name in names.values()]
+
+
+def names_for(paths: typing.Iterable[str], rules: typing.Sequence[Rule]) -> dict[str, str]:
+    """A source's name of each of our paths (the first, if it has several parts there)."""
+    groups, _ = _group(paths, rules, by_source=False)
+    return {path: _insert(rule.sources[0], numbers)
+            for (rule, numbers), found in groups.items() for path in found.values()}
+
+
 def shapes_for(shapes: typing.Mapping[str, tuple], rules: typing.Sequence[Rule]
                ) -> dict[str, tuple]:
     """Shapes of our parameters, by path, that a source's tensors of these shapes would fill.

@@ -9,6 +9,7 @@ import pytest
 from maskclippp_jax.parity import cases, siglip
 from maskclippp_jax.parity.case import Absent, Case, close, cosine
 from maskclippp_jax.training import optim
+from maskclippp_jax.weights import timm
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
 
@@ -16,8 +17,8 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = (
     "encoders/eva02", "encoders/eva02_mixed", "encoders/eva01", "encoders/tokenizer",
     "encoders/preprocess", "encoders/ckpt_layouts", "encoders/finetune_types",
-    "small/convnext", "small/resnet",
-    "siglip/manifest", "siglip/tokenize/ids", "pe/pe_l",
+    "small/convnext", "small/resnet", "siglip/manifest", "siglip/tokenize/ids",
+    "timm_layouts/eva02", "timm_layouts/siglip_i18n", "pe/pe_l",
     "training/psm_dummy", "training/psm_linear", "training/psm_pseudotext",
     "training/psm_pseudotext_residual", "training/psm_pseudotext_clamp", "training/loss",
     "training/trajectory_eva02_wtext", "training/schedule",
@@ -83,6 +84,14 @@ def test_tuning_a_weight_too_many_is_a_miss(name, monkeypatch):
         "attention": (*right(config)["attention"], r"blocks/\d+/attention/key/kernel")
         if "attention" in right(config) else ()})
     assert any(c.ratio > 1 for c in run(name))
+
+
+def test_two_matrices_in_each_others_place_are_a_miss(monkeypatch):
+    theirs = {"mlp.fc1_g.": "mlp.fc1_x.", "mlp.fc1_x.": "mlp.fc1_g."}
+    monkeypatch.setattr(timm, "_EVA02_NAMES", tuple(
+        (ours, theirs.get(name, name)) for ours, name in timm._EVA02_NAMES))
+    missed = {c.name for c in run("timm_layouts/eva02") if c.ratio > 1}
+    assert missed == {"image_emb_f16"}  # reading and writing agree with each other
 
 
 @pytest.mark.parametrize("mistake", [dict(exact_gelu=True), dict(norm_epsilon=1e-5)],

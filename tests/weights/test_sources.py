@@ -268,6 +268,18 @@ def test_a_file_of_another_model_is_recognised(name, training, layout, kind, mon
         weights.load_weights("x.pt", wanted, shapes_of(wanted))
 
 
+@pytest.mark.parametrize("image, layout, other, says", [
+    (EVA, "timm", EVA01, "holds an EVA02-CLIP, but .* an unpublished EvaViTConfig"),
+    (EVA01, "eva_clip", EVA, "holds an EVA01-CLIP, but the configuration's model is an unpub"),
+    (CONVNEXT, "open_clip", VIT, "holds a CLIP with a ConvNeXt, but .* unpublished ClipViTConfig")])
+def test_a_small_model_of_another_kind_is_named(image, layout, other, says, tmp_path):
+    model, wanted = (maskclippp.MaskCLIPppConfig(x, TEXT, None) for x in (image, other))
+    file = str(tmp_path / "x.safetensors")
+    save_file(weights.export(random_params(model), model, layout), file)
+    with pytest.raises(ValueError, match=says):
+        weights.load_weights(file, wanted, shapes_of(wanted))
+
+
 def test_an_image_tower_alone_is_named(tmp_path):
     save_file({"blocks.0.norm1.weight": np.zeros(2, np.float32),
                "patch_embed.proj.weight": np.zeros((2, 3, 1, 1), np.float32)},
@@ -328,7 +340,7 @@ def test_a_checkpoint_of_several_files_is_read_as_one(cache, tmp_path):
     with pytest.raises(ValueError, match="an index of a checkpoint has a weight_map"):
         files.read(str(index))
     index.write_text(json.dumps(dict(weight_map=dict(a="x-3.safetensors"))))
-    with pytest.raises(FileNotFoundError, match="x-3.safetensors"):
+    with pytest.raises(FileNotFoundError, match="of which x-3.safetensors is not here"):
         files.read(str(index))
 
 

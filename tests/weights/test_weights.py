@@ -181,6 +181,17 @@ def test_sizes_are_checked_before_anything_is_copied(tmp_path):
         TorchFile(archive(tmp_path / "z.pt", huge, **{"0": four}))
 
 
+def test_a_member_that_claims_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    archive(path, tensor_pickle("FloatStorage", 4, 0, (4,), (1,)), **{"0": bytes(16)})
+    content = path.read_bytes()
+    place = content.rindex(b"PK\x01\x02") + 20  # stored bytes, in the list at the end
+    assert content[place:place + 4] == (16).to_bytes(4, "little")
+    path.write_bytes(content[:place] + (2**31).to_bytes(4, "little") + content[place + 4:])
+    with pytest.raises(ValueError, match="the numbers of 't' cannot be read .it should have more"):
+        TorchFile(str(path))["t"]
+
+
 def test_a_module_that_holds_itself_ends(tmp_path):
     """As TorchScript writes modules: m.self = m."""
     cycle = b"\x80\x02c__torch__\nM\n)\x81q\x00}X\x04\x00\x00\x00selfh\x00sb."
