@@ -150,5 +150,5 @@ def test_a_backbone_alone_asks_for_the_rest_of_dinotxt(tmp_path):
 def test_a_file_of_another_kind_of_model_is_named(folder, shapes):
     pe_file = str(GOLDEN.parent / "pe" / "pe_l.safetensors")
     with pytest.raises(ValueError, match="pe_l.safetensors holds a PE-Core, but the "
-                                         "configuration's model is an unpublished TIPSConfig; give"):
+                                         "configuration's model is an unpublished TIPSConfig"):
         weights.load_weights(pe_file, CONFIG, shapes)
