@@ -191,13 +191,12 @@ def _from_json(value):
     if "type" not in value:
         return value
     kind = value.pop("type")
-    known, needed = set(), {"no sizes"}
+    fields = ()
     if isinstance(kind, str) and kind in _SIZES:
         fields = dataclasses.fields(_SIZES[kind])
-        known = {f.name for f in fields}
-        # A size that came later has a default: what all models had before.
-        needed = {f.name for f in fields if f.default is dataclasses.MISSING}
-    if not needed <= set(value) <= known:
+    # A size that came later has a default: what all models had before.
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING}
+    if not fields or not needed <= set(value) <= {f.name for f in fields}:
         raise ValueError(f"the stored configuration has sizes of a {kind} "
                          f"({', '.join(sorted(value))}), which this version does not know; "
                          "use the version that stored it")

@@ -112,8 +112,9 @@ def compare_encoders(encoders: typing.Sequence[str], workdir: epath.Path,
         rows.append(dict(encoder=encoder, **row, images_per_second=result["images_per_second"],
                          millions=millions(model), memory_gib=cost["memory_gib"]))
     report.write_json(workdir / "encoders.json", dict(overrides=overrides, rows=rows))
-    table = Table(Column("encoder", overflow="fold"), *(c[0] for c in _COLUMNS), "images/s",
-                  "M parameters", "GiB", title="before any tuning; the first four in percent")
+    table = Table(Column("encoder", overflow="fold", min_width=24), *(c[0] for c in _COLUMNS),
+                  "images/s", "M", "GiB",
+                  title="before any tuning: percent, images/s, millions of parameters, memory")
     shown = lambda value: "–" if value is None else f"{value:.1f}"
     for row in rows:
         name, *values = row.values()
