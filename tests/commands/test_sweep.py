@@ -109,7 +109,7 @@ def test_encoders_are_compared_before_tuning(tmp_path, monkeypatch, capsys):
     assert [row["mask accuracy"] for row in rows] == [1, 2] and rows[1]["memory_gib"] == 1.5
     assert rows[1]["millions"] == pytest.approx(6.14 + 63.41, abs=0.01)
     assert json.loads((tmp_path / "encoders.json").read_text())["rows"] == rows
-    assert "PE-Core" in capsys.readouterr().out
+    assert "published_clip:name" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--encoders names quickstart more than once"):
         sweeps.compare_encoders(["quickstart"] * 2, tmp_path, [])
 
