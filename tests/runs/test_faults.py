@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from maskclippp_jax.runs import checkpoint, saving
-from tests import whole_runs
+from tests import whole_runs, xla_flags
 from tests.whole_runs import metrics, train
 
 slow = pytest.mark.slow
@@ -45,7 +45,8 @@ def train_with(place, workdir, fault, *flags):
                "from maskclippp_jax.runtime import cli\nsys.exit(cli.run(train, sys.argv[1:]))")
     line = [sys.executable, "-c", program, f"--config={place}/tiny.py",
             f"--config.data_dir={place}/data", f"--workdir={place}/{workdir}", *flags]
-    return subprocess.run(line, env=dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="",
+    return subprocess.run(line, env=dict(os.environ, JAX_PLATFORMS="cpu",
+                                         XLA_FLAGS=xla_flags.devices(1),
                                          PYTHONPATH=str(whole_runs.ROOT)),
                           cwd=whole_runs.ROOT, capture_output=True, text=True, timeout=300)
 
