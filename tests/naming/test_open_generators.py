@@ -50,6 +50,24 @@ def test_pictures_of_one_padded_size_go_through_together_and_find_what_they_do_a
         assert batches[5:] == [[(64, 128)] * 2, [(64, 128)] * 2, [(64, 64)] * 2]
 
 
+def test_a_folder_of_transformers_is_the_same_mask2former_and_tells_its_classes(closed, tmp_path):
+    folder = tiny.write_mask2former_folder(tmp_path / "m2f", num_attention_heads=8,
+                                           id2label={0: "cat", 1: "dog", 2: "grass-merged"})
+    found = small(mc.load_generator(folder, objectness=0.1))
+    assert found.vocabulary.classes == (("cat",), ("dog",), ("grass",))
+    for one, other in zip(found.propose(draw(40, 60)), closed.propose(draw(40, 60)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = folder / "preprocessor_config.json"
+    other.write_text('{"image_mean": [0.5, 0.5, 0.5], "size": {"shortest_edge": 800}}')
+    with pytest.raises(ValueError, match=r"image_mean \[0.5, .*, wanted \[0.485, 0.456, 0.406\]"):
+        mc.load_generator(folder)
+    other.write_text('{"image_mean": [0.48500001430511475, 0.456, 0.406]}')
+    mc.load_generator(folder)
+    (folder / "config.json").write_text('{"model_type": "maskformer"}')
+    with pytest.raises(ValueError, match="of the kind maskformer, the file is of the kind mask2f"):
+        mc.load_generator(folder)
+
+
 def test_fast_pads_to_coarser_sizes(place):
     generator = mc.load_generator(place / "whole.safetensors", classes=LEARNT, fast=True)
     sizes = [(480, 640), (480, 700), (427, 640), (640, 427), (500, 333)]
