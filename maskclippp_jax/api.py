@@ -93,9 +93,9 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
     Args:
       source: the name of a published one, such as "eomt-l-640" or "fcclip-l" (`maskclippp convert
         --list` shows all), fetched from the hub; a file, here or `hf://owner/name[/file]`, with the
-        authors' names (an EoMT's and a Mask2Former's also with transformers'); or a folder as the hub has it. The
-        names and shapes in it tell kind and sizes, but for what a config.json beside it says of one
-        that nobody published.
+        authors' names (an EoMT's and a Mask2Former's also with transformers'); or a folder as the
+        hub has it. The names and shapes in it tell kind and sizes, but for what a config.json
+        beside it says of one that nobody published.
       objectness: the least probability of being any object that makes a query a mask; 0: all are.
       side: pixels of an EoMT's square input, if not those it was trained at; nobody published
         results so.
