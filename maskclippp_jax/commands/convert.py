@@ -5,9 +5,10 @@
 
 `--source` is the folder of a training run, or a checkpoint file together with its --config. The
 result loads in the public PyTorch reference (layout maskclippp), as a plain CLIP (layout eva_clip
-or open_clip, whichever the model came from), in transformers (hugging_face), in big_vision (a
-SigLIP as .npz; layout big_vision, or big_vision_scan where its configuration sets scan), or here
-under our own names (layout ours).
+or open_clip, whichever the model came from), in OpenCLIP where it has timm's image towers (an
+EVA-CLIP or SigLIP; layout timm), in transformers (hugging_face), in big_vision (a SigLIP as .npz;
+layout big_vision, or big_vision_scan where its configuration sets scan), or here under our own
+names (layout ours).
 """
 
 import pathlib
@@ -22,7 +23,7 @@ CONFIG = cli.define_config("the experiment a file belongs to; a run knows its ow
 SOURCE = flags.DEFINE_string("source", None, "run folder or checkpoint file")
 OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors or .npz")
 LAYOUT = flags.DEFINE_string("layout", "maskclippp", "whose names: maskclippp, eva_clip, "
-                             "open_clip, hugging_face, big_vision, big_vision_scan, or ours")
+                             "open_clip, timm, hugging_face, big_vision, big_vision_scan, or ours")
 LIST = flags.DEFINE_bool("list", False, "print the published models that can be read")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file that exists")
 

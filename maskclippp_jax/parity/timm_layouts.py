@@ -157,15 +157,15 @@ def config_of(case: Case) -> maskclippp.MaskCLIPppConfig:
     trunk, shapes = case.spec["timm_kwargs"], {k: x.shape for k, x in case.weights.items()}
     has, of = shapes.__contains__, lambda name: shapes[f"{_TRUNK}{name}"]
     width, _, patch, _ = of("patch_embed.proj.weight")
-    embed_dim = case.spec["model_cfg"]["embed_dim"]
+    embed_dim, length = case.spec["model_cfg"]["embed_dim"], shapes[f"{_WORDS}positional_embedding"]
     # The table's side, not the picture's, which may be no multiple of the patch.
     is_eva = has(f"{_TRUNK}cls_token")
     side = math.isqrt(of("pos_embed")[1] - is_eva) * patch
     sizes = dict(image_size=side, patch_size=patch, width=width,
                  depth=_count(shapes, f"{_TRUNK}blocks."), num_heads=trunk["num_heads"],
                  embed_dim=embed_dim)
-    text = dict(context_length=words["context_length"], vocab_size=words["vocab_size"],
-                width=words["width"], depth=_count(shapes, f"{_WORDS}transformer.resblocks."),
+    text = dict(context_length=length[0], vocab_size=shapes[f"{_WORDS}token_embedding.weight"][0],
+                width=length[1], depth=_count(shapes, f"{_WORDS}transformer.resblocks."),
                 num_heads=words["heads"], embed_dim=embed_dim)
     if is_eva:
         split = has(f"{_TRUNK}blocks.0.attn.q_proj.weight")
@@ -181,7 +181,7 @@ def config_of(case: Case) -> maskclippp.MaskCLIPppConfig:
         **text, mlp_width=shapes[f"{_WORDS}transformer.resblocks.0.mlp.c_fc.weight"][0],
         padding=0, has_head=has(f"{_WORDS}text_projection.weight"),
         exact_gelu=words.get("act_kwargs", {}).get("approximate") != "tanh",
-        norm_epsilon=words["norm_kwargs"]["eps"])
+        norm_epsilon=words.get("norm_kwargs", {}).get("eps", 1e-5))
     return maskclippp.MaskCLIPppConfig.of_siglip(image, text)
 
 

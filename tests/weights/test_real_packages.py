@@ -56,6 +56,8 @@ MODELS = {  # layout and sizes
     "transformers_siglip": ("hugging_face", MaskCLIPppConfig.of_siglip(SMALL, SMALL_WORDS)),
     "transformers_siglip_i18n": ("hugging_face", MaskCLIPppConfig.of_siglip(
         SMALL, headless(SMALL_WORDS))),
+    "transformers_siglip2_naflex": ("hugging_face", MaskCLIPppConfig.of_siglip(
+        dataclasses.replace(SMALL, position_resize="antialiased"), SMALL_WORDS)),
 }
 
 
