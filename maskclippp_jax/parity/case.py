@@ -62,7 +62,11 @@ class Case:
 
     @functools.cached_property
     def arrays(self) -> typing.Mapping[str, np.ndarray]:
-        return np.load(self.file.with_suffix(".npz"))
+        """By name; those that another case has too may lie in its file only (`arrays_of`)."""
+        own = np.load(self.file.with_suffix(".npz"))
+        if "arrays_of" not in self.spec:
+            return own
+        return {**np.load(self.file.with_name(self.spec["arrays_of"])), **own}
 
     def shape(self, array: str) -> tuple[int, ...]:
         """Shape of an array as the settings state it, whether it is stored or not."""

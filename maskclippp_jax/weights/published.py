@@ -15,12 +15,15 @@ from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
+from maskclippp_jax.models.dinotxt import DinoTxtConfig
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from maskclippp_jax.models.maskclippp import ImageConfig, MaskCLIPpp, MaskCLIPppConfig
+from maskclippp_jax.models.pe import PEConfig
 from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
-from maskclippp_jax.weights import rules
+from maskclippp_jax.models.tips import TIPSConfig
+from maskclippp_jax.weights import published_encoders, rules
 
 # The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
 QUICKSTART_WEIGHTS = str(
@@ -40,14 +43,15 @@ class Published(typing.NamedTuple):
         """The untuned model: mean over templates."""
         if isinstance(self.image, SigLIPConfig):
             return MaskCLIPppConfig.of_siglip(self.image, self.text)
+        if isinstance(self.image, PEConfig | TIPSConfig | DinoTxtConfig):
+            return MaskCLIPppConfig.of_uncut(self.image, self.text)
         return MaskCLIPppConfig(self.image, self.text, similarity=None)
 
     @property
     def pixels(self) -> tuple[tuple, tuple]:
         """Mean and deviation of RGB on 0..255."""
-        if isinstance(self.image, ClipViTConfig | SigLIPConfig):
-            return self.image.pixel_mean, self.image.pixel_std
-        return PIXEL_MEAN, PIXEL_STD
+        return (getattr(self.image, "pixel_mean", PIXEL_MEAN),
+                getattr(self.image, "pixel_std", PIXEL_STD))
 
 
 _B, _L, _H = TextConfig.clip(512), TextConfig.clip(768), TextConfig.clip(1024, 24)
@@ -248,6 +252,7 @@ MODELS = (
             _RESNET.rn50x64(), TextConfig.clip(1024)),
 
     *(row for both in _SIGLIP for row in both),
+    *(Published(*row) for row in published_encoders.ROWS),
 )
 
 
@@ -279,6 +284,7 @@ MILLIONS = {
     "SigLIP2 So400m/16 512": (428.77, 707.78), "SigLIP2 g-opt/16 256": (1163.17, 708.23),
     "SigLIP2 g-opt/16 384": (1163.66, 708.23), "SigLIP2 B/16 NaFlex": (92.93, 282.30),
     "SigLIP2 So400m/16 NaFlex": (427.89, 707.78),
+    **published_encoders.MILLIONS,
 }
 
 
@@ -327,7 +333,8 @@ def _same_shapes(one: typing.Any, other: typing.Any) -> bool:
     if type(one) is not type(other):
         return False
     free = {"mask_layers", "quick_gelu", "mask_threshold", "norm_epsilon", "pixel_mean",
-            "pixel_std", "drop_path", "rotary_grid", "exact_gelu", "padding", "words"}
+            "pixel_std", "drop_path", "rotary_grid", "exact_gelu", "padding", "words",
+            "class_token", "prefix_visible"}
     return all(getattr(one, f.name) == getattr(other, f.name)
                for f in dataclasses.fields(one) if f.name not in free)
 
@@ -386,6 +393,12 @@ def kind_of(model: MaskCLIPppConfig) -> str:
             return "a SigLIP"
         case ClipViTConfig():
             return "a CLIP with a Vision Transformer"
+        case PEConfig():
+            return "a PE-Core"
+        case TIPSConfig():
+            return "a TIPS"
+        case DinoTxtConfig():
+            return "a dino.txt"
     return f"a CLIP with a {type(model.image).__name__.removesuffix('Config')}"
 
 

@@ -12,8 +12,8 @@ from maskclippp_jax.weights import eva_clip, open_clip
 from maskclippp_jax.weights.rules import (
     Rule,
     conv_rules,
+    joined_rules,
     leading_ones,
-    linear,
     linear_rules,
     norm_rules,
     scalar,
@@ -40,7 +40,7 @@ def clip_rules(model: MaskCLIPppConfig) -> tuple[Rule, ...]:
     scale = Rule("logit_scale", "logit_scale", scalar)
     if isinstance(model.image, EvaViTConfig):
         return *_eva_rules(model.image), *open_clip.text_rules("text."), scale
-    return (*_siglip_rules(), *_siglip_text_rules(), scale,
+    return (*vit_rules(), *_siglip_text_rules(), scale,
             Rule("logit_bias", "logit_bias", scalar))
 
 
@@ -56,14 +56,15 @@ def _eva_rules(config: EvaViTConfig) -> tuple[Rule, ...]:
     return tuple(map(renamed, eva_clip.image_rules(_TRUNK, config)))
 
 
-def _siglip_rules() -> tuple[Rule, ...]:
+def vit_rules() -> tuple[Rule, ...]:
+    """timm's Vision Transformer with a pooling head, as SigLIP has it and, with more, PE-Core."""
     block, ours = f"{_TRUNK}blocks.{{i}}", "image/blocks/{i}"
     pool, our_pool = f"{_TRUNK}attn_pool", "image/pool"
     return (
         *conv_rules(f"{_TRUNK}patch_embed.proj", "image/patch_embed"),
         Rule(f"{_TRUNK}pos_embed", "image/position_table", leading_ones(1)),
         *norm_rules(f"{block}.norm1", f"{ours}/norm1"),
-        *_joined(f"{block}.attn.qkv.", f"{ours}/attention", _HEADS),
+        *joined_rules(f"{block}.attn.qkv.", f"{ours}/attention", _HEADS),
         *linear_rules(f"{block}.attn.proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.norm2", f"{ours}/norm2"),
         *linear_rules(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
@@ -71,7 +72,7 @@ def _siglip_rules() -> tuple[Rule, ...]:
         *norm_rules(f"{_TRUNK}norm", "image/norm"),
         Rule(f"{pool}.latent", f"{our_pool}/probe", leading_ones(2)),
         *linear_rules(f"{pool}.q", f"{our_pool}/query"),
-        *_joined(f"{pool}.kv.", our_pool, _HEADS[1:]),
+        *joined_rules(f"{pool}.kv.", our_pool, _HEADS[1:]),
         *linear_rules(f"{pool}.proj", f"{our_pool}/out"),
         *norm_rules(f"{pool}.norm", f"{our_pool}/norm"),
         *linear_rules(f"{pool}.mlp.fc1", f"{our_pool}/mlp/fc1"),
@@ -85,7 +86,7 @@ def _siglip_text_rules() -> tuple[Rule, ...]:
         Rule("text.token_embedding.weight", "text/token_embedding"),
         Rule("text.positional_embedding", "text/position_table"),
         *norm_rules(f"{block}.ln_1", f"{ours}/norm1"),
-        *_joined(f"{block}.attn.in_proj_", f"{ours}/attention", _HEADS),
+        *joined_rules(f"{block}.attn.in_proj_", f"{ours}/attention", _HEADS),
         *linear_rules(f"{block}.attn.out_proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.ln_2", f"{ours}/norm2"),
         *linear_rules(f"{block}.mlp.c_fc", f"{ours}/mlp/fc1"),
@@ -94,9 +95,3 @@ def _siglip_text_rules() -> tuple[Rule, ...]:
         # A linear layer, where a CLIP has a matrix; absent from the models without a text head.
         *linear_rules("text.text_projection", "text/head"),
     )
-
-
-def _joined(source: str, ours: str, parts: tuple[str, ...]) -> tuple[Rule, Rule]:
-    """Several linear layers that are the rows of one there, below each other."""
-    return (Rule(f"{source}weight", tuple(f"{ours}/{x}/kernel" for x in parts), linear),
-            Rule(f"{source}bias", tuple(f"{ours}/{x}/bias" for x in parts)))

@@ -63,7 +63,7 @@ class TorchFile(Source):
     """
 
     def __init__(self, path: str, keys: tuple[str, ...] = (
-            "model", "module", "state_dict", "model_state_dict")):
+            "model", "module", "state_dict", "model_state_dict", "weights")):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
