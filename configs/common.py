@@ -15,7 +15,7 @@ def base() -> ml_collections.ConfigDict:
     config.remat = "none"       # "full" or "dots": recompute blocks to save memory
     config.data_dir = "data"    # where `prepare` put the data sets
     config.weights = ""         # file of the pre-trained CLIP, or "random"
-    config.sentencepiece = ""   # vocabulary file of a SigLIP's text tower; a CLIP needs none
+    config.sentencepiece = ""   # vocabulary file of a SigLIP or TIPS; a CLIP needs none
     config.checkpoint_every = 4000  # steps
     config.keep = 2                 # checkpoints, the newest
     config.keep_best = 0            # and so many with the best eval/mask_accuracy of all looks

@@ -14,11 +14,14 @@ from maskclippp_jax.models import (
     clip_convnext,
     clip_resnet,
     clip_vit,
+    dinotxt,
     eva_vit,
     maskclippp,
+    pe,
     siglip,
     similarity,
     text,
+    tips,
 )
 
 REMAT = ("none", "full", "dots")
@@ -31,7 +34,8 @@ BATCH_NORMS = ("batch", "stored")
 _SIZES = {c.__name__: c for c in (
     maskclippp.MaskCLIPppConfig, eva_vit.EvaViTConfig, clip_vit.ClipViTConfig,
     clip_convnext.ConvNeXtConfig, clip_resnet.ResNetConfig, text.TextConfig,
-    siglip.SigLIPConfig, siglip.SigLIPTextConfig,
+    siglip.SigLIPConfig, siglip.SigLIPTextConfig, pe.PEConfig, tips.TIPSConfig,
+    tips.TIPSTextConfig, dinotxt.DinoTxtConfig,
     similarity.LinearSimilarityConfig, similarity.PseudoTextSimilarityConfig)}
 
 
@@ -169,6 +173,15 @@ def from_json(content: dict) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(_from_json(content), type_safe=False).lock()
 
 
+def sizes_from_json(content: dict) -> typing.Any:
+    """The sizes of a model that `to_json` wrote.
+
+    Raises:
+      ValueError: of a model that does not exist here, or with other fields.
+    """
+    return _from_json(content)
+
+
 def _from_json(value):
     if isinstance(value, list):
         return tuple(map(_from_json, value))
@@ -178,10 +191,12 @@ def _from_json(value):
     if "type" not in value:
         return value
     kind = value.pop("type")
-    known = set()
+    fields = ()
     if isinstance(kind, str) and kind in _SIZES:
-        known = {f.name for f in dataclasses.fields(_SIZES[kind])}
-    if not isinstance(kind, str) or set(value) != known:
+        fields = dataclasses.fields(_SIZES[kind])
+    # A size that came later has a default: what all models had before.
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING}
+    if not fields or not needed <= set(value) <= {f.name for f in fields}:
         raise ValueError(f"the stored configuration has sizes of a {kind} "
                          f"({', '.join(sorted(value))}), which this version does not know; "
                          "use the version that stored it")

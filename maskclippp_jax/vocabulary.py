@@ -56,6 +56,13 @@ TEMPLATES_80 = (
     "a photo of a small {}.", "a tattoo of the {}.")
 
 
+# The 9 of the zero-shot segmentation of github.com/google-deepmind/tips.
+TEMPLATES_TIPS = (
+    "itap of a {}.", "a bad photo of a {}.", "a origami {}.", "a photo of the large {}.",
+    "a {} in a video game.", "art of the {}.", "a photo of the small {}.", "a photo of many {}.",
+    "a photo of {}s.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     name: str

@@ -12,16 +12,29 @@ import pytest
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import catalogue, images, pipeline, records
 from maskclippp_jax.data.tokenizer import SentencePieceTokenizer
-from maskclippp_jax.models import clip_convnext, clip_resnet, eva_vit, siglip, similarity
+from maskclippp_jax.models import (
+    clip_convnext,
+    clip_resnet,
+    dinotxt,
+    eva_vit,
+    pe,
+    siglip,
+    similarity,
+    text,
+    tips,
+)
 from maskclippp_jax.naming import loading
 from maskclippp_jax.runtime import sharding
 from maskclippp_jax.training import compiled_step, optim, train_step
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
+from tests import pieces
 
 NAMES = sorted(f.stem for f in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
                if f.stem != "common")
-# Both augmentations, a tuned and a frozen text tower, and batch norms. The others take a minute.
-BY_DEFAULT = {"coco_stuff_eva02_l14_336", "coco_panoptic_rn50x16"}
+# Both augmentations, a tuned and a frozen text tower, batch norms, and the towers without other
+# configurations. The others take a minute.
+BY_DEFAULT = {"coco_stuff_eva02_l14_336", "coco_panoptic_rn50x16", "coco_stuff_tipsv2_l14",
+              "coco_stuff_pe_core_l14_336", "coco_stuff_dinotxt_l16"}
 
 PIECES = pathlib.Path(__file__).parent / "golden/siglip/tokenize/gemmalike.model"
 
@@ -35,6 +48,15 @@ SMALL = {
                                    embed_dim=8),
     siglip.SigLIPConfig: dict(image_size=16, patch_size=8, width=8, depth=3, num_heads=2,
                               mlp_width=12, embed_dim=8),
+    pe.PEConfig: dict(image_size=16, patch_size=8, width=16, depth=3, num_heads=2, mlp_width=24,
+                      embed_dim=8),
+    tips.TIPSConfig: dict(image_size=16, patch_size=8, width=8, depth=2, num_heads=2, mlp_width=12,
+                          mask_layers=1),
+    dinotxt.DinoTxtConfig: dict(image_size=16, patch_size=8, width=16, depth=1, num_heads=2,
+                                mlp_width=24, head_mlp_width=24, num_registers=2),
+    text.TextConfig: dict(width=16, depth=1, num_heads=2),
+    siglip.SigLIPTextConfig: dict(width=16, depth=1, num_heads=2, mlp_width=24),
+    tips.TIPSTextConfig: dict(width=8, depth=1, num_heads=2, mlp_width=12),
     similarity.LinearSimilarityConfig: dict(width=6),
     similarity.PseudoTextSimilarityConfig: dict(embed_dim=8, num_heads=2),
 }
@@ -46,19 +68,21 @@ def load(name):
     return module.get_config() if arg is None else module.get_config(arg)
 
 
-def shrink(config):
+def shrink(config, tmp_path):
     """The same recipe with a tiny model and pictures of four cells a side."""
     config = config.copy_and_resolve_references().unlock()
-    small = lambda part: dataclasses.replace(part, **SMALL[type(part)])
-    model = config.model
-    config.model = dataclasses.replace(
-        model, image=small(model.image), similarity=small(model.similarity),
-        text=dataclasses.replace(model.text, width=16, depth=1, num_heads=2, embed_dim=8))
-    if isinstance(model.text, siglip.SigLIPTextConfig):
+    small = lambda part, **more: dataclasses.replace(part, **SMALL[type(part)], **more)
+    model, more = config.model, {}
+    image, of_text = small(model.image), model.text
+    if isinstance(of_text, tips.TIPSTextConfig):
+        config.sentencepiece, more = pieces.tips_vocabulary(tmp_path), dict(vocab_size=64)
+    else:
+        more = dict(embed_dim=image.embed_dim)
+    if isinstance(of_text, siglip.SigLIPTextConfig):
         config.sentencepiece = str(PIECES)
-        config.model = dataclasses.replace(config.model, text=dataclasses.replace(
-            config.model.text, mlp_width=24,
-            vocab_size=SentencePieceTokenizer(config.sentencepiece, 64, 0).vocab_size))
+        more |= dict(vocab_size=SentencePieceTokenizer(config.sentencepiece, 64, 0).vocab_size)
+    config.model = dataclasses.replace(
+        model, image=image, similarity=small(model.similarity), text=small(of_text, **more))
     size = 4 * config.model.image.patch_size
     config.train.short_sides = tuple(s * size // config.train.size
                                      for s in config.train.short_sides)
@@ -107,8 +131,8 @@ def test_a_configuration_is_sound_and_survives_json(name):
 
 @pytest.mark.parametrize("name", [
     n if n in BY_DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-def test_its_recipe_runs_a_step_with_a_small_model(name, rng):
-    config = shrink(load(name))
+def test_its_recipe_runs_a_step_with_a_small_model(name, rng, tmp_path):
+    config = shrink(load(name), tmp_path)
     dataset = catalogue.DATASETS[config.train.dataset]
     vocabulary = few(Vocabulary.shipped(dataset.vocabulary))
     prompts = loading.tokenize(

@@ -31,7 +31,7 @@ from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.weights import files
 from tests import test_damaged_inputs as damaged
 from tests.data import test_shared
-from tests.weights import test_weights
+from tests.weights import test_held_files as held, test_weights
 
 _SECONDS = 20       # of a processor, for a case
 _MEMORY = 1 << 30   # bytes that a case may ask for beyond what the process has
@@ -153,11 +153,16 @@ def npz() -> bytes:
     return out.getvalue()
 
 
-def torch_archive(tmp: typing.Callable) -> bytes:
-    content = test_weights.tensor_pickle("FloatStorage", 4, 0, (2, 2), (2, 1))
+def torch_archive(tmp: typing.Callable, content: bytes = test_weights.tensor_pickle(
+        "FloatStorage", 4, 0, (2, 2), (2, 1))) -> bytes:
     path = test_weights.archive(tmp("whole.pt"), content, **{"0": bytes(16)})
     with open(path, "rb") as file:
         return file.read()
+
+
+def with_extras(tmp: typing.Callable) -> bytes:
+    return torch_archive(tmp, held.dictionary(
+        state_dict=held.WEIGHTS, extras=pickle.dumps(held.EXTRAS, 2)))
 
 
 def tensors(path: str) -> None:
@@ -207,6 +212,7 @@ def parsers(tmp: typing.Callable[[str], typing.Any]) -> list[Parser]:
                bytes_of),
         Parser("weights.npz", npz, tensors, archive_of),
         Parser("weights.pt", lambda: torch_archive(tmp), tensors, archive_of),
+        Parser("extras.pt", lambda: with_extras(tmp), tensors, archive_of),
         Parser("weights.pkl", lambda: pickle.dumps({"model": {"a": np.ones((2, 3))}}), tensors,
                bytes_of),
         Parser("x.index.json", dump(dict(weight_map=dict(a="b.safetensors"))), tensors, json_of),

@@ -5,9 +5,10 @@
 
 `--source` is the folder of a training run, or a checkpoint file together with its --config. The
 result loads in the public PyTorch reference (layout maskclippp), as a plain CLIP (layout eva_clip
-or open_clip, whichever the model came from), in transformers (hugging_face), in big_vision (a
-SigLIP as .npz; layout big_vision, or big_vision_scan where its configuration sets scan), or here
-under our own names (layout ours).
+or open_clip, whichever the model came from), in OpenCLIP where it has timm's image towers (an
+EVA-CLIP, SigLIP or PE-Core; layout timm), in transformers (hugging_face), in big_vision (a SigLIP
+as .npz; layout big_vision, or big_vision_scan where its configuration sets scan), as a TIPS on the
+hub (tips), a dino.txt of one file (dinotxt), or here under our own names (layout ours).
 """
 
 import pathlib
@@ -22,7 +23,8 @@ CONFIG = cli.define_config("the experiment a file belongs to; a run knows its ow
 SOURCE = flags.DEFINE_string("source", None, "run folder or checkpoint file")
 OUTPUT = flags.DEFINE_string("output", None, "file to write, .safetensors or .npz")
 LAYOUT = flags.DEFINE_string("layout", "maskclippp", "whose names: maskclippp, eva_clip, "
-                             "open_clip, hugging_face, big_vision, big_vision_scan, or ours")
+                             "open_clip, timm, hugging_face, big_vision, big_vision_scan, tips, "
+                             "dinotxt, or ours")
 LIST = flags.DEFINE_bool("list", False, "print the published models that can be read")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file that exists")
 
@@ -82,7 +84,7 @@ def print_published() -> None:
             entry.name, entry.task, f"{entry.millions:.1f}", f"{side}", entry.vocabulary,
             entry.quality, entry.licence, entry.source)
     # As wide as it needs to be: an address cut in two is of no use.
-    console = Console(width=300)
+    console = Console(width=400)
     console.print(table)
     console.print()
     console.print(generators)

@@ -31,7 +31,7 @@ def main(names):
     by_hand = [row for row in missing if not row.on_hub]
     if by_hand:
         logging.info("to be downloaded into the folder weights, under the name of the table: %s",
-                     " ".join(row.name for row in by_hand))
+                     " ".join(dict.fromkeys(row.name for row in by_hand)))
     logging.info("%d of %d are here", len(rows) - len(missing), len(rows))
 
 
@@ -47,4 +47,4 @@ def print_table(found) -> None:
         file = "fetched when used" if row.on_hub else row.file
         table.add_row(row.name, row.kind, "yes" if place else "no", place or file, row.source)
     # As wide as it needs to be: an address cut in two is of no use.
-    Console(width=300).print(table)
+    Console(width=400).print(table)

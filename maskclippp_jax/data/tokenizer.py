@@ -1,8 +1,8 @@
-"""CLIP's byte-pair tokenizer, and SigLIP's.
+"""CLIP's byte-pair tokenizer, and those of SigLIP and TIPS.
 
 The package `tokenizers` splits and merges for CLIP, with the merges that CLIP was published with;
-`sentencepiece` does SigLIP's work, with a vocabulary file that the user gives. This is the only
-module that knows them.
+`sentencepiece` does the work of the others, with a vocabulary file that the user gives. This is the
+only module that knows them.
 """
 
 import functools
@@ -23,6 +23,7 @@ from maskclippp_jax.runtime import storage
 
 START, END = 49406, 49407  # CLIP's ids of <start_of_text> and <end_of_text>
 SIGLIP_END = 1  # in the vocabularies of SigLIP and SigLIP 2
+_TIPS_MARKS = 0, 3  # padding and start in the vocabulary of TIPS
 PADDING, UNKNOWN = 0, 1  # of a model that knows a few words only
 
 # From github.com/openai/CLIP (its licence lies beside it), unchanged; sha256
@@ -143,17 +144,7 @@ class SentencePieceTokenizer:
           FileNotFoundError: no such file.
           ValueError: no sentencepiece model, or one whose end token is another.
         """
-        import sentencepiece  # only these models need it
-
-        local = storage.local_copy(file)
-        if not pathlib.Path(local).is_file():
-            raise FileNotFoundError(f"no sentencepiece model {file}; give one as config.tokenizer. "
-                                    + VOCABULARIES)
-        self._pieces = sentencepiece.SentencePieceProcessor()
-        try:
-            self._pieces.Load(local)
-        except RuntimeError:
-            raise ValueError(f"{file} is no sentencepiece model. {VOCABULARIES}") from None
+        self._pieces = _load_pieces(file, VOCABULARIES)
         if self._pieces.eos_id() != SIGLIP_END:
             raise ValueError(f"{file} has the end token {self._pieces.eos_id()}, wanted "
                              f"{SIGLIP_END}. {VOCABULARIES}")
@@ -177,12 +168,74 @@ class SentencePieceTokenizer:
         return []
 
 
+class TIPSTokenizer:
+    """The tokenizer of TIPS: pieces of a text, nothing before or after them; padding is 0.
+
+    Letters of ASCII are lowered, as the authors' does. Each text stands for itself: theirs forgets
+    the padding of a whole batch if its longest text is cut.
+    """
+
+    def __init__(self, file: str, context_length: int):
+        """Reads a vocabulary.
+
+        Args:
+          file: a sentencepiece model, here or in a bucket; `TIPS_VOCABULARY` says where it is.
+          context_length: tokens of a row.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: no sentencepiece model, or that of another family.
+        """
+        self._pieces = _load_pieces(file, TIPS_VOCABULARY)
+        marks = self._pieces.pad_id(), self._pieces.bos_id()
+        if marks != _TIPS_MARKS:
+            raise ValueError(
+                f"{file} has the padding token {marks[0]} and the start token {marks[1]}, wanted "
+                f"{_TIPS_MARKS[0]} and {_TIPS_MARKS[1]}: give TIPS's vocabulary. {TIPS_VOCABULARY}")
+        self.context_length = context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self._pieces.GetPieceSize()
+
+    def __call__(self, texts: typing.Sequence[str]) -> np.ndarray:
+        """Token ids [n, context_length] int32; a text that is too long is cut."""
+        rows = np.zeros((len(texts), self.context_length), np.int32)
+        for row, text in zip(rows, texts):
+            ids = self._pieces.EncodeAsIds(lower_ascii(text))[:self.context_length]
+            row[:len(ids)] = ids
+        return rows
+
+    def unknown_words(self, texts: typing.Iterable[str]) -> list[str]:
+        """None: pieces make up every word."""
+        del texts
+        return []
+
+
+def _load_pieces(file: str, where: str):
+    """A sentencepiece model; see `SentencePieceTokenizer` for what is raised."""
+    import sentencepiece  # only these models need it
+
+    local = storage.local_copy(file)
+    if not pathlib.Path(local).is_file():
+        raise FileNotFoundError(f"no sentencepiece model {file}; give one as "
+                                f"config.sentencepiece. {where}")
+    pieces = sentencepiece.SentencePieceProcessor()
+    try:
+        pieces.Load(local)
+    except RuntimeError:
+        raise ValueError(f"{file} is no sentencepiece model. {where}") from None
+    return pieces
+
+
 # Where the files are; they may not be shipped.
 VOCABULARIES = (
     "SigLIP has gs://t5-data/vocabs/cc_en.32000/sentencepiece.model (for many languages "
     "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model), SigLIP 2 has "
     "gs://big_vision/gemma_tokenizer.model; the model's repository on the hub holds it as "
     "spiece.model or tokenizer.model")
+TIPS_VOCABULARY = ("TIPS has https://storage.googleapis.com/tips_data/v1_0/checkpoints/"
+                   "tokenizer.model for all its models")
 
 
 def lower_ascii(text: str) -> str:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskclippp_jax.models import layers
-from maskclippp_jax.models.eva_vit import SwiGLU
 
 # ImageNet's statistics of RGB on 0..255.
 _PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -314,7 +313,7 @@ class Block(nnx.Module):
                                        rngs=rngs)
         self.scale1 = nnx.Param(jnp.ones(c.width))
         self.norm2 = norm()
-        self.mlp = (SwiGLU(c.width, c.mlp_width, inner_norm=None, dtype=dtype, rngs=rngs)
+        self.mlp = (layers.SwiGLU(c.width, c.mlp_width, inner_norm=None, dtype=dtype, rngs=rngs)
                     if c.swiglu else
                     layers.MLP(c.width, c.mlp_width, layers.exact_gelu, dtype=dtype, rngs=rngs))
         self.scale2 = nnx.Param(jnp.ones(c.width))

@@ -15,13 +15,21 @@ which makes two modules known to it, before a trainer or its evaluators are made
                               variant=config.model.variant, sentencepiece="gemma_tokenizer.model")
 
 Names of parameters are ours (`image/blocks/0/attention/query/kernel`), as in `optim`. To bring a
-file into big_vision's own `two_towers`, use `convert --layout=big_vision`.
+file into big_vision's own `two_towers`, use `convert --layout=big_vision`. Sizes of one's own are
+`variant=big_vision.sizes(config)`, plain values that big_vision can write. `model_init` may also be
+a dictionary of files, and `model_load` have `img_load_kw`, as `two_towers` takes them.
+
+With the jax that is wanted here, three names in big_vision itself must be replaced: in its
+trainers `jax.tree_map` (by `jax.tree.map`) and `jax.tree_leaves` (by `jax.tree.leaves`), and in
+`utils.sync` `jax.sharding.PositionalSharding(jax.devices())`, by a
+`NamedSharding(Mesh(jax.devices(), ("all",)), PartitionSpec("all"))`.
 """
 
 import importlib.util
 import sys
 
 from maskclippp_jax.interop import big_vision_evaluator, big_vision_model
+from maskclippp_jax.interop.big_vision_model import sizes as sizes  # for configurations
 
 # Where big_vision looks, and what it finds.
 MODULES = {"big_vision.models.proj.maskclippp.model": big_vision_model,

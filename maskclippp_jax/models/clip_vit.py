@@ -88,32 +88,24 @@ class ClipViT(nnx.Module):
         self.class_token = normal(c.width)
         self.position_table = normal(1 + grid * grid, c.width)
         self.pre_norm = norm()
-        attention = lambda: vit.Attention(
-            c.width, c.num_heads, key_bias=True, inner_norm=None, dtype=dtype, by_head=by_head,
-            rngs=rngs)
         activation = layers.quick_gelu if c.quick_gelu else layers.exact_gelu
         mlp = lambda: layers.MLP(c.width, c.mlp_width, activation, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([
-            vit.Block(c.width, c.norm_epsilon, attention, mlp, dtype=dtype, rngs=rngs)
-            for _ in range(c.depth)])
+        self.blocks = vit.make_blocks(c.depth, c.width, c.num_heads, c.norm_epsilon, mlp,
+                                      dtype=dtype, by_head=by_head, rngs=rngs)
         self.norm = norm()
         self.projection = normal(c.width, c.embed_dim)
         # As in `EvaViT`.
         self.mask_logit_scale = nnx.Param(jnp.full((c.mask_layers, c.num_heads), -5.0))
 
-    def grid(self, image_size: jax.Array) -> jax.Array:
-        """True token grid [B, 2] of images of true size [B, 2] pixels: next multiple of a patch."""
-        return -(-image_size // self.config.patch_size)
+    grid = layers.token_grid
 
     def __call__(self, image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None = None,
                  *, dense: bool = False, key: jax.Array | None = None) -> layers.ImageFeatures:
         """Embeds images, and every mask in them; see `EvaViT.__call__`."""
         c = self.config
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
-        normal = layers.normalize(image, image_size, c.pixel_mean, c.pixel_std)
-        patches = self.patch_embed(normal).reshape(len(image), -1, c.width)  # [B, L, D]
-        first = jnp.broadcast_to(self.class_token[...], (len(image), 1, c.width))
-        tokens = jnp.concatenate([first, patches.astype(jnp.float32)], 1)  # [B, 1+L, D]
+        tokens = vit.prepend([self.class_token[...]], vit.embed_patches(
+            self.patch_embed, image, image_size, c.pixel_mean, c.pixel_std))  # [B, 1+L, D]
         tokens = tokens + layers.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
         tokens = self.layout.rows(self.pre_norm(tokens))

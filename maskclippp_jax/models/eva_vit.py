@@ -80,23 +80,19 @@ class EvaViT(nnx.Module):
         self.class_token = nnx.Param(normal(rngs.params(), (c.width,)))
         self.position_table = nnx.Param(normal(rngs.params(), (1 + grid * grid, c.width)))
         inner_norm = c.norm_epsilon if c.inner_norms else None
-        attention = lambda: vit.Attention(
-            c.width, c.num_heads, key_bias=False, inner_norm=inner_norm, dtype=dtype,
-            by_head=by_head, rngs=rngs)
         mlp = lambda: (
-            SwiGLU(c.width, c.mlp_width, inner_norm=inner_norm, dtype=dtype, rngs=rngs) if c.swiglu
+            layers.SwiGLU(c.width, c.mlp_width, inner_norm=inner_norm, dtype=dtype, rngs=rngs)
+            if c.swiglu
             else layers.MLP(c.width, c.mlp_width, layers.exact_gelu, dtype=dtype, rngs=rngs))
-        self.blocks = nnx.List([
-            vit.Block(c.width, c.norm_epsilon, attention, mlp, dtype=dtype, rngs=rngs)
-            for _ in range(c.depth)])
+        self.blocks = vit.make_blocks(
+            c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, biased=("query", "value"),
+            inner_norm=inner_norm, dtype=dtype, by_head=by_head, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(c.width, c.embed_dim, dtype=dtype, rngs=rngs)
         # exp(-5) is close to 0: training starts from a nearly binary mask. Row 0 is the last block.
         self.mask_logit_scale = nnx.Param(jnp.full((c.mask_layers, c.num_heads), -5.0))
 
-    def grid(self, image_size: jax.Array) -> jax.Array:
-        """True token grid [B, 2] of images of true size [B, 2] pixels: next multiple of a patch."""
-        return -(-image_size // self.config.patch_size)
+    grid = layers.token_grid
 
     def __call__(self, image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None = None,
                  *, dense: bool = False, key: jax.Array | None = None) -> layers.ImageFeatures:
@@ -119,10 +115,8 @@ class EvaViT(nnx.Module):
         """
         c = self.config
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
-        patches = self.patch_embed(layers.normalize(image, image_size))  # [B, h, w, D]
-        patches = patches.reshape(len(image), -1, c.width)  # [B, L, D]
-        first = jnp.broadcast_to(self.class_token[...], (len(image), 1, c.width))
-        tokens = jnp.concatenate([first, patches.astype(jnp.float32)], 1)  # [B, 1+L, D]
+        tokens = vit.prepend([self.class_token[...]], vit.embed_patches(
+            self.patch_embed, image, image_size))  # [B, 1+L, D]
         tokens = tokens + layers.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
         tokens = self.layout.rows(tokens.astype(self.dtype))
@@ -140,19 +134,3 @@ class EvaViT(nnx.Module):
             image_embedding=embed(passed.tokens[:, 0]),
             patch_embeddings=embed(self.blocks[-1].value_path(passed.entering[:, 1:]))
             if dense else None, patch_valid=grid.valid)
-
-
-class SwiGLU(nnx.Module):
-    """w3(norm(silu(w1 x) * w2 x)); `inner_norm` is the norm's epsilon, None leaves it out."""
-
-    def __init__(self, width: int, hidden: int, *, inner_norm: float | None, dtype,
-                 rngs: nnx.Rngs):
-        self.w1 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.w2 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.norm = None if inner_norm is None else layers.layer_norm(
-            hidden, epsilon=inner_norm, dtype=dtype, rngs=rngs)
-        self.w3 = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x):
-        x = jax.nn.silu(self.w1(x)) * self.w2(x)
-        return self.w3(x if self.norm is None else self.norm(x))

@@ -75,6 +75,14 @@ def lay_grid(image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | No
     return Grid(canvas, size, valid, grid_masks)
 
 
+def token_grid(tower: nnx.Module, image_size: jax.Array) -> jax.Array:
+    """True token grid [B, 2] of images of true size [B, 2] pixels: next multiple of a patch.
+
+    The method `grid` of towers over patches.
+    """
+    return -(-image_size // tower.config.patch_size)
+
+
 def inside_canvas(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
     """[B, 2] true sizes -> [B, h, w] bool, True in the top left corner that they span."""
     rows = jnp.arange(canvas[0])[None, :, None] < size[:, 0, None, None]
@@ -143,6 +151,11 @@ def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.Laye
 exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
+def gelu(exact: bool) -> typing.Callable:
+    """GELU by the error function, or its tanh form."""
+    return exact_gelu if exact else jax.nn.gelu
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """The approximation that OpenAI's CLIP was trained with; its weights want it."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -159,6 +172,22 @@ class MLP(nnx.Module):
 
     def __call__(self, x):
         return self.fc2(self.activation(self.fc1(x)))
+
+
+class SwiGLU(nnx.Module):
+    """w3(norm(silu(w1 x) * w2 x)); `inner_norm` is the norm's epsilon, None leaves it out."""
+
+    def __init__(self, width: int, hidden: int, *, inner_norm: float | None = None, dtype,
+                 rngs: nnx.Rngs):
+        self.w1 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.w2 = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.norm = None if inner_norm is None else layer_norm(
+            hidden, epsilon=inner_norm, dtype=dtype, rngs=rngs)
+        self.w3 = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.silu(self.w1(x)) * self.w2(x)
+        return self.w3(x if self.norm is None else self.norm(x))
 
 
 class PatchConv(nnx.Module):
@@ -325,18 +354,33 @@ def antialiased_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Arra
     return weights / weights.sum(-1, keepdims=True)
 
 
-def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+def half_pixel_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a linear resize with half-pixel centres that averages nothing.
+
+    Shapes as in `bicubic_matrix`.
+    """
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    # Twice num_out times the source coordinate: whole numbers, so that its parts are exact.
+    twice = jnp.maximum((2 * row + 1) * num_in - num_out, 0)
+    first, part = twice // (2 * num_out), (twice % (2 * num_out)) / (2 * num_out)
+    one_hot = lambda column: jax.nn.one_hot(jnp.minimum(column, num_in - 1), num_in)
+    return one_hot(first) * (1 - part)[:, None] + one_hot(first + 1) * part[:, None]
+
+
+def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int],
+                          matrix: typing.Callable = bicubic_matrix) -> jax.Array:
     """Lays a learnt square position table over the true grid of every image.
 
     Args:
       table: [1 + g*g, D] float32; row 0 belongs to the class token and is never resized.
       grid: [B, 2] int32, true (gh, gw) of each image, at least 1.
       canvas: (h, w), cells of the padded canvas.
+      matrix: weights of the resize along one axis.
 
     Returns:
       [B, 1 + h*w, D] float32; cells outside the true grid repeat the border.
     """
-    patches = resize_table(table[1:], grid, canvas, bicubic_matrix)
+    patches = resize_table(table[1:], grid, canvas, matrix)
     first = jnp.broadcast_to(table[:1], (len(patches), 1, table.shape[-1]))
     return jnp.concatenate([first, patches], 1)
 
@@ -391,22 +435,25 @@ def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int,
         position = jnp.arange(cells, dtype=jnp.float32)[None] / true_cells[:, None] * base_grid
         return jnp.repeat(position[..., None] * frequencies[None, None], 2, axis=-1)
 
-    h, w = canvas
-    batch = grid.shape[0]
-    rows = angles(h, grid[:, 0].astype(jnp.float32))[:, :, None]  # [B, h, 1, K/2]
-    columns = angles(w, grid[:, 1].astype(jnp.float32))[:, None]  # [B, 1, w, K/2]
-    shape = (batch, h, w, half)
-    table = jnp.concatenate(
-        [jnp.broadcast_to(rows, shape), jnp.broadcast_to(columns, shape)], -1)
-    table = table.reshape(batch, h * w, head_width)
+    rows, columns = over_cells(*(angles(cells, grid[:, axis].astype(jnp.float32))
+                                 for axis, cells in enumerate(canvas)))
+    table = jnp.concatenate([rows, columns], -1)
     return jnp.cos(table), jnp.sin(table)
+
+
+def over_cells(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What rows [B, h, n] and columns [B, w, n] have, for every cell: two arrays [B, h*w, n]."""
+    batch, h, n = rows.shape
+    shape = (batch, h, columns.shape[1], n)
+    return tuple(jnp.broadcast_to(x, shape).reshape(batch, -1, n)
+                 for x in (rows[:, :, None], columns[:, None]))
 
 
 def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns each pair of neighbouring channels by its angle.
 
     Args:
-      tokens: [B, L, A, K] patches (class and mask tokens are not rotated).
+      tokens: [B, L, A, K] patches (the tokens before them, and mask tokens, are not rotated).
       rotary: cos and sin, [B, L, K].
 
     Returns:
@@ -415,4 +462,12 @@ def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = (x[:, :, None] for x in rotary)
     pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
+    return (tokens * cos + turned * sin).astype(tokens.dtype)
+
+
+def rotate_halves(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The same for channels paired across the two halves of a head: 0 with K/2, 1 with K/2 + 1."""
+    cos, sin = (x[:, :, None] for x in rotary)
+    first, second = jnp.split(tokens, 2, -1)
+    turned = jnp.concatenate([-second, first], -1)
     return (tokens * cos + turned * sin).astype(tokens.dtype)

@@ -11,16 +11,20 @@ from maskclippp_jax.models import (
     clip_convnext,
     clip_resnet,
     clip_vit,
+    dinotxt,
     eva_vit,
     layers,
+    pe,
     siglip,
     similarity,
     text,
+    tips,
 )
 
 ImageConfig = (eva_vit.EvaViTConfig | clip_vit.ClipViTConfig | clip_convnext.ConvNeXtConfig
-               | clip_resnet.ResNetConfig | siglip.SigLIPConfig)
-TextConfig = text.TextConfig | siglip.SigLIPTextConfig
+               | clip_resnet.ResNetConfig | siglip.SigLIPConfig | pe.PEConfig | tips.TIPSConfig
+               | dinotxt.DinoTxtConfig)
+TextConfig = text.TextConfig | siglip.SigLIPTextConfig | tips.TIPSTextConfig
 SimilarityConfig = similarity.LinearSimilarityConfig | similarity.PseudoTextSimilarityConfig
 
 
@@ -53,6 +57,28 @@ class MaskCLIPppConfig:
                   head: SimilarityConfig | None = None) -> "MaskCLIPppConfig":
         """A SigLIP or SigLIP 2 of two towers; its scale of 109 to 118 is not cut."""
         return cls(image, text, head, max_logit_scale=None, has_logit_bias=True)
+
+    @classmethod
+    def of_uncut(cls, image: pe.PEConfig | tips.TIPSConfig | dinotxt.DinoTxtConfig,
+                 text: TextConfig, head: SimilarityConfig | None = None) -> "MaskCLIPppConfig":
+        """A model whose scale is used as it was published, 197 in TIPSv2 B/14."""
+        return cls(image, text, head, max_logit_scale=None)
+
+    @classmethod
+    def tipsv2_l14(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_uncut(tips.TIPSConfig.l14(), tips.TIPSTextConfig.l14(),
+                            similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def pe_core_l14_336(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_uncut(pe.PEConfig.l14_336(),
+                            text.TextConfig.clip(1024, 24, context_length=32),
+                            similarity.LinearSimilarityConfig(num_templates))
+
+    @classmethod
+    def dinotxt_l16(cls, num_templates: int) -> "MaskCLIPppConfig":
+        return cls.of_uncut(dinotxt.DinoTxtConfig.l16(), dinotxt.text_config(),
+                            similarity.LinearSimilarityConfig(num_templates))
 
     @classmethod
     def siglip2_b16_256(cls, num_templates: int) -> "MaskCLIPppConfig":

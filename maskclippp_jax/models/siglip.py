@@ -2,20 +2,17 @@
 
 The plain towers are those of Zhai et al. 2023 (arXiv 2303.15343) and Tschannen et al. 2025 (arXiv
 2502.14786), as google-research/big_vision has them. There is no class token: a learnt query, the
-probe, pools the patches after the last block. So a mask needs no token in the blocks. Each mask
-pools the same patches with the same probe and a bias of its own, the one of MaskCLIP++ (arXiv
-2412.11464): patches outside lie 100 lower. How much the probe likes a patch is computed once for
-all masks.
+probe, pools the patches after the last block, and so do masks (`pooling`).
 """
 
 import dataclasses
-import typing
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models.pooling import AttentionPool
 
 # How a position table is laid over another grid than its own.
 RESIZE = {"linear": layers.linear_matrix, "bicubic": layers.bicubic_matrix,
@@ -135,18 +132,13 @@ class SigLIPTextConfig:
         return SigLIPTextTower(self, **settings)
 
 
-def _activation(config: SigLIPConfig | SigLIPTextConfig) -> typing.Callable:
-    return layers.exact_gelu if config.exact_gelu else jax.nn.gelu
-
-
 def _make_blocks(c: SigLIPConfig | SigLIPTextConfig, *, dtype, by_head: bool,
                  rngs: nnx.Rngs) -> nnx.List:
     """The blocks of either tower; all tokens of one picture or prompt see each other."""
-    attention = lambda: vit.Attention(c.width, c.num_heads, key_bias=True, inner_norm=None,
-                                      class_tokens=0, dtype=dtype, by_head=by_head, rngs=rngs)
-    mlp = lambda: layers.MLP(c.width, c.mlp_width, _activation(c), dtype=dtype, rngs=rngs)
-    return nnx.List([vit.Block(c.width, c.norm_epsilon, attention, mlp, dtype=dtype, rngs=rngs)
-                     for _ in range(c.depth)])
+    mlp = lambda: layers.MLP(c.width, c.mlp_width, layers.gelu(c.exact_gelu), dtype=dtype,
+                             rngs=rngs)
+    return vit.make_blocks(c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, prefix_tokens=0,
+                           dtype=dtype, by_head=by_head, rngs=rngs)
 
 
 class SigLIPImageTower(nnx.Module):
@@ -175,9 +167,7 @@ class SigLIPImageTower(nnx.Module):
         # One row, as masks are pooled in one place; its start as in `EvaViT`.
         self.mask_logit_scale = nnx.Param(jnp.full((1, c.num_heads), -5.0))
 
-    def grid(self, image_size: jax.Array) -> jax.Array:
-        """True token grid [B, 2] of images of true size [B, 2] pixels: next multiple of a patch."""
-        return -(-image_size // self.config.patch_size)
+    grid = layers.token_grid
 
     def __call__(self, image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | None = None,
                  *, dense: bool = False, key: jax.Array | None = None) -> layers.ImageFeatures:
@@ -187,9 +177,9 @@ class SigLIPImageTower(nnx.Module):
         """
         c = self.config
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
-        normal = layers.normalize(image, image_size, c.pixel_mean, c.pixel_std)
-        patches = self.patch_embed(normal).reshape(len(image), -1, c.width)  # [B, L, D]
-        tokens = patches.astype(jnp.float32) + layers.resize_table(
+        patches = vit.embed_patches(
+            self.patch_embed, image, image_size, c.pixel_mean, c.pixel_std)  # [B, L, D]
+        tokens = patches + layers.resize_table(
             self.position_table[...], grid.size, grid.canvas, RESIZE[c.position_resize])
         encoded = self.encode(tokens, grid.valid)
         embed = lambda x: (x if self.head is None else self.head(x)).astype(self.dtype)
@@ -207,65 +197,6 @@ class SigLIPImageTower(nnx.Module):
         for block in self.blocks:
             tokens = self.layout.rows(run(block, tokens, None, valid, None, None, None)[0])
         return self.norm(tokens)
-
-
-class AttentionPool(nnx.Module):
-    """Attention with one learnt query, the probe, then an MLP; in float32 ("MAP head").
-
-    The probe itself is not added to what it pools, and nothing is normalised at the end.
-    """
-
-    def __init__(self, c: SigLIPConfig, *, by_head: bool, rngs: nnx.Rngs):
-        linear = lambda: nnx.Linear(c.width, c.width, rngs=rngs)
-        self.config, self.by_head = c, by_head
-        self.probe = nnx.Param(c.width**-0.5 * jax.random.normal(rngs.params(), (c.width,)))
-        self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
-        self.norm = layers.layer_norm(
-            c.width, epsilon=c.norm_epsilon, dtype=jnp.float32, rngs=rngs)
-        self.mlp = layers.MLP(
-            c.width, c.mlp_width, _activation(c), dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, tokens: jax.Array, grid: layers.Grid, mask_scale: jax.Array) -> jax.Array:
-        """Pools every image, and every mask in it.
-
-        Args:
-          tokens: [B, L, D] float32, encoded patches.
-          grid: where images and masks lie.
-          mask_scale: [A], factor of the values inside a mask.
-
-        Returns:
-          [B, 1+N, D] float32, the whole image first; masks that are empty give the same as it.
-        """
-        heads = lambda x: layers.split_heads(x, self.config.num_heads)
-        query = heads(self.query(self.probe[...])) * (tokens.shape[-1] // len(mask_scale))**-0.5
-        scores = jnp.einsum("ak,blak->bal", query, heads(self.key(tokens)))
-        values = heads(self.value(tokens))  # [B, L, A, K]
-        masks, inside = grid.masks, None
-        if masks is not None:
-            # The whole image is one more row, without a bias.
-            inside = layers.inside_masks(masks, self.config.mask_threshold)
-            masks = jnp.pad(masks, ((0, 0), (1, 0), (0, 0)))  # [B, 1+N, L]
-            inside = jnp.pad(inside, ((0, 0), (1, 0), (0, 0)), constant_values=True)
-
-        def one_head(head):
-            scores, values, factor = head
-            logits = scores[:, None]  # [B, 1, L]
-            if masks is not None:
-                logits = logits + jnp.where(inside, masks * factor, layers.OUTSIDE_BIAS)
-            logits = jnp.where(grid.valid[:, None], logits, layers.NO_KEY)
-            return jnp.einsum("bnl,blk->bnk", jax.nn.softmax(logits), values)
-
-        each = (jnp.moveaxis(scores, 1, 0), jnp.moveaxis(values, 2, 0), mask_scale)
-        mixed = jax.lax.map(one_head, each) if self.by_head else jax.vmap(one_head)(each)
-        return self._finish(layers.merge_heads(jnp.moveaxis(mixed, 0, 2)))
-
-    def value_path(self, tokens: jax.Array) -> jax.Array:
-        """What a mask of one patch pools, for every patch: [B, L, D] -> [B, L, D]."""
-        return self._finish(self.value(tokens))
-
-    def _finish(self, mixed):
-        pooled = self.out(mixed)
-        return pooled + self.mlp(self.norm(pooled))
 
 
 class SigLIPTextTower(nnx.Module):

@@ -24,19 +24,22 @@ class TextConfig:
     embed_dim: int       # joint image-text width
     norm_epsilon: float = 1e-5
     quick_gelu: bool = False
+    qkv_bias: bool = True  # of queries, keys and values
     # The words a small model was trained on; None: CLIP's whole byte-pair vocabulary.
     words: tuple[str, ...] | None = None
 
     @classmethod
-    def clip(cls, width: int, depth: int = 12, embed_dim: int | None = None) -> "TextConfig":
+    def clip(cls, width: int, depth: int = 12, embed_dim: int | None = None,
+             context_length: int = 77) -> "TextConfig":
         """The text towers of all published CLIPs differ in these numbers only.
 
         Args:
           width: channels of a token; every 64 of them are a head.
           depth: blocks.
           embed_dim: joint width; None: as wide as a token.
+          context_length: tokens; fewer in PE-Core.
         """
-        return cls(context_length=77, vocab_size=49408, width=width, depth=depth,
+        return cls(context_length=context_length, vocab_size=49408, width=width, depth=depth,
                    num_heads=width // 64, embed_dim=embed_dim or width)
 
     @classmethod
@@ -120,7 +123,8 @@ class TextBlock(nnx.Module):
 class TextAttention(nnx.Module):
     def __init__(self, c: TextConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
         self.num_heads, self.by_head = c.num_heads, by_head
-        self.qkv = nnx.Linear(c.width, 3 * c.width, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.Linear(
+            c.width, 3 * c.width, use_bias=c.qkv_bias, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(c.width, c.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, causal):
@@ -139,5 +143,9 @@ def truncate_prompts(token_ids: np.ndarray, multiple: int = 8) -> np.ndarray:
     Returns:
       [n, X'] with X' <= X.
     """
-    longest = int(token_ids.argmax(-1).max()) + 1
+    return cut_after(token_ids, int(token_ids.argmax(-1).max()) + 1, multiple)
+
+
+def cut_after(token_ids: np.ndarray, longest: int, multiple: int = 8) -> np.ndarray:
+    """The first columns of [n, X]: a multiple of a number that holds `longest`, or all."""
     return token_ids[:, :min(-(-longest // multiple) * multiple, token_ids.shape[1])]

@@ -1,4 +1,9 @@
-"""What the transformer towers over images share: pre-norm blocks that mask tokens pass through.
+"""What the transformer towers over images are made of; each tower's own file says how.
+
+A tower is: pictures to patches (`embed_patches`), tokens in front of them (`prepend`), a position
+rule (`layers.resize_position_table`, or angles that `Attention` turns by), pre-norm blocks
+(`make_blocks`, `pass_blocks`), and what becomes of the tokens after them (`pooling`, or a norm and
+a map).
 
 Mask tokens join in the last blocks of a tower (MaskCLIP++, arXiv 2412.11464): each starts as a copy
 of its own image's class token and attends only to the patches under its mask. Class and patch
@@ -14,33 +19,66 @@ from flax import nnx
 
 from maskclippp_jax.models import layers
 
+# ---- Before the blocks --------------------------------------------------------------------------
+
+
+def embed_patches(convolution: layers.PatchConv, image: jax.Array, image_size: jax.Array,
+                  mean: tuple = layers.PIXEL_MEAN, std: tuple = layers.PIXEL_STD) -> jax.Array:
+    """Pictures [B, H, W, 3] of true sizes [B, 2], see `layers.normalize`, as patches [B, L, D]."""
+    patches = convolution(layers.normalize(image, image_size, mean, std))
+    return patches.reshape(len(image), -1, patches.shape[-1]).astype(jnp.float32)
+
+
+def prepend(prefix: typing.Sequence[jax.Array], patches: jax.Array) -> jax.Array:
+    """Puts the same tokens, each [D] or [number, D], in front of every picture's [B, L, D]."""
+    first = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in prefix])[None]  # [1, P, D]
+    first = jnp.broadcast_to(first, (len(patches), *first.shape[1:]))
+    return jnp.concatenate([first, patches], 1)
+
+
+# ---- Blocks -------------------------------------------------------------------------------------
+
 
 class Block(nnx.Module):
     """A pre-norm block. Mask tokens ride along as extra rows of the same matrix products."""
 
     def __init__(self, width: int, epsilon: float, make_attention: typing.Callable[[], nnx.Module],
-                 make_mlp: typing.Callable[[], nnx.Module], *, dtype, rngs: nnx.Rngs):
+                 make_mlp: typing.Callable[[], nnx.Module], *, layer_scale: bool = False, dtype,
+                 rngs: nnx.Rngs):
         norm = lambda: layers.layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        scale = lambda: nnx.Param(jnp.ones(width)) if layer_scale else None
         self.norm1 = norm()
         self.attention = make_attention()
+        self.scale1 = scale()
         self.norm2 = norm()
         self.mlp = make_mlp()
+        self.scale2 = scale()
 
     def __call__(self, tokens, rotary, patch_valid, mask_tokens, masks, mask_scale):
-        """[B, 1+L, D], [B, N, D] or None -> the same."""
+        """[B, P+L, D], [B, N, D] or None -> the same."""
         num_image_tokens = tokens.shape[1]
         both = tokens if mask_tokens is None else jnp.concatenate([tokens, mask_tokens], 1)
-        both = both + self.attention(self.norm1(both), num_image_tokens, rotary, patch_valid, masks,
-                                     mask_scale)
-        both = both + self.mlp(self.norm2(both))
+        both = self._add_mlp(_add(both, self.attention(
+            self.norm1(both), num_image_tokens, rotary, patch_valid, masks, mask_scale),
+            self.scale1))
         if mask_tokens is None:
             return both, None
         return both[:, :num_image_tokens], both[:, num_image_tokens:]
 
     def value_path(self, tokens):
         """The block with attention replaced by every token's own value: [B, L, D] -> [B, L, D]."""
-        tokens = tokens + self.attention.value_path(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        return self._add_mlp(
+            _add(tokens, self.attention.value_path(self.norm1(tokens)), self.scale1))
+
+    def _add_mlp(self, tokens):
+        return _add(tokens, self.mlp(self.norm2(tokens)), self.scale2)
+
+
+def _add(tokens, change, scale: nnx.Param | None):
+    """One half of a block: the tokens, and the change times a factor for each channel."""
+    if scale is not None:
+        change = change * scale[...].astype(change.dtype)[None, None]
+    return tokens + change
 
 
 class Attention(nnx.Module):
@@ -49,36 +87,43 @@ class Attention(nnx.Module):
     Args:
       width: D.
       num_heads: A.
-      key_bias: whether keys have a bias, as queries and values have.
+      biased: which of query, key and value have a bias.
       inner_norm: epsilon of a norm over the mixed heads, before the output; None: no such norm.
-      class_tokens: tokens in front of the patches, which every token of the image sees.
+      prefix_tokens: tokens in front of the patches, which every token of the image sees and no
+        rotation turns.
+      rotate: turns queries or keys of patches by angles; see `layers.rotate`.
     """
 
-    def __init__(self, width: int, num_heads: int, *, key_bias: bool, inner_norm: float | None,
-                 class_tokens: int = 1, dtype, by_head: bool, rngs: nnx.Rngs):
-        linear = lambda **kw: nnx.Linear(width, width, dtype=dtype, rngs=rngs, **kw)
-        self.num_heads, self.by_head, self.class_tokens = num_heads, by_head, class_tokens
-        self.query, self.key, self.value = linear(), linear(use_bias=key_bias), linear()
+    def __init__(self, width: int, num_heads: int, *,
+                 biased: typing.Collection[str] = ("query", "key", "value"),
+                 inner_norm: float | None = None, prefix_tokens: int = 1,
+                 rotate: typing.Callable = layers.rotate, dtype, by_head: bool, rngs: nnx.Rngs):
+        linear = lambda name: nnx.Linear(width, width, use_bias=name in biased, dtype=dtype,
+                                         rngs=rngs)
+        self.num_heads, self.by_head = num_heads, by_head
+        self.prefix_tokens, self.rotate = prefix_tokens, rotate
+        self.query, self.key, self.value = linear("query"), linear("key"), linear("value")
         self.inner_norm = None if inner_norm is None else layers.layer_norm(
             width, epsilon=inner_norm, dtype=dtype, rngs=rngs)
-        self.out = linear()
+        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, num_image_tokens, rotary, patch_valid, masks, mask_scale):
         image = x[:, :num_image_tokens]
-        queries = layers.split_heads(self.query(x), self.num_heads)  # [B, 1+L(+N), A, K]
-        keys = layers.split_heads(self.key(image), self.num_heads)  # [B, 1+L, A, K]
+        queries = layers.split_heads(self.query(x), self.num_heads)  # [B, P+L(+N), A, K]
+        keys = layers.split_heads(self.key(image), self.num_heads)  # [B, P+L, A, K]
         values = layers.split_heads(self.value(image), self.num_heads)
         of_image, of_masks = queries[:, :num_image_tokens], queries[:, num_image_tokens:]
         if rotary is not None:
-            turn = lambda t: jnp.concatenate([t[:, :1], layers.rotate(t[:, 1:], rotary)], 1)
+            p = self.prefix_tokens
+            turn = lambda t: jnp.concatenate([t[:, :p], self.rotate(t[:, p:], rotary)], 1)
             of_image, keys = turn(of_image), turn(keys)
-        seen = jnp.pad(patch_valid, ((0, 0), (self.class_tokens, 0)),
-                       constant_values=True)[:, None]  # [B, 1, 1+L]
+        seen = behind_prefix(patch_valid, self.prefix_tokens)[:, None]  # [B, 1, P+L]
         mixed = layers.attend(of_image, keys, values, allowed=seen, by_head=self.by_head)
         if masks is not None:
+            skip = keys.shape[1] - masks[0].shape[-1]  # keys that masks do not see
             pooled = layers.attend(
-                of_masks, keys[:, 1:], values[:, 1:], allowed=seen[..., 1:], masks=masks[0],
-                inside=masks[1], mask_scale=mask_scale, by_head=self.by_head)
+                of_masks, keys[:, skip:], values[:, skip:], allowed=seen[..., skip:],
+                masks=masks[0], inside=masks[1], mask_scale=mask_scale, by_head=self.by_head)
             mixed = jnp.concatenate([mixed, pooled], 1)
         return self._output(layers.merge_heads(mixed))
 
@@ -89,40 +134,89 @@ class Attention(nnx.Module):
         return self.out(mixed if self.inner_norm is None else self.inner_norm(mixed))
 
 
+def make_blocks(depth: int, width: int, num_heads: int, epsilon: float,
+                make_mlp: typing.Callable[[], nnx.Module], *, layer_scale: bool = False, dtype,
+                by_head: bool, rngs: nnx.Rngs, **attention) -> nnx.List:
+    """All blocks of a tower; `attention` goes to `Attention`."""
+    make_attention = lambda: Attention(width, num_heads, dtype=dtype, by_head=by_head, rngs=rngs,
+                                       **attention)
+    return nnx.List([Block(width, epsilon, make_attention, make_mlp, layer_scale=layer_scale,
+                           dtype=dtype, rngs=rngs) for _ in range(depth)])
+
+
+# ---- Masks on their way through the blocks ------------------------------------------------------
+
+
+def behind_prefix(valid: jax.Array, prefix: int) -> jax.Array:
+    """[B, L] bool of patches -> [B, P+L] of all tokens; those in front exist in every picture."""
+    return jnp.pad(valid, ((0, 0), (prefix, 0)), constant_values=True)
+
+
+def masks_on_keys(grid_masks: jax.Array, threshold: float | None, prefix: int = 0
+                  ) -> tuple[jax.Array, jax.Array]:
+    """Masks as attention takes them: values and which keys are inside, each [B, N, P+L].
+
+    A prefix token counts as a patch of the mask's largest value; it is outside an empty mask. So
+    a full mask that sees the prefix gives what the image's own class token gives.
+
+    Args:
+      grid_masks: [B, N, L] float32.
+      threshold: see `layers.inside_masks`.
+      prefix: P, tokens in front of the patches that masks see.
+    """
+    inside = layers.inside_masks(grid_masks, threshold)
+    if not prefix:
+        return grid_masks, inside
+    of_prefix = lambda x: jnp.broadcast_to(x[..., None], (*x.shape, prefix))
+    return (jnp.concatenate([of_prefix(grid_masks.max(-1)), grid_masks], -1),
+            jnp.concatenate([of_prefix(inside.any(-1)), inside], -1))
+
+
 class Passed(typing.NamedTuple):
     """Tokens that passed all blocks; nothing is normalised."""
 
-    tokens: jax.Array              # [B, 1+L, D]
+    tokens: jax.Array              # [B, P+L, D]
     mask_tokens: jax.Array | None  # [B, N, D]
-    entering: jax.Array            # [B, 1+L, D], what entered the last block
+    entering: jax.Array            # [B, P+L, D], what entered the last block
 
 
 def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.Grid, *,
                 mask_logit_scale: jax.Array, mask_threshold: float | None, rotary=None, remat: str,
-                layout: layers.Layout) -> Passed:
+                layout: layers.Layout, start: int = 0, prefix_visible: bool = False,
+                mask_tokens: jax.Array | None = None) -> Passed:
     """Runs all blocks; mask tokens join in the last ones.
 
     Args:
-      blocks: all blocks of the tower.
-      tokens: [B, 1+L, D], class token first.
+      blocks: all blocks of the tower, or a part of them.
+      tokens: [B, P+L, D], class token first.
       grid: where images and masks lie.
       mask_logit_scale: [blocks with mask tokens, A], logarithm of the factor of the values inside a
-        mask. Row 0 belongs to the last block.
+        mask. Row 0 belongs to the last block. Without rows masks start after the last block.
       mask_threshold: see `layers.inside_masks`.
-      rotary: cosines and sines of the patches (`layers.rotary_table`), or None.
+      rotary: angles of the patches, see `Attention`; None: no rotation.
       remat: see `layers.rematerialize`.
       layout: of tokens and parameters.
+      start: which of the tokens in front of the patches a mask token starts as.
+      prefix_visible: whether mask tokens see the tokens in front of the patches too
+        (`masks_on_keys`); never so in the published models.
+      mask_tokens: [B, N, D] of blocks before these; None: they start in these.
     """
     run = layers.rematerialize(remat, layout)
-    masks, mask_tokens, scale = None, None, None
+    masks = scale = None
+    prefix = tokens.shape[1] - grid.valid.shape[1]
+    begin = lambda tokens: jnp.broadcast_to(
+        tokens[:, start, None], (len(tokens), grid.masks.shape[1], tokens.shape[-1]))
+    entering = tokens
     for left, block in zip(reversed(range(len(blocks))), blocks):  # left: blocks after this one
         if grid.masks is not None and left < len(mask_logit_scale):
             if mask_tokens is None:
-                masks = (grid.masks, layers.inside_masks(grid.masks, mask_threshold))
-                mask_tokens = jnp.broadcast_to(
-                    tokens[:, :1], (len(tokens), grid.masks.shape[1], tokens.shape[-1]))
+                mask_tokens = begin(tokens)
+            if masks is None:
+                masks = masks_on_keys(grid.masks, mask_threshold, prefix if prefix_visible else 0)
             scale = jnp.exp(mask_logit_scale[left])  # [A]
         entering = tokens
         tokens, mask_tokens = run(block, tokens, rotary, grid.valid, mask_tokens, masks, scale)
         tokens = layout.rows(tokens)
+    if grid.masks is not None and mask_tokens is None:
+        mask_tokens = begin(tokens)
     return Passed(tokens, mask_tokens, entering)

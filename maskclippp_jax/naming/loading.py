@@ -14,12 +14,14 @@ from flax import nnx
 
 from maskclippp_jax import config as configuration, configs, params as parameters, weights
 from maskclippp_jax.data.tokenizer import (
+    TIPS_VOCABULARY,
     VOCABULARIES,
     SentencePieceTokenizer,
+    TIPSTokenizer,
     Tokenizer,
     canonicalize,
 )
-from maskclippp_jax.models import layers, maskclippp, similarity, text
+from maskclippp_jax.models import layers, maskclippp, siglip, similarity, text, tips
 from maskclippp_jax.naming import text_cache
 from maskclippp_jax.runs import checkpoint
 from maskclippp_jax.runtime import progress, storage
@@ -170,12 +172,13 @@ def _is_folder(path: str) -> bool:
 
 
 def make_tokenizer(model: maskclippp.MaskCLIPppConfig, sentencepiece: str = ""
-                   ) -> Tokenizer | SentencePieceTokenizer:
+                   ) -> Tokenizer | SentencePieceTokenizer | TIPSTokenizer:
     """The tokenizer of a model.
 
     Args:
       model: its sizes.
-      sentencepiece: the vocabulary file of a SigLIP (`config.sentencepiece`); a CLIP needs none.
+      sentencepiece: the vocabulary file of a SigLIP or TIPS (`config.sentencepiece`); a CLIP needs
+        none.
 
     Raises:
       FileNotFoundError, ValueError: no vocabulary file where one is needed, or of another model.
@@ -187,14 +190,21 @@ def make_tokenizer(model: maskclippp.MaskCLIPppConfig, sentencepiece: str = ""
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the text tower "
                              f"{words.vocab_size}")
         return tokenizer
+    is_tips = isinstance(words, tips.TIPSTextConfig)
+    where = TIPS_VOCABULARY if is_tips else VOCABULARIES
     if not sentencepiece:
-        raise ValueError("the text tower of a SigLIP needs its vocabulary, a sentencepiece file; "
-                         f"give its path as --config.sentencepiece=FILE. {VOCABULARIES}")
-    tokenizer = SentencePieceTokenizer(sentencepiece, words.context_length, words.padding)
-    # The vocabulary for many languages has a hundred pieces that the text tower has no rows for.
-    if not words.vocab_size <= tokenizer.vocab_size <= words.vocab_size + 100:
+        raise ValueError(f"the text tower of a {'TIPS' if is_tips else 'SigLIP'} needs its "
+                         "vocabulary, a sentencepiece file; give its path as "
+                         f"--config.sentencepiece=FILE. {where}")
+    if is_tips:
+        tokenizer, extra = TIPSTokenizer(sentencepiece, words.context_length), 0
+    else:
+        # The vocabulary for many languages has pieces that the text tower has no rows for.
+        tokenizer, extra = SentencePieceTokenizer(
+            sentencepiece, words.context_length, words.padding), 100
+    if not words.vocab_size <= tokenizer.vocab_size <= words.vocab_size + extra:
         raise ValueError(f"{sentencepiece} has {tokenizer.vocab_size} pieces, the text tower "
-                         f"{words.vocab_size}; give the file of this model. {VOCABULARIES}")
+                         f"{words.vocab_size}; give the file of this model. {where}")
     return tokenizer
 
 
@@ -202,14 +212,17 @@ def tokenize(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,
              templates: typing.Sequence[str], sentencepiece: str = "") -> np.ndarray:
     """Token ids [S, T, X] int32 of every name in every template; see `make_tokenizer`.
 
-    Those of a causal text tower are no longer than needed; a SigLIP's have its fixed length, and
-    are of canonical prompts.
+    They are no longer than needed. Only a SigLIP's have a fixed length, and are of canonical
+    prompts.
     """
     prompts, tokenizer = vocabulary.prompts(templates), make_tokenizer(model, sentencepiece)
-    if isinstance(model.text, text.TextConfig):
-        token_ids = text.truncate_prompts(tokenizer(prompts))
-    else:
-        token_ids = tokenizer([canonicalize(p) for p in prompts])
+    match model.text:
+        case text.TextConfig():
+            token_ids = text.truncate_prompts(tokenizer(prompts))
+        case tips.TIPSTextConfig():
+            token_ids = tips.truncate_prompts(tokenizer(prompts))
+        case siglip.SigLIPTextConfig():
+            token_ids = tokenizer([canonicalize(p) for p in prompts])
     return token_ids.reshape(vocabulary.num_synonyms, len(templates), -1)
 
 

@@ -62,7 +62,11 @@ class Case:
 
     @functools.cached_property
     def arrays(self) -> typing.Mapping[str, np.ndarray]:
-        return np.load(self.file.with_suffix(".npz"))
+        """By name; those that another case has too may lie in its file only (`arrays_of`)."""
+        own = np.load(self.file.with_suffix(".npz"))
+        if "arrays_of" not in self.spec:
+            return own
+        return {**np.load(self.file.with_name(self.spec["arrays_of"])), **own}
 
     def shape(self, array: str) -> tuple[int, ...]:
         """Shape of an array as the settings state it, whether it is stored or not."""
@@ -199,8 +203,9 @@ def model_of(names: typing.Iterable[str]) -> maskclippp.MaskCLIPppConfig:
     elif "attnpool" in names:
         image = clip_resnet.ResNetConfig.rn50()
     elif "patch_embed" in names or "proxy.token_embedding" in names:
+        is_eva01 = "attn.qkv.weight" in names
         image = dataclasses.replace(eva_vit.EvaViTConfig.eva02_b16(), depth=depth,
-                                    fused_qkv="attn.qkv.weight" in names)
+                                    fused_qkv=is_eva01, swiglu=not is_eva01)
     else:
         image = dataclasses.replace(clip_vit.ClipViTConfig.b16(), depth=depth)
     head = None

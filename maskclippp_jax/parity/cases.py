@@ -21,6 +21,8 @@ from maskclippp_jax.parity import (
     mask_generators,
     scoring,
     siglip,
+    timm_layouts,
+    towers,
     training,
 )
 from maskclippp_jax.parity.case import Absent, Case, NotBuilt
@@ -61,6 +63,13 @@ RUN = {
     "metric_instance": scoring.metric_instance, "metric_gt_assign": scoring.oracle_assignment,
     "manifest": siglip.models, "ids": siglip.tokenizers,
     "published_shapes": siglip.published_shapes,
+    "pe": towers.pe_core, "tips": towers.tips_model, "dinotxt": towers.dino_model,
+    "pe_tokenizer": towers.pe_tokenizer, "tips_tokenizer": towers.tips_tokenizer,
+    "pe_published_shapes": towers.pe_published_shapes,
+    "tips_published_shapes": towers.tips_published_shapes,
+    "dinotxt_published_shapes": towers.dino_published_shapes,
+    "timm_eva": timm_layouts.model, "timm_siglip": timm_layouts.model,
+    "timm_published_shapes": timm_layouts.published_shapes,
 }
 
 

@@ -22,7 +22,7 @@ from maskclippp_jax.naming import inference
 from maskclippp_jax.parity.case import Case, Check, close, cosine, equal
 from maskclippp_jax.weights import big_vision, published, rules
 from maskclippp_jax.weights.big_vision_file import Unstacked
-from maskclippp_jax.weights.source import Source
+from maskclippp_jax.weights.source import ShapesOnly
 
 # Of float32, and of unit embeddings; two implementations differ by a fifth of it.
 _WITHIN = dict(atol=2e-5, rtol=2e-5)
@@ -340,16 +340,6 @@ def tokenizers(case: Case) -> list[Check]:
             equal("canonicalized", list(map(canonicalize, spec["texts"])), spec["canonicalized"])]
 
 
-class _Shapes(Source):
-    """The names and shapes of a file that is not there."""
-
-    def __init__(self, shapes):
-        self.shapes = {name.removeprefix("params/"): tuple(shape) for name, shape in shapes.items()}
-
-    def __getitem__(self, name):
-        raise LookupError(f"only the shape of {name} is known")
-
-
 def published_shapes(case: Case) -> list[Check]:
     """Names and shapes of the published files, which stack their blocks; counts of parameters."""
     checks, entries = [], {entry.training: entry for entry in published.MODELS}
@@ -359,8 +349,9 @@ def published_shapes(case: Case) -> list[Check]:
             lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
         wanted = {path: x.shape for path, x in parameters.flatten(shapes).items()
                   if not path.startswith(weights.ABSENT)}
-        found = rules.shapes_for(Unstacked(_Shapes(spec["shapes"])).shapes,
-                                 big_vision.clip_rules(model))
+        source = ShapesOnly({name.removeprefix("params/"): shape
+                             for name, shape in spec["shapes"].items()})
+        found = rules.shapes_for(Unstacked(source).shapes, big_vision.clip_rules(model))
         count = lambda part: sum(int(np.prod(x)) for path, x in wanted.items()
                                  if path.startswith(part))
         checks += [equal(f"{file}/params", [count("image/"), count("text/")],

@@ -13,16 +13,26 @@ import numpy as np
 import optax
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import clip_convnext, clip_resnet, clip_vit, eva_vit, maskclippp, siglip
+from maskclippp_jax.models import (
+    clip_convnext,
+    clip_resnet,
+    clip_vit,
+    dinotxt,
+    eva_vit,
+    maskclippp,
+    pe,
+    siglip,
+    tips,
+)
 
 # Parameters without weight decay in every model; everything else decays, biases included.
 NO_DECAY = (r"/\w*norm\d?/(scale|bias)$", r"^text/token_embedding$")
 # In EVA-CLIP also tables and class token; OpenCLIP's decay.
 EVA_NO_DECAY = (r"/position_table$", r"^image/class_token$")
 
-# Last blocks of a SigLIP that "attention" tunes beside the pooling head: as many as have mask
-# tokens in the EVA models.
-_SIGLIP_BLOCKS = 3
+# Last blocks that "attention" tunes beside a pooling head: as many as have mask tokens in the EVA
+# models.
+_BLOCKS_BESIDE_POOL = 3
 
 # Stored statistics of batch norms: in every file and state, but nothing to learn.
 _STATISTICS = ("/running_mean", "/running_var")
@@ -31,7 +41,7 @@ _STATISTICS = ("/running_mean", "/running_var")
 def image_tuning(config: maskclippp.ImageConfig) -> dict[str, tuple[str, ...]]:
     """What each type of tuning trains of an image tower: names and sets are the published ones.
 
-    Of a SigLIP, which nobody has tuned on masks yet, they are our own.
+    Of a SigLIP, PE-Core, TIPS or dino.txt, which nobody has tuned on masks yet, they are our own.
 
     The scale of the mask bias is trained by every type but "none".
     """
@@ -59,12 +69,28 @@ def image_tuning(config: maskclippp.ImageConfig) -> dict[str, tuple[str, ...]]:
             # The norms of shortcuts do learn: the reference knows batch norms by their names.
             kinds["all_but_bn"] = (r"(?!.*/norm\d/).*",)
         case siglip.SigLIPConfig():
-            last = "|".join(str(config.depth - 1 - i) for i in range(_SIGLIP_BLOCKS))
-            kinds["attention"] = (rf"blocks/({last})/attention/(query|key|value)/kernel",
+            kinds["attention"] = (_last_attention(config, "query|key|value"),
                                   r"pool/(query|key|value)/kernel", r"position_table")
             kinds["pool"] = (r"pool/.*",)
+        case pe.PEConfig():
+            kinds["all"] = (r"(?!head/bias).*",)  # which the published models do not have
+            kinds["attention"] = (_last_attention(config, "query|value"),
+                                  r"pool/(query|value)/kernel", r"position_table")
+            kinds["pool"] = (r"pool/.*",)
+        case tips.TIPSConfig():  # as in EVA-CLIP
+            kinds["attention"] = (r"blocks/\d+/attention/(query|value)/kernel", r"position_table")
+        case dinotxt.DinoTxtConfig():
+            kinds["attention"] = (r"(head/)?blocks/\d+/attention/(query|value)/kernel",)
+            # What learnt to speak to text, on a backbone that stayed as it was.
+            kinds["head"] = (r"head/.*",)
     return {kind: (*patterns, r"mask_logit_scale") if patterns else ()
             for kind, patterns in kinds.items()}
+
+
+def _last_attention(config: siglip.SigLIPConfig | pe.PEConfig, matrices: str) -> str:
+    """Matrices of attention in the last blocks."""
+    last = "|".join(str(config.depth - 1 - i) for i in range(_BLOCKS_BESIDE_POOL))
+    return rf"blocks/({last})/attention/({matrices})/kernel"
 
 
 def text_tuning(model: maskclippp.MaskCLIPppConfig) -> dict[str, tuple[str, ...]]:
@@ -75,6 +101,10 @@ def text_tuning(model: maskclippp.MaskCLIPppConfig) -> dict[str, tuple[str, ...]
                 "attention": (r"text/blocks/\d+/attention/(query|key|value)/kernel",
                               r"text/position_table"),
                 "proj": (r"text/(norm|head)/.*", logits)}
+    if isinstance(model.text, tips.TIPSTextConfig):
+        return {"none": (), "all": (r"text/.*", r"logit_scale"),
+                "attention": (r"text/blocks/\d+/attention/(query|value)/kernel",),
+                "proj": (r"text/norm/.*", r"logit_scale")}
     attention = (r"text/blocks/\d+/attention/qkv/kernel", r"text/position_table")
     if isinstance(model.image, eva_vit.EvaViTConfig):
         # The released EVA models trained norms and MLPs of the text tower under this name as well.

@@ -2,7 +2,9 @@
 """
 
 import concurrent.futures
+import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,14 +17,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from maskclippp_jax import config as configuration, configs
+from maskclippp_jax import config as configuration, configs, params as parameters
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.evaluation import tables
+from maskclippp_jax.models.maskclippp import MaskCLIPpp, MaskCLIPppConfig
 from maskclippp_jax.runtime import storage, typed
 
 # What is shown: title, and the way to it in the results of `evaluate`.
 _COLUMNS = (("mask accuracy", "mask_accuracy", "mMaskAcc"), ("seen", "mask_accuracy", "seen"),
             ("unseen", "mask_accuracy", "unseen"), ("mIoU", "semantic", "mIoU"))
+
+
+class _Cost(typing.TypedDict):
+    memory_gib: float
 
 
 class Variant(typing.NamedTuple):
@@ -74,6 +81,54 @@ def run(config: str, workdir: epath.Path, *, vary: typing.Sequence[str],
     storage.write(workdir / "sweep.png", visualize.to_png(draw(rows)))
     logging.info("wrote %s and sweep.png", workdir / "sweep.json")
     return rows
+
+
+def compare_encoders(encoders: typing.Sequence[str], workdir: epath.Path,
+                     overrides: typing.Sequence[str]) -> list[dict]:
+    """Evaluates the pre-trained CLIPs of several configurations, and writes and prints a table.
+
+    Args:
+      encoders: names or files of configurations, each with its argument if any.
+      workdir: for all results and the table.
+      overrides: key=value, for all of them.
+
+    Returns:
+      The rows of the table: values of `_COLUMNS` by title, images/s, parameters (millions), and
+      memory (GiB, of the evaluating process on its machine).
+
+    Raises:
+      ValueError: one is given twice, or as in `measure`.
+    """
+    twice = next((e for i, e in enumerate(encoders) if e in encoders[:i]), None)
+    if twice:
+        raise ValueError(f"--encoders names {twice} more than once; keep one")
+    models = [configs.read(encoder).model for encoder in encoders]  # all can be read
+    rows = []
+    for encoder, model in zip(encoders, models):
+        place = workdir / Variant(encoder, encoder, ()).folder
+        row = measure(place, Variant(encoder, encoder, ()), None, overrides)
+        result = typed.read(place / "results" / "results.json", tables.Results)["models"][0]
+        cost = typed.read(place / "cost.json", _Cost)
+        rows.append(dict(encoder=encoder, **row, images_per_second=result["images_per_second"],
+                         millions=millions(model), memory_gib=cost["memory_gib"]))
+    report.write_json(workdir / "encoders.json", dict(overrides=overrides, rows=rows))
+    table = Table(Column("encoder", overflow="fold", min_width=24), *(c[0] for c in _COLUMNS),
+                  "images/s", "M", "GiB",
+                  title="before any tuning: percent, images/s, millions of parameters, memory")
+    shown = lambda value: "–" if value is None else f"{value:.1f}"
+    for row in rows:
+        name, *values = row.values()
+        table.add_row(name, *map(shown, values))
+    Console().print(table)
+    logging.info("wrote %s", workdir / "encoders.json")
+    return rows
+
+
+def millions(model: MaskCLIPppConfig) -> float:
+    """Parameters of both towers."""
+    _, shapes = parameters.abstract(functools.partial(MaskCLIPpp, model, by_head=False,
+                                                      rngs=parameters.Keys(0)))
+    return (parameters.count(shapes["image"]) + parameters.count(shapes["text"])) / 1e6
 
 
 def list_variants(config: str, vary: typing.Sequence[str]) -> list[Variant]:
@@ -135,7 +190,9 @@ def measure(place: epath.Path, variant: Variant, seed: str | None,
         if seed is not None:
             checkpoint = str(place / "run")
             _call("train", *settings, f"--workdir={checkpoint}")
-        _call("evaluate", *settings, f"--workdir={results.parent}", f"--checkpoint={checkpoint}")
+        memory = _call("evaluate", *settings, f"--workdir={results.parent}",
+                       f"--checkpoint={checkpoint}")
+        report.write_json(place / "cost.json", _Cost(memory_gib=memory))
     found = typed.read(results, tables.Results)["models"][0]
     return {title: found[metric][key] for title, metric, key in _COLUMNS}
 
@@ -145,13 +202,19 @@ def read_config(config: str) -> dict:
     return json.loads(json.dumps(configuration.to_json(configs.read(config))))
 
 
-def _call(command: str, *arguments: str) -> None:
+def _call(command: str, *arguments: str) -> float:
+    """Runs a command in a process of its own; the most memory it took, GiB."""
     line = [sys.executable, "-m", "maskclippp_jax", command, *arguments]
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        end = " ".join(done.stdout.strip().splitlines()[-1:])
-        raise ValueError(f"maskclippp {' '.join(line[3:])} ended with code {done.returncode}: "
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with process.stdout:
+        said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        end = " ".join(said.strip().splitlines()[-1:])
+        raise ValueError(f"maskclippp {' '.join(line[3:])} ended with code {process.returncode}: "
                          f"{end}")
+    return usage.ru_maxrss / 2**20
 
 
 def summary(runs: typing.Sequence[dict], title: str) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
-from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
+from maskclippp_jax.models.siglip import SigLIPConfig
 from maskclippp_jax.weights.rules import Change, Rule, keep, leading_ones
 
 _BLOCK = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")
@@ -20,19 +20,20 @@ def clip_rules(model: MaskCLIPppConfig) -> tuple[Rule, ...]:
     pool = "img/MAPHead_0"
     return (
         *_patch_rules(model.image),
-        *_block_rules("img/Transformer/encoderblock_{i}", "image/blocks/{i}", model.image),
-        *_norm("img/Transformer/encoder_norm", "image/norm"),
+        *block_rules("img/Transformer/encoderblock_{i}", "image/blocks/{i}",
+                     model.image.num_heads),
+        *norm_rules("img/Transformer/encoder_norm", "image/norm"),
         Rule(f"{pool}/probe", "image/pool/probe", leading_ones(2)),
         *_attention(f"{pool}/MultiHeadDotProductAttention_0", "image/pool", model.image.num_heads),
-        *_norm(f"{pool}/LayerNorm_0", "image/pool/norm"),
+        *norm_rules(f"{pool}/LayerNorm_0", "image/pool/norm"),
         *_mlp(f"{pool}/MlpBlock_0", "image/pool/mlp"),
-        *_dense("img/head", "image/head"),
+        *dense_rules("img/head", "image/head"),
 
         Rule("txt/Embed_0/embedding", "text/token_embedding"),
         Rule("txt/pos_embedding", "text/position_table", leading_ones(1)),
-        *_block_rules("txt/Encoder_0/encoderblock_{i}", "text/blocks/{i}", model.text),
-        *_norm("txt/Encoder_0/encoder_norm", "text/norm"),
-        *_dense("txt/head", "text/head"),
+        *block_rules("txt/Encoder_0/encoderblock_{i}", "text/blocks/{i}", model.text.num_heads),
+        *norm_rules("txt/Encoder_0/encoder_norm", "text/norm"),
+        *dense_rules("txt/head", "text/head"),
 
         Rule("t", "logit_scale", leading_ones(1)),  # a logarithm there as well
         Rule("b", "logit_bias", leading_ones(1)),
@@ -68,11 +69,12 @@ def _patch_rules(c: SigLIPConfig) -> tuple[Rule, ...]:
             Rule("img/pos_embedding", "image/position_table", table))
 
 
-def _block_rules(source: str, ours: str, c: SigLIPConfig | SigLIPTextConfig) -> tuple[Rule, ...]:
+def block_rules(source: str, ours: str, num_heads: int) -> tuple[Rule, ...]:
+    """A block as Flax's own layers name it, in big_vision and in Scenic."""
     return (
-        *_norm(f"{source}/LayerNorm_0", f"{ours}/norm1"),
-        *_attention(f"{source}/MultiHeadDotProductAttention_0", f"{ours}/attention", c.num_heads),
-        *_norm(f"{source}/LayerNorm_1", f"{ours}/norm2"),
+        *norm_rules(f"{source}/LayerNorm_0", f"{ours}/norm1"),
+        *_attention(f"{source}/MultiHeadDotProductAttention_0", f"{ours}/attention", num_heads),
+        *norm_rules(f"{source}/LayerNorm_1", f"{ours}/norm2"),
         *_mlp(f"{source}/MlpBlock_0", f"{ours}/mlp"),
     )
 
@@ -98,12 +100,15 @@ def _attention(source: str, ours: str, num_heads: int) -> tuple[Rule, ...]:
 
 
 def _mlp(source: str, ours: str) -> tuple[Rule, ...]:
-    return *_dense(f"{source}/Dense_0", f"{ours}/fc1"), *_dense(f"{source}/Dense_1", f"{ours}/fc2")
+    return (*dense_rules(f"{source}/Dense_0", f"{ours}/fc1"),
+            *dense_rules(f"{source}/Dense_1", f"{ours}/fc2"))
 
 
-def _dense(source: str, ours: str) -> tuple[Rule, ...]:
+def dense_rules(source: str, ours: str) -> tuple[Rule, ...]:
+    """A linear layer with bias."""
     return (Rule(f"{source}/kernel", f"{ours}/kernel"), Rule(f"{source}/bias", f"{ours}/bias"))
 
 
-def _norm(source: str, ours: str) -> tuple[Rule, ...]:
+def norm_rules(source: str, ours: str) -> tuple[Rule, ...]:
+    """The scale and bias of a norm."""
     return (Rule(f"{source}/scale", f"{ours}/scale"), Rule(f"{source}/bias", f"{ours}/bias"))

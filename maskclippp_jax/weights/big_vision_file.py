@@ -59,7 +59,7 @@ def read(path: str) -> Source:
         names = {old: pattern.sub(today, new) if pattern.fullmatch(new) else new
                  for old, new in names.items()}
     if part:
-        names = {old: new for old, new in names.items() if new.startswith(f"{part}/")}
+        names = {old: new for old, new in names.items() if f"{new}/".startswith(f"{part}/")}
         if not names:
             raise ValueError(f"{file} holds nothing below {part}/")
     return Unstacked(_OneTable(Renamed(stored, names)))

@@ -28,16 +28,17 @@ class Row(typing.NamedTuple):
 
 def rows() -> list[Row]:
     """The tuned models, the generators, and the CLIPs that shipped configurations start from."""
-    used = {configs.read(name).weights for name in configs.names() if "/" not in name}
+    used = {file for name in configs.names() if "/" not in name
+            for file in configs.read(name).weights.split(",")}
     return [row for row in all_rows()
             if row.kind != "CLIP" or row.source in used or row.file in used]
 
 
 def all_rows() -> list[Row]:
-    """The same, with every published CLIP."""
-    clips = [Row(f"{e.name}:{e.training}" if _is_ambiguous(e) else e.name, "CLIP", e.source,
-                 "" if hub.is_on_hub(e.source) else e.source.rpartition("/")[2])
-             for e in published.MODELS]
+    """The same, with every published CLIP; one of two files is two rows."""
+    clips = [Row(f"{e.name}:{e.training}" if _is_ambiguous(e) else e.name, "CLIP", source,
+                 "" if hub.is_on_hub(source) else source.rpartition("/")[2])
+             for e in published.MODELS for source in e.source.split(",")]
     return [
         *(Row(e.name, "MaskCLIP++", e.source, e.file) for e in published_tuned.MODELS),
         *(Row(e.name, "generator", e.source, e.file) for e in published_generators.GENERATORS),

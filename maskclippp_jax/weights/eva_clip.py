@@ -1,5 +1,8 @@
 """EVA-CLIP checkpoints (github.com/baaivision/EVA, EVA-CLIP): EVA02 and EVA01."""
 
+import numpy as np
+
+from maskclippp_jax.models import layers
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.weights import open_clip
 from maskclippp_jax.weights.rules import (
@@ -9,6 +12,7 @@ from maskclippp_jax.weights.rules import (
     linear,
     linear_rules,
     norm_rules,
+    scalar,
 )
 
 
@@ -23,6 +27,14 @@ def image_rules(prefix: str, config: EvaViTConfig) -> tuple[Rule, ...]:
         Rule(f"{block}.attn.k_proj.weight", f"{ours}/attention/key/kernel", linear),
         Rule(f"{block}.attn.v_proj.weight", f"{ours}/attention/value/kernel", linear),
     )
+    mlp = (
+        *linear_rules(f"{block}.mlp.w1", f"{ours}/mlp/w1"),
+        *linear_rules(f"{block}.mlp.w2", f"{ours}/mlp/w2"),
+        *norm_rules(f"{block}.mlp.ffn_ln", f"{ours}/mlp/norm"),
+        *linear_rules(f"{block}.mlp.w3", f"{ours}/mlp/w3"),
+    ) if config.swiglu else (
+        *linear_rules(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *linear_rules(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"))
     return (
         Rule(f"{prefix}cls_token", "image/class_token", leading_ones(2)),
         Rule(f"{prefix}pos_embed", "image/position_table", leading_ones(1)),
@@ -34,14 +46,7 @@ def image_rules(prefix: str, config: EvaViTConfig) -> tuple[Rule, ...]:
         *norm_rules(f"{block}.attn.inner_attn_ln", f"{ours}/attention/inner_norm"),
         *linear_rules(f"{block}.attn.proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.norm2", f"{ours}/norm2"),
-        # SwiGLU
-        *linear_rules(f"{block}.mlp.w1", f"{ours}/mlp/w1"),
-        *linear_rules(f"{block}.mlp.w2", f"{ours}/mlp/w2"),
-        *norm_rules(f"{block}.mlp.ffn_ln", f"{ours}/mlp/norm"),
-        *linear_rules(f"{block}.mlp.w3", f"{ours}/mlp/w3"),
-        # the MLP of EVA01
-        *linear_rules(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
-        *linear_rules(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
+        *mlp,
         *norm_rules(f"{prefix}norm", "image/norm"),
         *linear_rules(f"{prefix}head", "image/head"),
     )
@@ -52,7 +57,22 @@ def clip_rules(config: EvaViTConfig) -> tuple[Rule, ...]:
     return (
         *image_rules("visual.", config),
         *open_clip.text_rules("text."),
-        Rule("logit_scale", "logit_scale"),
+        Rule("logit_scale", "logit_scale", scalar),
         Rule(r"visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)", None,
-             why="the rotary angles follow from the grid"),
+             why="the rotary angles follow from the grid: `rotary_buffers`"),
     )
+
+
+def rotary_buffers(config: EvaViTConfig) -> dict[str, np.ndarray]:
+    """Cosines and sines [L, K] float32 that EVA-CLIP keeps in its files, once more in every block.
+
+    It loads no file without them, unless told to. EVA01 has none.
+    """
+    if config.rotary_grid is None:
+        return {}
+    side = config.image_size // config.patch_size
+    tables = layers.rotary_table(np.array([[side, side]]), (side, side),
+                                 config.width // config.num_heads, config.rotary_grid)
+    places = ("", *(f"blocks.{i}.attn." for i in range(config.depth)))
+    return {f"visual.{place}rope.freqs_{name}": np.asarray(table[0])
+            for place in places for name, table in zip(("cos", "sin"), tables)}

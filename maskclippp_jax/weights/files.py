@@ -1,6 +1,7 @@
 """Opens checkpoint files of any kind as mappings from names to arrays, each read when asked for."""
 
 import pathlib
+import re
 import typing
 
 import numpy as np
@@ -12,6 +13,9 @@ from maskclippp_jax.weights.numpy_pickle import NumpyPickle
 from maskclippp_jax.weights.source import Renamed, Source
 from maskclippp_jax.weights.torch_file import TorchFile
 
+# What wrappers for training put before all names (torch.compile, Lightning, parallel ones).
+_PREFIXES = ("_orig_mod.", "model.", "module.")
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8",
            "BOOL")
 
@@ -75,7 +79,13 @@ class Parts(Source):
         if odd or not file_of:
             raise ValueError(f"{index} names {odd[0] if odd else 'no tensor'}, wanted files of "
                              "tensors beside it; download it again")
-        parts = {file: open_part(file) for file in sorted(set(file_of.values()))}
+        files, parts = sorted(set(file_of.values())), {}
+        for file in files:
+            try:
+                parts[file] = open_part(file)
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{index} is the list of {len(files)} files, of which "
+                                        f"{file} is not here; download all of them") from None
         self._part = {name: parts[file] for name, file in file_of.items()}
         lost = [name for name, part in self._part.items() if name not in part]
         if lost:
@@ -102,10 +112,10 @@ def read(path: str) -> Source:
 
     Args:
       path: a .safetensors file, a file of torch (.pt, .pth, .bin), or a pickle of arrays of
-        detectron2's model zoo (.pkl), here, in a bucket
+        detectron2's model zoo (.pkl), also without such an ending, here, in a bucket
         (`gs://...`), or on the hub (`hf://owner/name/file`, see `hub.fetch`); the index of several
         such files (.index.json); or a checkpoint of big_vision (.npz, or a folder, see
-        `big_vision_file.read`).
+        `big_vision_file.read`). Prefixes of wrappers (`module.`, ...) that all names have are cut.
 
     Raises:
       FileNotFoundError, ValueError: see `hub.fetch`, `SafetensorsFile`, `torch_file.TorchFile`,
@@ -116,10 +126,31 @@ def read(path: str) -> Source:
         return big_vision_file.read(local)
     local = storage.local_copy(local)
     if local.endswith(".index.json"):
-        return Parts(local, lambda file: read(hub.beside(path, file)))
-    readers = {".safetensors": SafetensorsFile, ".pkl": NumpyPickle}
-    file = readers.get(pathlib.Path(local).suffix, TorchFile)(local)
-    if len(file) and all(name.startswith("module.") for name in file):
-        # Saved by a parallel wrapper.
-        return Renamed(file, {name: name.removeprefix("module.") for name in file})
-    return file
+        return _without_prefix(Parts(local, lambda file: _read_file(
+            storage.local_copy(hub.fetch(hub.beside(path, file))))))
+    part = _PART.fullmatch(pathlib.Path(local).name)
+    if part and int(part[2]) > 1:
+        raise ValueError(f"{path} is one of the {int(part[2])} files of a checkpoint; give their "
+                         f"index, {part[1]}{part[3]}.index.json, and keep all of them beside it")
+    return _without_prefix(_read_file(local))
+
+
+def _read_file(path: str) -> Source:
+    """A single file here, of the kind that its name ends in, or else that it begins as."""
+    readers = {".safetensors": SafetensorsFile, ".pkl": NumpyPickle, ".pt": TorchFile,
+               ".pth": TorchFile, ".bin": TorchFile}
+    reader = readers.get(pathlib.Path(path).suffix)
+    if reader is None and pathlib.Path(path).is_file():
+        with open(path, "rb") as file:
+            # The length of a header in JSON, as no other kind of file begins.
+            reader = SafetensorsFile if file.read(9)[8:] == b"{" else None
+    return (reader or TorchFile)(path)
+
+
+def _without_prefix(file: Source) -> Source:
+    """A source without the prefixes that all of its names have in common."""
+    cut = ""
+    while prefix := next((p for p in _PREFIXES if len(file) and all(
+            name.startswith(cut + p) for name in file)), None):
+        cut += prefix
+    return Renamed(file, {name: name.removeprefix(cut) for name in file}) if cut else file

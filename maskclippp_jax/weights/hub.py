@@ -16,7 +16,7 @@ from maskclippp_jax.runtime import storage
 # An index stands for a checkpoint that was cut into several files.
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
-          "pytorch_model.bin")
+          "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SCHEME = "hf://"
 # Where downloads are looked for: where the command is started, then beside our other caches.
 FOLDERS = (pathlib.Path("weights"), storage.CACHE / "weights")
@@ -121,14 +121,26 @@ def fetch(path: str) -> str:
                 "huggingface.co, log in with `hf auth login`, and try again") from None
         except (errors.RepositoryNotFoundError, errors.HFValidationError):
             raise FileNotFoundError(
-                f"the hub has no public repository {owner}/{name}; is {path} spelt right?"
-            ) from None
+                f"the hub has no public repository {owner}/{name}; is {path} spelt right? A "
+                "private one wants `hf auth login`") from None
+        except errors.HfHubHTTPError as error:
+            offline = error
+            break
+    if _is_refusal(offline):
+        raise FileNotFoundError(f"the hub refuses {path} to you; log in with `hf auth login`, by a "
+                                "token that is still good and may read it, and try again")
     if offline is not None:
         raise FileNotFoundError(
             f"{path} is not in the cache of huggingface_hub and cannot be fetched (no network, or "
             "HF_HUB_OFFLINE is set); fetch it on a machine with network and give the file's path")
     raise FileNotFoundError(f"the repository {owner}/{name} has no file "
                             f"{file or ' or '.join(FILES)}; give hf://owner/name/file")
+
+
+def _is_refusal(error: Exception | None) -> bool:
+    """Whether an answer of the hub, or what kept us from it, is that we may not."""
+    answers = (getattr(e, "response", None) for e in (error, getattr(error, "__cause__", None)))
+    return any(getattr(answer, "status_code", None) in (401, 403) for answer in answers)
 
 
 def _parts(path: str) -> tuple[str, str, str]:

@@ -1,6 +1,11 @@
 """CLIP and SigLIP under the names of github.com/huggingface/transformers."""
 
-from maskclippp_jax.models.siglip import SigLIPConfig
+import re
+
+import numpy as np
+
+from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
+from maskclippp_jax.models.siglip import SigLIPTextConfig
 from maskclippp_jax.weights.rules import (
     Change,
     Rule,
@@ -9,9 +14,11 @@ from maskclippp_jax.weights.rules import (
     linear,
     linear_rules,
     norm_rules,
+    scalar,
 )
 
 _HEADS = ("query", "key", "value")
+_TEXT_HEAD = "text_model.head"
 
 
 def clip_rules() -> tuple[Rule, ...]:
@@ -37,14 +44,15 @@ def clip_rules() -> tuple[Rule, ...]:
         *norm_rules(f"{words}.final_layer_norm", "text/norm"),
         Rule("text_projection.weight", "text/projection", linear),
 
-        Rule("logit_scale", "logit_scale"),
+        Rule("logit_scale", "logit_scale", scalar),
         Rule(r"(vision|text)_model\.embeddings\.position_ids", None,
              why="the numbers 0, 1, 2, ..."),
     )
 
 
-def siglip_rules(image: SigLIPConfig) -> tuple[Rule, ...]:
+def siglip_rules(model: MaskCLIPppConfig) -> tuple[Rule, ...]:
     """`SiglipModel`, and `Siglip2Model`, which is the NaFlex kind of SigLIP 2."""
+    image = model.image
     vision, words, pool, ours = "vision_model", "text_model", "vision_model.head", "image/pool"
     patch = f"{vision}.embeddings.patch_embedding"
     kernel = conv
@@ -71,13 +79,26 @@ def siglip_rules(image: SigLIPConfig) -> tuple[Rule, ...]:
         Rule(f"{words}.embeddings.position_embedding.weight", "text/position_table"),
         *_block(words, "text"), *_apart(words, "text"),
         *norm_rules(f"{words}.final_layer_norm", "text/norm"),
-        *linear_rules(f"{words}.head", "text/head"),
+        *(linear_rules(_TEXT_HEAD, "text/head") if model.text.has_head else (
+            Rule(rf"{re.escape(_TEXT_HEAD)}\.(weight|bias)", None,
+                 why="the model has no text head: `absent_head`"),)),
 
         Rule("logit_scale", "logit_scale", leading_ones(1)),
         Rule("logit_bias", "logit_bias", leading_ones(1)),
         Rule(r"(vision|text)_model\.embeddings\.position_ids", None,
              why="the numbers 0, 1, 2, ..."),
     )
+
+
+def absent_head(text: SigLIPTextConfig) -> dict[str, np.ndarray]:
+    """The text head that `SiglipModel` has when the model has none: it changes nothing.
+
+    So transformers writes SigLIP So400m/16 for many languages, and loads no file without it.
+    """
+    if text.has_head:
+        return {}
+    return {f"{_TEXT_HEAD}.weight": np.eye(text.width, dtype=np.float32),
+            f"{_TEXT_HEAD}.bias": np.zeros(text.width, np.float32)}
 
 
 def _apart(source: str, ours: str) -> tuple[Rule, ...]:

@@ -1,7 +1,7 @@
 """MaskCLIP++ checkpoints of the public reference (github.com/HVision-NKU/MaskCLIPpp)."""
 
 from maskclippp_jax.weights import open_clip
-from maskclippp_jax.weights.rules import Rule, linear
+from maskclippp_jax.weights.rules import Rule, linear, scalar
 
 IMAGE_PREFIX = "visual_encoder.proxy."
 
@@ -47,6 +47,6 @@ def model_rules(image: tuple[Rule, ...], text_prefix: str,
         *image,
         Rule("visual_encoder.mask_logit_scale", "image/mask_logit_scale"),
         *open_clip.text_rules(text_prefix),
-        Rule("text_encoder.logit_scale", "logit_scale"),
+        Rule("text_encoder.logit_scale", "logit_scale", scalar),
         *head,
     )

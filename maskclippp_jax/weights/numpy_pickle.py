@@ -1,10 +1,8 @@
 """Reads pickles of numpy arrays (.pkl, as detectron2's model zoo has them) without trusting them.
 
-A pickle is a program; as in `torch_file`, it may ask for a handful of names only, and gets
-stand-ins for them, which do nothing but remember.
+`pickles` runs it; arrays and their types get stand-ins, which do nothing but remember.
 """
 
-import collections
 import math
 import pathlib
 import pickle
@@ -12,6 +10,7 @@ import pickle
 import numpy as np
 
 from maskclippp_jax.weights import pickles
+from maskclippp_jax.weights.pickles import Call
 from maskclippp_jax.weights.source import Source
 
 _DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
@@ -64,18 +63,11 @@ def _no_bytes():
     return b""  # what an empty array of protocol 2 has
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        module = module.replace("numpy._core", "numpy.core")
-        allowed = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
-                   ("numpy.core.multiarray", "_reconstruct"): _Array,
-                   ("numpy.core.multiarray", "scalar"): _scalar,
-                   ("collections", "OrderedDict"): collections.OrderedDict,
-                   ("_codecs", "encode"): _encode,
-                   ("__builtin__", "bytes"): _no_bytes}
-        if (module, name) in allowed:
-            return allowed[module, name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+class _Unpickler(pickles.Unpickler):
+    known = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
+             ("numpy.core.multiarray", "_reconstruct"): _Array,
+             ("numpy.core.multiarray", "scalar"): Call(_scalar),
+             ("_codecs", "encode"): Call(_encode), ("builtins", "bytes"): Call(_no_bytes)}
 
 
 class NumpyPickle(Source):

@@ -8,7 +8,16 @@ import re
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
-from maskclippp_jax.weights.rules import Rule, conv, conv_rules, linear, linear_rules, norm_rules
+from maskclippp_jax.weights.rules import (
+    Rule,
+    conv,
+    conv_rules,
+    joined_rules,
+    linear,
+    linear_rules,
+    norm_rules,
+    scalar,
+)
 
 _HEADS = ("query", "key", "value")
 
@@ -16,6 +25,12 @@ _HEADS = ("query", "key", "value")
 def vit_rules(prefix: str, config: ClipViTConfig) -> tuple[Rule, ...]:
     """The Vision Transformer below a prefix such as `visual.`."""
     del config
+    return (*vit_trunk_rules(prefix),
+            Rule(f"{prefix}proj", "image/projection"))  # stored (in, out)
+
+
+def vit_trunk_rules(prefix: str) -> tuple[Rule, ...]:
+    """The same without the map at its end, as PE-Core has it too."""
     block, ours = f"{prefix}transformer.resblocks.{{i}}", "image/blocks/{i}"
     return (
         Rule(f"{prefix}class_embedding", "image/class_token"),
@@ -23,15 +38,12 @@ def vit_rules(prefix: str, config: ClipViTConfig) -> tuple[Rule, ...]:
         Rule(f"{prefix}conv1.weight", "image/patch_embed/kernel", conv),
         *norm_rules(f"{prefix}ln_pre", "image/pre_norm"),
         *norm_rules(f"{block}.ln_1", f"{ours}/norm1"),
-        Rule(f"{block}.attn.in_proj_weight",  # rows q, k, v
-             tuple(f"{ours}/attention/{x}/kernel" for x in _HEADS), linear),
-        Rule(f"{block}.attn.in_proj_bias", tuple(f"{ours}/attention/{x}/bias" for x in _HEADS)),
+        *joined_rules(f"{block}.attn.in_proj_", f"{ours}/attention", _HEADS),
         *linear_rules(f"{block}.attn.out_proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.ln_2", f"{ours}/norm2"),
         *linear_rules(f"{block}.mlp.c_fc", f"{ours}/mlp/fc1"),
         *linear_rules(f"{block}.mlp.c_proj", f"{ours}/mlp/fc2"),
         *norm_rules(f"{prefix}ln_post", "image/norm"),
-        Rule(f"{prefix}proj", "image/projection"),  # stored (in, out)
     )
 
 
@@ -111,7 +123,8 @@ def clip_rules(image: tuple[Rule, ...], prefix: str = "") -> tuple[Rule, ...]:
     if prefix:
         left_out = Rule(rf"(?!{re.escape(prefix)}).*", None,
                         why="the mask generator around the CLIP")
-    return (*image, *text_rules(prefix), Rule(f"{prefix}logit_scale", "logit_scale"), left_out)
+    return (*image, *text_rules(prefix), Rule(f"{prefix}logit_scale", "logit_scale", scalar),
+            left_out)
 
 
 def _batch_norm(source: str, path: str) -> tuple[Rule, ...]:

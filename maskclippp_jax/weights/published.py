@@ -15,12 +15,15 @@ from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
+from maskclippp_jax.models.dinotxt import DinoTxtConfig
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.layers import PIXEL_MEAN, PIXEL_STD
 from maskclippp_jax.models.maskclippp import ImageConfig, MaskCLIPpp, MaskCLIPppConfig
+from maskclippp_jax.models.pe import PEConfig
 from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
-from maskclippp_jax.weights import rules
+from maskclippp_jax.models.tips import TIPSConfig
+from maskclippp_jax.weights import published_encoders, rules
 
 # The small CLIP that ships with the project (launch/pretrain_quickstart.py made it).
 QUICKSTART_WEIGHTS = str(
@@ -40,14 +43,15 @@ class Published(typing.NamedTuple):
         """The untuned model: mean over templates."""
         if isinstance(self.image, SigLIPConfig):
             return MaskCLIPppConfig.of_siglip(self.image, self.text)
+        if isinstance(self.image, PEConfig | TIPSConfig | DinoTxtConfig):
+            return MaskCLIPppConfig.of_uncut(self.image, self.text)
         return MaskCLIPppConfig(self.image, self.text, similarity=None)
 
     @property
     def pixels(self) -> tuple[tuple, tuple]:
         """Mean and deviation of RGB on 0..255."""
-        if isinstance(self.image, ClipViTConfig | SigLIPConfig):
-            return self.image.pixel_mean, self.image.pixel_std
-        return PIXEL_MEAN, PIXEL_STD
+        return (getattr(self.image, "pixel_mean", PIXEL_MEAN),
+                getattr(self.image, "pixel_std", PIXEL_STD))
 
 
 _B, _L, _H = TextConfig.clip(512), TextConfig.clip(768), TextConfig.clip(1024, 24)
@@ -73,81 +77,102 @@ def _transformers(name: str, repository: str, image, text) -> Published:
     return _quick(name, "openai", f"hf://openai/{repository}", "MIT", image, text)
 
 
-def _metaclip(name: str, file: str, image, text) -> Published:
-    return _quick(name, "metaclip_fullcc", f"https://dl.fbaipublicfiles.com/MMPT/metaclip/{file}",
-                  "CC-BY-NC-4.0", image, text)
+def _metaclip(name: str, training: str, file: str, repository: str, image, text, *,
+              make=_quick) -> tuple[Published, ...]:
+    """The same weights twice: their authors' file, and the copy on the hub."""
+    return tuple(make(name, f"metaclip_{training}", source, "CC-BY-NC-4.0", image, text)
+                 for source in (f"https://dl.fbaipublicfiles.com/MMPT/metaclip/{file}",
+                                f"hf://timm/{repository}"))
+
+
+def _dfn(name: str, training: str, repository: str, image, text, *, make=_quick) -> Published:
+    return make(name, training, f"hf://apple/{repository}", "Apple ML Research", image, text)
 
 
 def _laion(name: str, training: str, repository: str, image, text) -> Published:
     return Published(name, training, f"hf://laion/{repository}", "MIT", image, text)
 
 
-def _eva(name: str, file: str, image, text) -> Published:
-    return Published(name, file.removesuffix(".pt"), f"hf://QuanSun/EVA-CLIP/{file}", "MIT", image,
-                     text)
+def _eva(name: str, file: str, repository: str, image, text) -> tuple[Published, ...]:
+    """The same weights twice: their authors' file, and OpenCLIP's under timm's names."""
+    return tuple(Published(name, file.removesuffix(".pt"), source, "MIT", image, text)
+                 for source in (f"hf://QuanSun/EVA-CLIP/{file}", f"hf://timm/{repository}"))
 
 
-def _siglip(name: str, file: str, repository: str, image, text) -> tuple[Published, Published]:
-    """The same weights twice: big_vision's file, and transformers' on the hub."""
+def _siglip(name: str, file: str, repository: str, open_clip: str, image, text
+            ) -> tuple[Published, ...]:
+    """The same weights three times: of big_vision, transformers, and (but for NaFlex) OpenCLIP."""
     folder = "siglip2" if name.startswith("SigLIP2") else "siglip"
-    return tuple(Published(name, file, source, "Apache-2.0", image, text) for source in (
-        f"https://storage.googleapis.com/big_vision/{folder}/{file}.npz",
-        f"hf://google/{repository}"))
+    sources = (f"https://storage.googleapis.com/big_vision/{folder}/{file}.npz",
+               f"hf://google/{repository}", *([f"hf://timm/ViT-{open_clip}"] if open_clip else []))
+    return tuple(Published(name, file, source, "Apache-2.0", image, text) for source in sources)
 
 
 _SIG, _WORDS = SigLIPConfig, SigLIPTextConfig.siglip
 _WORDS2 = {size: SigLIPTextConfig.siglip2(size) for size in ("B", "L", "So400m")}
 _SIGLIP = (
     _siglip("SigLIP B/16 224", "webli_en_b16_224_63724782", "siglip-base-patch16-224",
-            _SIG.b16(224), _WORDS("B")),
+            "B-16-SigLIP", _SIG.b16(224), _WORDS("B")),
     _siglip("SigLIP B/16 256", "webli_en_b16_256_60500360", "siglip-base-patch16-256",
-            _SIG.b16(256), _WORDS("B")),
+            "B-16-SigLIP-256", _SIG.b16(256), _WORDS("B")),
     _siglip("SigLIP B/16 384", "webli_en_b16_384_68578854", "siglip-base-patch16-384",
-            _SIG.b16(384), _WORDS("B")),
+            "B-16-SigLIP-384", _SIG.b16(384), _WORDS("B")),
     _siglip("SigLIP B/16 512", "webli_en_b16_512_68580893", "siglip-base-patch16-512",
-            _SIG.b16(512), _WORDS("B")),
+            "B-16-SigLIP-512", _SIG.b16(512), _WORDS("B")),
     _siglip("SigLIP L/16 256", "webli_en_l16_256_60552751", "siglip-large-patch16-256",
-            _SIG.l16(256), _WORDS("L")),
+            "L-16-SigLIP-256", _SIG.l16(256), _WORDS("L")),
     _siglip("SigLIP L/16 384", "webli_en_l16_384_63634585", "siglip-large-patch16-384",
-            _SIG.l16(384), _WORDS("L")),
+            "L-16-SigLIP-384", _SIG.l16(384), _WORDS("L")),
     _siglip("SigLIP So400m/14 224", "webli_en_so400m_224_57633886", "siglip-so400m-patch14-224",
-            _SIG.so400m14(224), _WORDS("So400m", context_length=16)),
+            "SO400M-14-SigLIP", _SIG.so400m14(224), _WORDS("So400m", context_length=16)),
     _siglip("SigLIP So400m/14 384", "webli_en_so400m_384_58765454", "siglip-so400m-patch14-384",
-            _SIG.so400m14(384), _WORDS("So400m")),
+            "SO400M-14-SigLIP-384", _SIG.so400m14(384), _WORDS("So400m")),
     _siglip("SigLIP B/16 256 i18n", "webli_i18n_b16_256_66117334",
-            "siglip-base-patch16-256-multilingual", _SIG.b16(256), _WORDS("B", vocab_size=250_000)),
+            "siglip-base-patch16-256-multilingual", "B-16-SigLIP-i18n-256", _SIG.b16(256),
+            _WORDS("B", vocab_size=250_000)),
     _siglip("SigLIP So400m/16 256 i18n", "webli_i18n_so400m_16_256_78061115",
-            "siglip-so400m-patch16-256-i18n", _SIG.so400m16(256),
+            "siglip-so400m-patch16-256-i18n", "SO400M-16-SigLIP-i18n-256", _SIG.so400m16(256),
             _WORDS("So400m", vocab_size=250_000, has_head=False)),
 
-    _siglip("SigLIP2 B/32 256", "siglip2_b32_256", "siglip2-base-patch32-256", _SIG.b32(256),
-            _WORDS2["B"]),
+    _siglip("SigLIP2 B/32 256", "siglip2_b32_256", "siglip2-base-patch32-256",
+            "B-32-SigLIP2-256", _SIG.b32(256), _WORDS2["B"]),
+    _siglip("SigLIP2 B/16 224", "siglip2_b16_224", "siglip2-base-patch16-224", "B-16-SigLIP2",
+            _SIG.b16(224), _WORDS2["B"]),
     *(_siglip(f"SigLIP2 B/16 {px}", f"siglip2_b16_{px}", f"siglip2-base-patch16-{px}",
-              _SIG.b16(px), _WORDS2["B"]) for px in (224, 256, 384, 512)),
+              f"B-16-SigLIP2-{px}", _SIG.b16(px), _WORDS2["B"]) for px in (256, 384, 512)),
     *(_siglip(f"SigLIP2 L/16 {px}", f"siglip2_l16_{px}", f"siglip2-large-patch16-{px}",
-              _SIG.l16(px), _WORDS2["L"]) for px in (256, 384, 512)),
-    *(_siglip(f"SigLIP2 So400m/14 {px}", f"siglip2_so400m14_{px}",
-              f"siglip2-so400m-patch14-{px}", _SIG.so400m14(px), _WORDS2["So400m"])
-      for px in (224, 384)),
+              f"L-16-SigLIP2-{px}", _SIG.l16(px), _WORDS2["L"]) for px in (256, 384, 512)),
+    _siglip("SigLIP2 So400m/14 224", "siglip2_so400m14_224", "siglip2-so400m-patch14-224",
+            "SO400M-14-SigLIP2", _SIG.so400m14(224), _WORDS2["So400m"]),
+    _siglip("SigLIP2 So400m/14 384", "siglip2_so400m14_384", "siglip2-so400m-patch14-384",
+            "SO400M-14-SigLIP2-378", _SIG.so400m14(384), _WORDS2["So400m"]),
     *(_siglip(f"SigLIP2 So400m/16 {px}", f"siglip2_so400m16_{px}",
-              f"siglip2-so400m-patch16-{px}", _SIG.so400m16(px), _WORDS2["So400m"])
-      for px in (256, 384, 512)),
+              f"siglip2-so400m-patch16-{px}", f"SO400M-16-SigLIP2-{px}", _SIG.so400m16(px),
+              _WORDS2["So400m"]) for px in (256, 384, 512)),
     *(_siglip(f"SigLIP2 g-opt/16 {px}", f"siglip2_g-opt16_{px}",
-              f"siglip2-giant-opt-patch16-{px}", _SIG.g_opt16(px),
+              f"siglip2-giant-opt-patch16-{px}", f"gopt-16-SigLIP2-{px}", _SIG.g_opt16(px),
               SigLIPTextConfig.siglip2("So400m", embed_dim=1536)) for px in (256, 384)),
-    _siglip("SigLIP2 B/16 NaFlex", "siglip2_b16_naflex", "siglip2-base-patch16-naflex",
+    _siglip("SigLIP2 B/16 NaFlex", "siglip2_b16_naflex", "siglip2-base-patch16-naflex", "",
             _SIG.b16_naflex(), _WORDS2["B"]),
     _siglip("SigLIP2 So400m/16 NaFlex", "siglip2_so400m16_naflex", "siglip2-so400m-patch16-naflex",
-            _SIG.so400m16_naflex(), _WORDS2["So400m"]),
+            "", _SIG.so400m16_naflex(), _WORDS2["So400m"]),
 )
 
 _VIT, _CONVNEXT, _RESNET, _EVA = ClipViTConfig, ConvNeXtConfig, ResNetConfig, EvaViTConfig
 
 MODELS = (
-    _eva("EVA02-CLIP-B-16", "EVA02_CLIP_B_psz16_s8B.pt", _EVA.eva02_b16(), _B),
-    _eva("EVA02-CLIP-L-14", "EVA02_CLIP_L_psz14_s4B.pt", _EVA.eva02_l14(), _L),
-    _eva("EVA02-CLIP-L-14-336", "EVA02_CLIP_L_336_psz14_s6B.pt", _EVA.eva02_l14_336(), _L),
-    _eva("EVA01-CLIP-g-14-plus", "EVA01_CLIP_g_14_plus_psz14_s11B.pt", _EVA.eva01_g14_plus(), _H),
+    *_eva("EVA02-CLIP-B-16", "EVA02_CLIP_B_psz16_s8B.pt",
+          "eva02_base_patch16_clip_224.merged2b_s8b_b131k", _EVA.eva02_b16(), _B),
+    *_eva("EVA02-CLIP-L-14", "EVA02_CLIP_L_psz14_s4B.pt",
+          "eva02_large_patch14_clip_224.merged2b_s4b_b131k", _EVA.eva02_l14(), _L),
+    *_eva("EVA02-CLIP-L-14-336", "EVA02_CLIP_L_336_psz14_s6B.pt",
+          "eva02_large_patch14_clip_336.merged2b_s6b_b61k", _EVA.eva02_l14_336(), _L),
+    # The image tower of g-14-plus, another text tower.
+    *_eva("EVA01-CLIP-g-14", "EVA01_CLIP_g_14_psz14_s11B.pt",
+          "eva_giant_patch14_clip_224.laion400m_s11b_b41k", _EVA.eva01_g14_plus(),
+          TextConfig.clip(768, embed_dim=1024)),
+    *_eva("EVA01-CLIP-g-14-plus", "EVA01_CLIP_g_14_plus_psz14_s11B.pt",
+          "eva_giant_patch14_plus_clip_224.merged2b_s11b_b114k", _EVA.eva01_g14_plus(), _H),
 
     _openai("ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
             _VIT.b32(), _B),
@@ -161,10 +186,30 @@ MODELS = (
     _transformers("ViT-B-16", "clip-vit-base-patch16", _VIT.b16(), _B),
     _transformers("ViT-L-14", "clip-vit-large-patch14", _VIT.l14(), _L),
     _transformers("ViT-L-14-336", "clip-vit-large-patch14-336", _VIT.l14_336(), _L),
-    _metaclip("ViT-B-32", "b32_fullcc2.5b.pt", _VIT.b32(), _B),
-    _metaclip("ViT-B-16", "b16_fullcc2.5b.pt", _VIT.b16(), _B),
-    _metaclip("ViT-L-14", "l14_fullcc2.5b.pt", _VIT.l14(), _L),
-    _metaclip("ViT-H-14", "h14_fullcc2.5b.pt", _VIT.h14(), _H),
+    *_metaclip("ViT-B-32", "400m", "b32_400m.pt", "vit_base_patch32_clip_224.metaclip_400m",
+               _VIT.b32(), _B),
+    *_metaclip("ViT-B-32", "fullcc", "b32_fullcc2.5b.pt",
+               "vit_base_patch32_clip_224.metaclip_2pt5b", _VIT.b32(), _B),
+    *_metaclip("ViT-B-16", "400m", "b16_400m.pt", "vit_base_patch16_clip_224.metaclip_400m",
+               _VIT.b16(), _B),
+    *_metaclip("ViT-B-16", "fullcc", "b16_fullcc2.5b.pt",
+               "vit_base_patch16_clip_224.metaclip_2pt5b", _VIT.b16(), _B),
+    *_metaclip("ViT-L-14", "400m", "l14_400m.pt", "vit_large_patch14_clip_224.metaclip_400m",
+               _VIT.l14(), _L),
+    *_metaclip("ViT-L-14", "fullcc", "l14_fullcc2.5b.pt",
+               "vit_large_patch14_clip_224.metaclip_2pt5b", _VIT.l14(), _L),
+    *_metaclip("ViT-H-14", "fullcc", "h14_fullcc2.5b.pt",
+               "vit_huge_patch14_clip_224.metaclip_2pt5b", _VIT.h14(), _H),
+    *_metaclip("ViT-H-14", "altogether", "h14_v1.2_altogether.pt",
+               "vit_huge_patch14_clip_224.metaclip_altogether", _VIT.h14(), _H, make=Published),
+    *_metaclip("ViT-bigG-14", "fullcc", "G14_fullcc2.5b.pt",
+               "vit_gigantic_patch14_clip_224.metaclip_2pt5b", _VIT.big_g14(), _BIG_G),
+    _dfn("ViT-B-16", "dfn2b", "DFN2B-CLIP-ViT-B-16", _VIT.b16(), _B),
+    _dfn("ViT-L-14", "dfn2b", "DFN2B-CLIP-ViT-L-14", _VIT.l14(), _L),
+    _dfn("ViT-L-14", "dfn2b_s39b", "DFN2B-CLIP-ViT-L-14-39B", _VIT.l14(), _L, make=Published),
+    _dfn("ViT-H-14", "dfn5b", "DFN5B-CLIP-ViT-H-14", _VIT.h14(), _H),
+    _dfn("ViT-H-14-378", "dfn5b", "DFN5B-CLIP-ViT-H-14-378",
+         dataclasses.replace(_VIT.h14(), image_size=378), _H),
     _laion("ViT-B-32", "laion2b_s34b_b79k", "CLIP-ViT-B-32-laion2B-s34B-b79K", _VIT.b32(), _B),
     _laion("ViT-B-32", "datacomp_xl_s13b_b90k", "CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
            _VIT.b32(), _B),
@@ -207,6 +252,7 @@ MODELS = (
             _RESNET.rn50x64(), TextConfig.clip(1024)),
 
     *(row for both in _SIGLIP for row in both),
+    *(Published(*row) for row in published_encoders.ROWS),
 )
 
 
@@ -214,9 +260,11 @@ MODELS = (
 # big_vision's code have them.
 MILLIONS = {
     "EVA02-CLIP-B-16": (86.26, 63.43), "EVA02-CLIP-L-14": (304.11, 123.65),
-    "EVA02-CLIP-L-14-336": (304.43, 123.65), "EVA01-CLIP-g-14-plus": (1012.59, 354.03),
+    "EVA02-CLIP-L-14-336": (304.43, 123.65), "EVA01-CLIP-g-14": (1012.59, 123.85),
+    "EVA01-CLIP-g-14-plus": (1012.59, 354.03),
     "ViT-B-32": (87.85, 63.43), "ViT-B-16": (86.19, 63.43), "ViT-L-14": (303.97, 123.65),
-    "ViT-L-14-336": (304.29, 123.65), "ViT-H-14": (632.08, 354.03), "ViT-g-14": (1012.65, 354.03),
+    "ViT-L-14-336": (304.29, 123.65), "ViT-H-14": (632.08, 354.03),
+    "ViT-H-14-378": (632.68, 354.03), "ViT-g-14": (1012.65, 354.03),
     "ViT-bigG-14": (1844.91, 694.66), "convnext_base_w": (88.22, 91.16),
     "convnext_base_w_320": (88.22, 91.16), "convnext_large_d": (199.77, 152.0),
     "convnext_large_d_320": (199.77, 152.0), "convnext_xxlarge": (846.54, 354.03),
@@ -236,6 +284,7 @@ MILLIONS = {
     "SigLIP2 So400m/16 512": (428.77, 707.78), "SigLIP2 g-opt/16 256": (1163.17, 708.23),
     "SigLIP2 g-opt/16 384": (1163.66, 708.23), "SigLIP2 B/16 NaFlex": (92.93, 282.30),
     "SigLIP2 So400m/16 NaFlex": (427.89, 707.78),
+    **published_encoders.MILLIONS,
 }
 
 
@@ -284,7 +333,8 @@ def _same_shapes(one: typing.Any, other: typing.Any) -> bool:
     if type(one) is not type(other):
         return False
     free = {"mask_layers", "quick_gelu", "mask_threshold", "norm_epsilon", "pixel_mean",
-            "pixel_std", "drop_path", "rotary_grid", "exact_gelu", "padding", "words"}
+            "pixel_std", "drop_path", "rotary_grid", "exact_gelu", "padding", "words",
+            "class_token", "prefix_visible"}
     return all(getattr(one, f.name) == getattr(other, f.name)
                for f in dataclasses.fields(one) if f.name not in free)
 
@@ -312,6 +362,44 @@ def looks_like(shapes: typing.Mapping[str, tuple], rules_for: typing.Callable,
                     == {p: s for p, s in wanted.items() if belongs(p)}):
                 names.append(name)
     return names
+
+
+def kind_like(names: typing.Collection[str], rules_for: typing.Callable) -> str | None:
+    """The kind of model whose rules know every name of a file: "an EVA02-CLIP", "a SigLIP", ...
+
+    Args:
+      names: in the file.
+      rules_for: as in `looks_like`.
+    """
+    kinds = {}
+    for entry in MODELS:
+        kinds.setdefault((type(entry.image), getattr(entry.image, "fused_qkv", None)), entry)
+    for entry in kinds.values():
+        try:
+            table = rules_for(entry.model)
+        except ValueError:
+            continue
+        if not rules.unknown_names(names, table):
+            return kind_of(entry.model)
+    return None
+
+
+def kind_of(model: MaskCLIPppConfig) -> str:
+    """What models of the kind of one are called, with an article."""
+    match model.image:
+        case EvaViTConfig():
+            return "an EVA01-CLIP" if model.image.fused_qkv else "an EVA02-CLIP"
+        case SigLIPConfig():
+            return "a SigLIP"
+        case ClipViTConfig():
+            return "a CLIP with a Vision Transformer"
+        case PEConfig():
+            return "a PE-Core"
+        case TIPSConfig():
+            return "a TIPS"
+        case DinoTxtConfig():
+            return "a dino.txt"
+    return f"a CLIP with a {type(model.image).__name__.removesuffix('Config')}"
 
 
 def _may_be(model: MaskCLIPppConfig, shapes: typing.Mapping[str, tuple]) -> bool:

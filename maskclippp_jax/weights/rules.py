@@ -38,12 +38,17 @@ def leading_ones(count: int) -> Change:
     return Change(load, lambda x, shape: x.reshape((1,) * count + x.shape))
 
 
+# A number that some files hold as a list of one.
+scalar = Change(lambda x, shape: x.reshape(()) if x.shape == (1,) else x, lambda x, shape: x)
+
+
 class Rule(typing.NamedTuple):
     # Name there, `{i}` for a number; several names are parts of one parameter. A regular expression
     # if `path` is None.
     source: str | tuple[str, ...]
-    # Path here; several paths are parts of one tensor; None: left out.
-    path: str | tuple[str, ...] | None
+    # Path here; several paths are parts of one tensor, a None among them a part that is not read,
+    # and written as zeros. None: left out.
+    path: str | tuple[str | None, ...] | None
     change: Change = keep
     why: str = ""  # why it is left out
 
@@ -52,7 +57,7 @@ class Rule(typing.NamedTuple):
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
-    def paths(self) -> tuple[str, ...]:
+    def paths(self) -> tuple[str | None, ...]:
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
@@ -60,6 +65,15 @@ def linear_rules(source: str, path: str) -> tuple[Rule, Rule]:
     """A linear layer with bias."""
     return (Rule(f"{source}.weight", f"{path}/kernel", linear),
             Rule(f"{source}.bias", f"{path}/bias"))
+
+
+def joined_rules(source: str, path: str, parts: typing.Sequence[str]) -> tuple[Rule, Rule]:
+    """Several linear layers `path/part` that are the rows of one there, below each other.
+
+    `source` lacks the last word of its names only: "weight" and "bias".
+    """
+    return (Rule(f"{source}weight", tuple(f"{path}/{x}/kernel" for x in parts), linear),
+            Rule(f"{source}bias", tuple(f"{path}/{x}/bias" for x in parts)))
 
 
 def conv_rules(source: str, path: str) -> tuple[Rule, Rule]:
@@ -106,8 +120,8 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
     for (rule, numbers), names in progress.track(groups.items(), "reading weights",
                                                  unit="tensors"):
         shown = ", ".join(names.values())
-        paths = [_insert(path, numbers) for path in rule.paths]
-        unknown = [path for path in paths if path not in wanted]
+        paths = [path and _insert(path, numbers) for path in rule.paths]
+        unknown = [path for path in paths if path and path not in wanted]
         twice = [path for path in paths if path in filled]
         if unknown:
             problems.append(f"{shown}: the model has no {unknown[0]}")
@@ -120,6 +134,8 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
             array = parts[0] if len(parts) == 1 else np.concatenate(parts)
             pieces = [array] if len(paths) == 1 else np.array_split(array, len(paths))
             for path, piece in zip(paths, pieces):
+                if path is None:
+                    continue
                 leaf = wanted[path]
                 piece = _changed(rule, piece, leaf.shape)
                 if piece.shape != tuple(leaf.shape):
@@ -144,10 +160,13 @@ def export(params: parameters.Tree, rules: typing.Sequence[Rule]) -> dict[str, n
     groups, problems = _group(leaves, rules, by_source=False)
     result = {}
     for (rule, numbers), paths in progress.track(groups.items(), "converting", unit="tensors"):
-        if len(paths) < len(rule.paths):
+        if len(paths) < sum(path is not None for path in rule.paths):
             problems.append(f"{', '.join(paths.values())} without the other parts")
             continue
-        arrays = [np.asarray(leaves[paths[k]]) for k in range(len(paths))]
+        arrays = [np.asarray(leaves[paths[k]]) if k in paths else None
+                  for k in range(len(rule.paths))]
+        arrays = [np.zeros_like(leaves[next(iter(paths.values()))]) if x is None else x
+                  for x in arrays]
         arrays = [rule.change.export(x, x.shape) for x in arrays]
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         names = [_insert(name, numbers) for name in rule.sources]
@@ -163,7 +182,27 @@ def export(params: parameters.Tree, rules: typing.Sequence[Rule]) -> dict[str, n
 def paths_for(name: str, rules: typing.Sequence[Rule]) -> tuple[str, ...]:
     """Our paths of a source's tensor; none if the table leaves it out or does not know it."""
     groups, _ = _group([name], rules, by_source=True)
-    return tuple(_insert(path, numbers) for rule, numbers in groups for path in rule.paths)
+    return tuple(_insert(path, numbers) for rule, numbers in groups for path in rule.paths if path)
+
+
+def unknown_names(names: typing.Iterable[str], rules: typing.Sequence[Rule]) -> list[str]:
+    """A line for every name that does not fall under one rule."""
+    return _group(names, rules, by_source=True)[1]
+
+
+def names_of(source: typing.Iterable[str], rules: typing.Sequence[Rule], beginning: str
+             ) -> list[str]:
+    """The names of a source whose parameters' paths begin so."""
+    groups, _ = _group(source, rules, by_source=True)
+    return [name for (rule, _), names in groups.items()
+            if rule.paths[0].startswith(beginning) for name in names.values()]
+
+
+def names_for(paths: typing.Iterable[str], rules: typing.Sequence[Rule]) -> dict[str, str]:
+    """A source's name of each of our paths (the first, if it has several parts there)."""
+    groups, _ = _group(paths, rules, by_source=False)
+    return {path: _insert(rule.sources[0], numbers)
+            for (rule, numbers), found in groups.items() for path in found.values()}
 
 
 def shapes_for(shapes: typing.Mapping[str, tuple], rules: typing.Sequence[Rule]
@@ -181,7 +220,8 @@ def shapes_for(shapes: typing.Mapping[str, tuple], rules: typing.Sequence[Rule]
         pieces = np.array_split(np.broadcast_to(np.float32(0), whole), len(rule.paths)) if (
             len(rule.paths) > 1) else [np.broadcast_to(np.float32(0), whole)]
         for path, piece in zip(rule.paths, pieces):
-            found[_insert(path, numbers)] = _changed(rule, piece, piece.shape).shape
+            if path:
+                found[_insert(path, numbers)] = _changed(rule, piece, piece.shape).shape
     return found
 
 
@@ -206,7 +246,8 @@ def _group(names: typing.Iterable[str], rules: typing.Sequence[Rule], *, by_sour
     """
     patterns = [(re.compile(template) if rule.path is None else _pattern(template), rule, part)
                 for rule in rules if by_source or rule.path is not None
-                for part, template in enumerate(rule.sources if by_source else rule.paths)]
+                for part, template in enumerate(rule.sources if by_source else rule.paths)
+                if template is not None]
     groups, problems = collections.defaultdict(dict), []
     for name in names:
         found = [(match, rule, part) for pattern, rule, part in patterns

@@ -1,16 +1,15 @@
 """Reads torch checkpoints without torch, and without trusting them.
 
-A checkpoint is a zip archive with a pickle that describes tensors and one raw file per storage. A
-pickle is a program; this reader runs it with a handful of names it knows (tensors, ordered
-dictionaries) and refuses everything else, so a hostile file can do nothing. Tensors are read one by
-one when they are asked for.
+A checkpoint is a zip archive with a pickle that describes tensors and one raw file per storage. The
+pickle is run by `pickles`, with stand-ins for tensors: nothing of what it names is imported, and
+what else lies beside the tensors is skipped, so a hostile file can do nothing. Tensors are read one
+by one when they are asked for.
 
 A TorchScript archive (OpenAI's CLIP) is the same with modules in place of dictionaries. Its classes
 are named `__torch__.*` and their code lies beside the pickle; here a module is a bag of attributes
 and no code is looked at.
 """
 
-import collections
 import dataclasses
 import io
 import math
@@ -24,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from maskclippp_jax.weights import pickles
+from maskclippp_jax.weights.pickles import Call
 from maskclippp_jax.weights.source import Source
 
 _STORAGES = {
@@ -62,7 +62,8 @@ class TorchFile(Source):
       ValueError: not a torch archive, damaged, or a pickle that asks for anything but tensors.
     """
 
-    def __init__(self, path: str, keys: tuple[str, ...] = ("model", "module", "state_dict")):
+    def __init__(self, path: str, keys: tuple[str, ...] = (
+            "model", "module", "state_dict", "model_state_dict", "weights")):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
@@ -70,11 +71,11 @@ class TorchFile(Source):
             self._archive = zipfile.ZipFile(self._path)
         except _DAMAGED:
             raise ValueError(_not_an_archive(self._path)) from None
-        pickles = [n for n in self._archive.namelist() if n.split("/")[-1] == "data.pkl"]
-        if len(pickles) != 1:
+        lists = [n for n in self._archive.namelist() if n.split("/")[-1] == "data.pkl"]
+        if len(lists) != 1:
             raise ValueError(f"{path} is a zip archive without a data.pkl, so not a torch "
-                             "checkpoint")
-        self._root = pickles[0][:-len("data.pkl")]
+                             "checkpoint (one of big_vision must end in .npz)")
+        self._root = lists[0][:-len("data.pkl")]
         if f"{self._root}byteorder" in self._archive.namelist():
             if self._member("byteorder", "its byte order") != b"little":
                 raise ValueError(f"{path} holds big-endian numbers; save it again on a common "
@@ -87,6 +88,9 @@ class TorchFile(Source):
             if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
                 tensors = tensors[key]
                 break
+        if isinstance(tensors, pickles.Skipped):
+            raise ValueError(f"{path} holds a whole {tensors.stands_for}, wanted a dictionary of "
+                             "tensors; save its state_dict() in its place")
         if not isinstance(tensors, dict):
             raise ValueError(f"{path} holds a {type(tensors).__name__}, wanted a dictionary of "
                              "tensors")
@@ -118,7 +122,8 @@ class TorchFile(Source):
         """A file of the archive; torch does not compress them."""
         try:
             info = self._archive.getinfo(f"{self._root}{name}")
-            if info.file_size > self._path.stat().st_size:
+            # zipfile makes room for either number at once.
+            if max(info.file_size, info.compress_size) > self._path.stat().st_size:
                 raise EOFError("it should have more bytes than the file")
             return self._archive.read(info)
         except _DAMAGED as error:
@@ -138,7 +143,7 @@ def _not_an_archive(path: pathlib.Path) -> str:
     return f"{path} is no torch checkpoint (no zip archive), or was cut short; download it again"
 
 
-class _Storage:
+class _Storage(pickles.Named):
     """Stands for a torch storage class while unpickling."""
 
     def __init__(self, dtype):
@@ -161,6 +166,9 @@ def _rebuild_parameter(tensor, *_unused):
 class _Module:
     """Stands for a TorchScript module while unpickling: nothing but attributes."""
 
+    def __setstate__(self, state):
+        vars(self).update(state)
+
     def tensors(self) -> dict[str, TensorEntry]:
         """Tensors of this module and of all below it, by dotted name; each module counts once."""
         found, entered, waiting = {}, {id(self)}, [("", self)]
@@ -175,18 +183,24 @@ class _Module:
         return found
 
 
-class _TensorUnpickler(pickle.Unpickler):
+def _rebuild_from_type(function, kind, arguments, state):
+    """A tensor with attributes, or of a class of its own."""
+    del kind, state
+    if not isinstance(function, Call):
+        raise pickle.UnpicklingError(f"it asks for {getattr(function, 'stands_for', function)}")
+    return function(*arguments)
+
+
+class _TensorUnpickler(pickles.Unpickler):
+    known = {
+        **{("torch", name): _Storage(dtype) for name, dtype in _STORAGES.items()},
+        ("torch._utils", "_rebuild_tensor_v2"): Call(_rebuild_tensor),
+        ("torch._utils", "_rebuild_parameter"): Call(_rebuild_parameter),
+        ("torch._utils", "_rebuild_parameter_with_state"): Call(_rebuild_parameter),
+        ("torch._tensor", "_rebuild_from_type_v2"): Call(_rebuild_from_type)}
+
     def find_class(self, module, name):
-        if module == "torch" and name in _STORAGES:
-            return _Storage(_STORAGES[name])
-        if module.split(".")[0] == "__torch__":
-            return _Module
-        allowed = {("collections", "OrderedDict"): collections.OrderedDict,
-                   ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-                   ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
-        if (module, name) in allowed:
-            return allowed[module, name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _Module if module.split(".")[0] == "__torch__" else super().find_class(module, name)
 
     def persistent_load(self, pid):
         kind, storage, key, _, size = pid
@@ -202,5 +216,5 @@ def _unpickle(data: bytes, path: str):
         pickles.check_memo(data)
         return _TensorUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile or cut pickle can raise anything
-        raise ValueError(f"{path} is refused: a checkpoint may hold tensors, dictionaries and "
-                         f"numbers only, but {error}") from None
+        raise ValueError(f"{path} is refused: a checkpoint may hold tensors and data beside "
+                         f"them, and call nothing, but {error}") from None

@@ -58,6 +58,7 @@ def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path
             (folder / "results.json").write_text(json.dumps(dict(models=[dict(
                 mask_accuracy=dict(mMaskAcc=1.0, seen=2.0, unseen=3.0),
                 semantic=dict(mIoU=4.0))])))
+        return 1.5
 
     config = tmp_path / "c.py"
     config.write_text("import ml_collections\n\n\ndef get_config():\n"
@@ -84,6 +85,39 @@ def test_a_run_that_has_ended_is_not_repeated_and_no_other_taken_for_it(tmp_path
         sweeps.measure(tmp_path / "x", variant, "7", common)
     with pytest.raises(FileNotFoundError, match="no configuration nothing.py"):
         sweeps.read_config("nothing.py:x=1")
+
+
+def test_encoders_are_compared_before_tuning(tmp_path, monkeypatch, capsys):
+    """Each by its own configuration, without training; a second time nothing is run."""
+    calls = []
+
+    def call(command, *arguments):
+        calls.append((command, arguments))
+        folder = pathlib.Path(next(a for a in arguments if a.startswith("--workdir="))[10:])
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(dict(models=[dict(
+            mask_accuracy=dict(mMaskAcc=len(calls), seen=2.0, unseen=None),
+            semantic=dict(mIoU=4.0), images_per_second=7.0)])))
+        return 1.5
+
+    monkeypatch.setattr(sweeps, "_call", call)
+    encoders = ["quickstart", "published_clip:name=PE-Core-T-16-384"]
+    for _ in range(2):
+        rows = sweeps.compare_encoders(encoders, tmp_path, ["data_dir=d"])
+    assert [(c, a[0], a[-1]) for c, a in calls] == [
+        ("evaluate", f"--config={encoder}", "--checkpoint=untuned") for encoder in encoders]
+    assert [row["mask accuracy"] for row in rows] == [1, 2] and rows[1]["memory_gib"] == 1.5
+    assert rows[1]["millions"] == pytest.approx(6.14 + 63.41, abs=0.01)
+    assert json.loads((tmp_path / "encoders.json").read_text())["rows"] == rows
+    assert "PE-Core" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--encoders names quickstart more than once"):
+        sweeps.compare_encoders(["quickstart"] * 2, tmp_path, [])
+
+
+def test_the_memory_of_a_command_is_that_of_its_process():
+    assert 0.01 < sweeps._call("names", "scenes") < 4
+    with pytest.raises(ValueError, match="evaluate ended with code 2: error: "):
+        sweeps._call("evaluate")
 
 
 def test_dots_lie_where_their_values_are():

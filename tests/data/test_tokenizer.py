@@ -1,5 +1,6 @@
 """CLIP's tokenizer against OpenCLIP's; golden/tokenizer/make.py made the files."""
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -10,6 +11,9 @@ import pytest
 
 from maskclippp_jax import vocabulary
 from maskclippp_jax.data import tokenizer
+from maskclippp_jax.models import maskclippp, tips as tips_model
+from maskclippp_jax.naming import loading
+from tests import pieces
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "tokenizer"
 DIGESTS = {(name, int(num_templates)): digest for digest, num_templates, name in map(
@@ -78,3 +82,27 @@ def test_missing_merges_are_an_error_that_names_the_file(monkeypatch, tmp_path):
     monkeypatch.setattr(tokenizer, "_MERGES", tmp_path / "merges.txt.gz")
     with pytest.raises(FileNotFoundError, match="merges.txt.gz"):
         tokenizer._merges.__wrapped__()  # past the cache
+
+
+def test_a_tips_tokenizer_lowers_ascii_cuts_without_an_end_and_knows_its_file(tmp_path):
+    file = pieces.tips_vocabulary(tmp_path)
+    tips = tokenizer.TIPSTokenizer(file, 6)
+    ids = tips(["a CAT", "a cat", "", "cat " * 20, "ÜBER", "Über"])
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert 0 < (ids[0] != 0).sum() < 6 and not ids[2].any()
+    assert ids[3].all() and not (ids == 2).any() and not (ids == 3).any()  # neither end nor start
+    np.testing.assert_array_equal(ids[4], ids[5])  # each text for itself, beside one that is cut
+    np.testing.assert_array_equal(tips(["a cat"])[0], ids[0])
+    siglip = pathlib.Path(__file__).parents[1] / "golden/siglip/tokenize/gemmalike.model"
+    with pytest.raises(ValueError, match="gemmalike.model has the padding token 0 and the start "
+                                         "token .*wanted 0 and 3: give TIPS's vocabulary"):
+        tokenizer.TIPSTokenizer(str(siglip), 6)
+    model = maskclippp.MaskCLIPppConfig.of_uncut(
+        tips_model.TIPSConfig.b14(), tips_model.TIPSTextConfig.b14())
+    names = vocabulary.Vocabulary.from_string("cat;dog,puppy")
+    with pytest.raises(ValueError, match="tips.model has 64 pieces, the text tower 32000; give"):
+        loading.tokenize(model, names, ("{}",), file)
+    with pytest.raises(ValueError, match="of a TIPS needs its vocabulary.*--config.sentencepiece"):
+        loading.tokenize(model, names, ("{}",))
+    model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=64))
+    assert loading.tokenize(model, names, vocabulary.TEMPLATES_TIPS, file).shape[:2] == (3, 9)

@@ -1,15 +1,19 @@
-"""Our modules as big_vision uses them; a stand-in has the parts of its interface that matter.
+"""Our modules as big_vision uses them; with it on the path, or a stand-in in its place.
 
-The stand-in looks modules up by name, flattens names of parameters, and calls models and evaluators
-as big_vision's trainer of SigLIP does.
+Modules are looked up by name, names of parameters flattened, and models and evaluators called, as
+big_vision's trainer of SigLIP does.
 """
 
+import dataclasses
 import importlib
+import json
 import pathlib
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -34,14 +38,16 @@ EVA = maskclippp.MaskCLIPppConfig(
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """An empty package of big_vision's name on the path, which knows our modules."""
-    (tmp_path / "big_vision").mkdir()
-    (tmp_path / "big_vision" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
+def registered(tmp_path, monkeypatch):
+    """big_vision knows our modules; without it, an empty package of its name is on the path."""
+    before = set(sys.modules)
+    if importlib.util.find_spec("big_vision") is None:
+        (tmp_path / "big_vision").mkdir()
+        (tmp_path / "big_vision" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(str(tmp_path))
     big_vision.register()
     yield
-    for name in [n for n in sys.modules if n.split(".")[0] == "big_vision"]:
+    for name in [n for n in sys.modules if n.split(".")[0] == "big_vision" and n not in before]:
         del sys.modules[name]
 
 
@@ -74,12 +80,13 @@ def make_evaluator(cfg, predict_fn, devices):
     return module.Evaluator(predict_fn, devices=devices, **cfg)
 
 
-def test_without_big_vision_it_says_what_to_do():
+def test_without_big_vision_it_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="big_vision is not on PYTHONPATH; clone"):
         big_vision.register()
 
 
-def test_a_published_file_gives_the_stored_embeddings(stand_in):
+def test_a_published_file_gives_the_stored_embeddings(registered):
     module, inputs, outputs = model_module(), *(
         np.load(STORED / f"{x}.npz") for x in ("inputs", "outputs"))
     cfg = dict(variant=SIGLIP)
@@ -89,7 +96,7 @@ def test_a_published_file_gives_the_stored_embeddings(stand_in):
     params = module.load(first, str(STORED / "ckpt.npz"), cfg, dont_load=["text/head/.*"])
     assert jax.tree.structure(params) == jax.tree.structure(shapes)
     assert not params["text"]["head"]["bias"].any()
-    with pytest.raises(ValueError, match="does not hold image/mask_logit_scale"):
+    with pytest.raises(ValueError, match="does not hold image/mask_logit_scale; give random"):
         module.load(None, str(STORED / "ckpt.npz"), cfg)
     params = module.load(first, str(STORED / "ckpt.npz"), cfg)
     image = (inputs["image_uint8"] / 127.5 - 1).astype(np.float32)
@@ -98,6 +105,15 @@ def test_a_published_file_gives_the_stored_embeddings(stand_in):
     np.testing.assert_allclose(ztxt, outputs["ztxt"], atol=1e-5)
     np.testing.assert_allclose(np.asarray(zimg) @ ztxt.T * out["t"] + out["b"],
                                outputs["sim/logits"], rtol=2e-5, atol=2e-5)
+    near = dict(rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(out["img/logits"], outputs["img/logits"], **near)
+    np.testing.assert_allclose(out["txt/logits"], outputs["txt/logits"], **near)
+    np.testing.assert_allclose(out["txt/pre_logits"], outputs["txt/transformed"][:, -1], **near)
+    head = params["image"]["head"]
+    np.testing.assert_allclose(out["img/pre_logits"] @ head["kernel"] + head["bias"],
+                               outputs["img/logits"], **near)
+    np.testing.assert_array_equal(out["img/normalized"], zimg)
+    np.testing.assert_allclose(out["txt/norm"] * ztxt, out["txt/logits"], rtol=1e-5)
     only_text = lambda p: model.apply({"params": p}, None, inputs["text"])
     assert jax.eval_shape(only_text, params)[0] is None
 
@@ -109,7 +125,111 @@ def test_a_published_name_is_enough():
         big_vision.big_vision_model.Model(variant="SigLIP3")
 
 
-def test_a_trainer_learns_what_its_patterns_say(stand_in, rng):
+@pytest.mark.parametrize("model", [SIGLIP, EVA], ids=["siglip", "eva"])
+def test_own_sizes_can_be_written_with_the_configuration(model):
+    config = ml_collections.ConfigDict(dict(model=dict(variant=big_vision.sizes(model))))
+    config.evals = dict(masks=dict(variant=config.model.variant))
+    assert big_vision.big_vision_model.Model(**config.model).config == model
+    written = json.loads(config.to_json())  # what big_vision keeps in the run's folder
+    for variant in (written["model"]["variant"], config.evals.masks.to_dict()["variant"]):
+        assert big_vision.big_vision_model.config_of(variant) == model
+    with pytest.raises(ValueError, match="a mapping of width; make one by big_vision.sizes"):
+        big_vision.big_vision_model.config_of(dict(width=3))
+
+
+@pytest.mark.parametrize("remat, ours", [
+    ("none", "none"), ("dots", "dots"), ("nothing_saveable", "full"),
+    ("dots_with_no_batch_dims_saveable", "dots"), ("everything_saveable", "none")])
+def test_what_is_recomputed_has_the_names_of_big_vision_too(remat, ours):
+    model = big_vision.big_vision_model.Model(variant=SIGLIP, remat=remat)
+    tower = model._build(model.shapes).image
+    assert tower.remat == ours
+
+
+def test_an_unknown_name_of_what_is_recomputed_is_refused():
+    with pytest.raises(ValueError, match="remat is 'ful'; it can be none, full, dots, nothing_sav"):
+        big_vision.big_vision_model.Model(variant=SIGLIP, remat="ful")
+
+
+def random_values(model):
+    """As `model.init` gives, without compiling it."""
+    rng = np.random.default_rng(0)
+    return big_vision.big_vision_model.named(jax.tree.map(
+        lambda s: rng.normal(scale=0.1, size=s.shape).astype(np.float32), model.shapes))
+
+
+@pytest.fixture(scope="module")
+def both():
+    """First values, and those of the stored file, by name."""
+    first = random_values(big_vision.big_vision_model.Model(variant=SIGLIP))
+    return first, flat_names(big_vision.big_vision_model.load(
+        first, str(STORED / "ckpt.npz"), dict(variant=SIGLIP)))
+
+
+FILE = str(STORED / "ckpt.npz")
+FORMS = {  # what is given to `load`, and the names that then are the file's
+    "a part": (f"{FILE}:img", {}, "image/.*"),
+    "parts": (dict(img=f"{FILE}:img", t=f"{FILE}:t"), {}, "image/.*|logit_scale"),
+    "long names": (dict(text=FILE, bias=f"{FILE}:b"), {}, "text/.*|logit_bias"),
+    "kept by our names": (FILE, dict(img_load_kw=dict(dont_load=["pool/.*"])),
+                          "image/(?!pool).*|text/.*|logit.*"),
+    "kept by theirs": (FILE, dict(img_load_kw=dict(dont_load="MAPHead_0/.*")),
+                       "image/(?!pool).*|text/.*|logit.*"),
+    "kept of texts": (dict(img=FILE, txt=FILE), dict(
+        txt_load_kw=dict(dont_load=["head/(kernel|bias)"])), "image/.*|text/(?!head).*")}
+
+
+@pytest.mark.parametrize("file, settings, loaded", FORMS.values(), ids=FORMS)
+def test_files_may_be_given_as_to_two_towers(both, file, settings, loaded):
+    first, stored = flat_names(both[0]), both[1]
+    found = flat_names(big_vision.big_vision_model.load(
+        both[0], file, ml_collections.ConfigDict(dict(variant=big_vision.sizes(SIGLIP))),
+        **settings))
+    assert set(found) == set(first)
+    for name, array in found.items():
+        wanted = stored if re.fullmatch(loaded, name) else first
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+def test_a_vision_transformer_alone_fills_the_image_tower(both, tmp_path):
+    alone = {k.removeprefix("params/").removeprefix("img/"): x for k, x in np.load(FILE).items()
+             if "img/" in k}
+    np.savez(tmp_path / "vit.npz", **alone)
+    found = flat_names(big_vision.big_vision_model.load(
+        both[0], dict(img=str(tmp_path / "vit.npz")), dict(variant=SIGLIP)))
+    np.testing.assert_array_equal(found["image/pool/probe"], both[1]["image/pool/probe"])
+    np.testing.assert_array_equal(found["text/norm/scale"], flat_names(both[0])["text/norm/scale"])
+
+
+@pytest.mark.parametrize("file, settings, says", [
+    (dict(audio="x.npz"), {}, "the part 'audio'; it can have img, txt, t and b"),
+    (FILE, dict(img_load_kw=dict(stride=2)), "model_load has stride; a tower's loading takes dont"),
+    (f"{FILE}:txt", {}, None)])
+def test_parts_that_no_model_has_are_refused(both, file, settings, says):
+    load = big_vision.big_vision_model.load
+    if says is None:  # without first values, a part is not enough
+        with pytest.raises(ValueError, match="does not hold image/blocks/.* more; give random"):
+            load(None, file, dict(variant=SIGLIP))
+        return
+    with pytest.raises(ValueError, match=says):
+        load(both[0], file, dict(variant=SIGLIP), **settings)
+
+
+def test_a_model_without_a_constant_of_logits_gives_0_and_what_lies_before_its_heads():
+    shallow = dataclasses.replace(EVA, image=dataclasses.replace(EVA.image, depth=1))
+    model = big_vision.big_vision_model.Model(variant=shallow)
+    params = random_values(model)
+    ids = np.zeros((2, FULL.context_length), np.int32)
+    run = jax.jit(lambda p: model.apply({"params": p}, np.zeros((1, 32, 32, 3), np.float32), ids))
+    zimg, ztxt, out = run(params)
+    np.testing.assert_array_equal(out["b"], [0.0])
+    head, projection = params["image"]["head"], params["text"]["projection"]
+    np.testing.assert_allclose(out["img/pre_logits"] @ head["kernel"] + head["bias"],
+                               out["img/logits"], atol=1e-5)
+    np.testing.assert_allclose(out["txt/pre_logits"] @ projection, out["txt/logits"], atol=1e-5)
+
+
+def test_a_trainer_learns_what_its_patterns_say(registered, rng):
     """Sigmoid loss of pictures and texts; all but the pooling head is frozen."""
     model = model_module().Model(variant=SIGLIP)
     image = rng.uniform(-1, 1, (4, 24, 24, 3)).astype(np.float32)
@@ -161,7 +281,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def test_the_evaluator_counts_what_our_own_evaluation_counts(stand_in, data_dir):
+def test_the_evaluator_counts_what_our_own_evaluation_counts(registered, data_dir):
     model = model_module().Model(variant=EVA)
     params = jax.jit(lambda: model.init(jax.random.key(0))["params"])()
     names = flat_names(params)

@@ -1,6 +1,7 @@
 """Published files: on the hub, or downloaded by hand into the folder weights."""
 
 import pathlib
+import types
 
 import pytest
 
@@ -59,6 +60,24 @@ def test_the_table_shows_what_is_here_and_where_the_rest_comes_from(place, capsy
     assert len(capsys.readouterr().out.splitlines()) == 4  # two files have the first one
     with pytest.raises(ValueError, match="nothing published is called fcclip-xl; did you mean fcc"):
         command.main(["fcclip-xl"])
+
+
+@pytest.mark.parametrize("error, status, says", [
+    ("GatedRepoError", 401, "is there only for those who accepted its terms; accept them"),
+    ("RepositoryNotFoundError", 401, "no public repository meta/pe; .* private one wants `hf auth"),
+    ("HfHubHTTPError", 401, "the hub refuses hf://meta/pe/x.pt to you; log in with `hf"),
+    ("HfHubHTTPError", 500, "cannot be fetched")])
+def test_weights_that_want_a_token_say_so(place, monkeypatch, error, status, says):
+    import huggingface_hub
+    from huggingface_hub import errors
+    answer = types.SimpleNamespace(status_code=status, headers={}, request=None)
+
+    def download(*arguments, **keywords):
+        raise getattr(errors, error)("no", response=answer)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match=says):
+        hub.fetch("hf://meta/pe/x.pt")
 
 
 def test_names_are_there_once_and_configurations_exist():

@@ -61,13 +61,13 @@ def same(got, want):
 
 
 @pytest.mark.parametrize("image", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("layout", ["maskclippp", "ours", "open_clip", "eva_clip"])
+@pytest.mark.parametrize("layout", ["maskclippp", "ours", "open_clip", "eva_clip", "timm"])
 def test_what_is_written_loads_again_bit_by_bit(image, layout, tmp_path):
     """A tuned model keeps everything; a plain CLIP lacks mask scale and similarity head."""
     model = maskclippp.MaskCLIPppConfig(image, TEXT, similarity.LinearSimilarityConfig(2, 5))
     params = random_params(model)
     is_eva = isinstance(image, eva_vit.EvaViTConfig)
-    if layout == ("open_clip" if is_eva else "eva_clip"):
+    if layout in (("open_clip",) if is_eva else ("eva_clip", "timm")):
         with pytest.raises(ValueError, match=f"layout {layout} has no names for an unpublished"):
             weights.export(params, model, layout)
         return
@@ -77,7 +77,7 @@ def test_what_is_written_loads_again_bit_by_bit(image, layout, tmp_path):
     back, missing = weights.load_weights(file, model, shapes_of(model))
     kept = {p: x for p, x in parameters.flatten(params).items() if p not in missing}
     same(back, parameters.unflatten(kept))
-    assert bool(missing) == (layout in ("open_clip", "eva_clip"))
+    assert bool(missing) == (layout in ("open_clip", "eva_clip", "timm"))
     assert all(p.startswith(weights.ABSENT) for p in missing)
 
 
@@ -268,10 +268,23 @@ def test_a_file_of_another_model_is_recognised(name, training, layout, kind, mon
         weights.load_weights("x.pt", wanted, shapes_of(wanted))
 
 
-def test_an_eva_clip_of_timm_is_named(tmp_path):
-    save_file({"visual.trunk.blocks.0.norm1.weight": np.zeros(2, np.float32)},
+@pytest.mark.parametrize("image, layout, other, says", [
+    (EVA, "timm", EVA01, "holds an EVA02-CLIP, but .* an unpublished EvaViTConfig"),
+    (EVA01, "eva_clip", EVA, "holds an EVA01-CLIP, but the configuration's model is an unpub"),
+    (CONVNEXT, "open_clip", VIT, "holds a CLIP with a ConvNeXt, but .* unpublished ClipViTConfig")])
+def test_a_small_model_of_another_kind_is_named(image, layout, other, says, tmp_path):
+    model, wanted = (maskclippp.MaskCLIPppConfig(x, TEXT, None) for x in (image, other))
+    file = str(tmp_path / "x.safetensors")
+    save_file(weights.export(random_params(model), model, layout), file)
+    with pytest.raises(ValueError, match=says):
+        weights.load_weights(file, wanted, shapes_of(wanted))
+
+
+def test_an_image_tower_alone_is_named(tmp_path):
+    save_file({"blocks.0.norm1.weight": np.zeros(2, np.float32),
+               "patch_embed.proj.weight": np.zeros((2, 3, 1, 1), np.float32)},
               tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="EVA-CLIP under timm's names.*original file"):
+    with pytest.raises(ValueError, match="an image tower of timm alone, without the text tower"):
         weights.load_weights(str(tmp_path / "x.safetensors"), None, {})
 
 
@@ -327,7 +340,7 @@ def test_a_checkpoint_of_several_files_is_read_as_one(cache, tmp_path):
     with pytest.raises(ValueError, match="an index of a checkpoint has a weight_map"):
         files.read(str(index))
     index.write_text(json.dumps(dict(weight_map=dict(a="x-3.safetensors"))))
-    with pytest.raises(FileNotFoundError, match="x-3.safetensors"):
+    with pytest.raises(FileNotFoundError, match="of which x-3.safetensors is not here"):
         files.read(str(index))
 
 

@@ -1,5 +1,6 @@
 """Reading and writing published layouts, without torch and without trusting the file."""
 
+import dataclasses
 import os
 import pathlib
 import pickle
@@ -44,11 +45,22 @@ def test_a_round_trip_is_bit_equal(file):
     params, _ = rules.load(source, table, shapes_of(model), absent=weights.ABSENT)
     back = weights.export(params, model, layout)
     left_out = {k for k in source if not rules.paths_for(k, table)}
-    assert set(back) == set(source) - left_out
-    assert all("rope" in k for k in left_out)
+    assert set(back) == set(source)  # EVA-CLIP loads no file that lacks one
+    assert all("rope" in k for k in left_out) and len(left_out) in (0, 8)
     for name, array in back.items():
         assert array.dtype == source[name].dtype and array.shape == source[name].shape
-        np.testing.assert_array_equal(array, source[name])
+        np.testing.assert_allclose(array, source[name], rtol=0,
+                                   atol=2e-6 if name in left_out else 0)
+
+
+def test_rotary_tables_of_another_grid_are_refused(tmp_path):
+    source = {k: np.array(x) for k, x in weights.read(EVA).items()}
+    model = model_of(source)
+    image = dataclasses.replace(model.image, rotary_grid=8)
+    other = dataclasses.replace(model, image=image)
+    save_file(source, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="visual.rope.freqs_cos is not what it is in an unpub"):
+        weights.load_weights(str(tmp_path / "x.safetensors"), other, shapes_of(other))
 
 
 def test_a_tuned_file_without_text_tower_asks_for_the_pretrained_clip(tmp_path):
@@ -167,6 +179,17 @@ def test_sizes_are_checked_before_anything_is_copied(tmp_path):
     huge = huge.replace(b"(K\x00K\x00t", b"(K\x00t", 1)
     with pytest.raises(ValueError, match="refused: .* a tensor has the shape .9223372036854775808"):
         TorchFile(archive(tmp_path / "z.pt", huge, **{"0": four}))
+
+
+def test_a_member_that_claims_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    archive(path, tensor_pickle("FloatStorage", 4, 0, (4,), (1,)), **{"0": bytes(16)})
+    content = path.read_bytes()
+    place = content.rindex(b"PK\x01\x02") + 20  # stored bytes, in the list at the end
+    assert content[place:place + 4] == (16).to_bytes(4, "little")
+    path.write_bytes(content[:place] + (2**31).to_bytes(4, "little") + content[place + 4:])
+    with pytest.raises(ValueError, match="the numbers of 't' cannot be read .it should have more"):
+        TorchFile(str(path))["t"]
 
 
 def test_a_module_that_holds_itself_ends(tmp_path):
