@@ -5,9 +5,10 @@
 
 `--source` is the folder of a training run, or a checkpoint file together with its --config. The
 result loads in the public PyTorch reference (layout maskclippp), as a plain CLIP (layout eva_clip
-or open_clip, whichever the model came from), in transformers (hugging_face), in big_vision (a
-SigLIP as .npz; layout big_vision, or big_vision_scan where its configuration sets scan), as a TIPS
-on the hub (tips), a dino.txt of one file (dinotxt), or here under our own names (layout ours).
+or open_clip, whichever the model came from), in OpenCLIP where it has timm's image towers (an
+EVA-CLIP, SigLIP or PE-Core; layout timm), in transformers (hugging_face), in big_vision (a SigLIP
+as .npz; layout big_vision, or big_vision_scan where its configuration sets scan), as a TIPS on the
+hub (tips), a dino.txt of one file (dinotxt), or here under our own names (layout ours).
 """
 
 import pathlib

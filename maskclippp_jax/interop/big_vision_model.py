@@ -100,10 +100,10 @@ class Model:
         Returns:
           (unit embeddings of pictures [B, E], of texts [n, E], dictionary). What was not asked for
           is None. In the dictionary: `t` and `b`, the factor and the constant of logits (0 for
-          models that have none); `img/normalized` [B, E], `img/norm` [B, 1], and `img/pre_logits`
-          [B, D], what the last linear map of the tower gets (`img/logits` [B, E] is its result;
-          without such a map both are the same); `txt/...` likewise; with masks `masks/normalized`
-          [B, N, E], and with embeddings of names `masks/logits` [B, N, S].
+          models that have none); `img/normalized` [B, E], `img/norm` [B, 1], and, unless `train`,
+          `img/pre_logits` [B, D], what the last linear map of the tower gets (`img/logits` [B, E]
+          is its result; without such a map both are the same); `txt/...` likewise; with masks
+          `masks/normalized` [B, N, E], and with embeddings of names `masks/logits` [B, N, S].
         """
         build = lambda: self._build(numbered(variables["params"]))
         model = build()
@@ -116,7 +116,9 @@ class Model:
         if text is not None and jnp.issubdtype(text.dtype, jnp.integer):
             logits = model.encode_text(text)
             text_embeddings = similarity.unit(logits)
-            out |= _outputs("txt", logits, _without_head(build().text)(text))
+            out |= _outputs("txt", logits)
+            if not train:
+                out["txt/pre_logits"] = _without_head(build().text)(text)
         elif text is not None:
             names = text
         if image is not None:
@@ -128,8 +130,9 @@ class Model:
             key = rngs["dropout"] if train and rngs else None
             features = model.encode_image(pixels, sizes, given.get("masks"), key=key)
             image_embeddings = similarity.unit(features.image_embedding)
-            out |= _outputs("img", features.image_embedding,
-                            _without_head(build().image)(pixels, sizes).image_embedding)
+            out |= _outputs("img", features.image_embedding)
+            if not train:
+                out["img/pre_logits"] = _without_head(build().image)(pixels, sizes).image_embedding
             if features.mask_embeddings is not None:
                 out["masks/normalized"] = similarity.unit(features.mask_embeddings)
                 if names is not None:
@@ -157,10 +160,10 @@ def _without_head(tower: nnx.Module) -> nnx.Module:
     return tower
 
 
-def _outputs(tower: str, logits: jax.Array, pre_logits: jax.Array) -> dict[str, jax.Array]:
+def _outputs(tower: str, logits: jax.Array) -> dict[str, jax.Array]:
     """Entries of the dictionary of `Model.apply`, as big_vision's two towers call them."""
     norm = jnp.linalg.norm(logits.astype(jnp.float32), axis=-1, keepdims=True)
-    return {f"{tower}/pre_logits": pre_logits, f"{tower}/logits": logits, f"{tower}/norm": norm,
+    return {f"{tower}/logits": logits, f"{tower}/norm": norm,
             f"{tower}/normalized": similarity.unit(logits)}
 
 

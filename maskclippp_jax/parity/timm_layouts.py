@@ -41,11 +41,13 @@ def model(case: Case) -> list[Check]:
         build(params).encode_image(image, _sizes(image)).image_embedding,
         build(params).encode_text(ids)))
     run = functools.partial(_results, case, config, build, embed)
+    wanted = {key.removeprefix("out/"): facts for key, facts in spec["arrays"].items()
+              if facts["role"] == "output"}
     if case.dtype != jnp.float32:
         got = run(first)
         return [cosine(name, got[name], case.arrays[f"out/{name}"], _COSINE)
                 for name in ("image_emb", "text_emb")]
-    checks, got = [], run(first) | _trunk_results(case, config, build, first)
+    checks, got = [], run(first) | _trunk_results(case, config, build, first, wanted)
     for file in (spec["weights"], *spec["other_weights"]):
         params, is_half = load(file), ".f16." in file
         checks += _same(file, params, jax.tree.map(_half, first) if is_half else first)
@@ -53,11 +55,8 @@ def model(case: Case) -> list[Check]:
         if is_half:
             found = run(params)
             got |= {f"{name}_f16": found[name] for name in ("image_emb", "text_emb")}
-    for key, facts in spec["arrays"].items():
-        if facts["role"] == "output":
-            name = key.removeprefix("out/")
-            checks.append(close(name, got[name], case.arrays[key], **facts["tolerance"]))
-    return checks
+    return checks + [close(name, got[name], case.arrays[f"out/{name}"], **facts["tolerance"])
+                     for name, facts in wanted.items()]
 
 
 def _half(x) -> np.ndarray:
@@ -87,12 +86,15 @@ def _results(case: Case, config: maskclippp.MaskCLIPppConfig, build: typing.Call
     """What the towers as a whole give, at the size of the table and at another."""
     arrays, patch = case.arrays, config.image.patch_size
     image, texts = embed(params, _whole_patches(arrays["in/images"], patch), arrays["in/token_ids"])
-    wide, _ = embed(params, _whole_patches(arrays["in/images_wide"], patch), arrays["in/token_ids"])
     units = similarity.unit(image), similarity.unit(texts)
     features = layers.ImageFeatures(units[0][:, None], None, None, None)
     logits = jax.jit(lambda p, f, t: build(p).classify(f, t))(params, features, units[1][:, None])
-    return {"image_emb": image, "text_emb": texts, "image_emb_unit": units[0],
-            "text_emb_unit": units[1], "logits": logits[:, 0], "image_emb_wide_corners": wide}
+    results = {"image_emb": image, "text_emb": texts, "image_emb_unit": units[0],
+               "text_emb_unit": units[1], "logits": logits[:, 0]}
+    if "out/image_emb_wide_corners" in arrays:
+        wide = _whole_patches(arrays["in/images_wide"], patch)
+        results["image_emb_wide_corners"], _ = embed(params, wide, arrays["in/token_ids"])
+    return results
 
 
 def _whole_patches(images: np.ndarray, patch: int) -> np.ndarray:
@@ -107,23 +109,25 @@ def _sizes(image: jax.Array) -> jax.Array:
 
 
 def _trunk_results(case: Case, config: maskclippp.MaskCLIPppConfig, build: typing.Callable,
-                   params: parameters.Tree) -> dict:
+                   params: parameters.Tree, wanted: typing.Collection[str]) -> dict:
     """Tokens after every block, and pictures of another size with timm's position table."""
-    c, table = config.image, params["image"]["position_table"]
+    c, table, results = config.image, params["image"]["position_table"], {}
     side, prefix = c.image_size // c.patch_size, len(table) - (c.image_size // c.patch_size)**2
     image, wide = (_whole_patches(case.arrays[f"in/{x}"], c.patch_size)
                    for x in ("images", "images_wide"))
+    trunk = jax.jit(lambda p, x, table: _trunk(build(p).image, x, table))
+    if not {"tokens", "features"}.isdisjoint(wanted):
+        results["tokens"], results["features"], _ = trunk(params, image, table)
     grid = tuple(n // c.patch_size for n in wide.shape[1:3])
     resized = np.concatenate([
         table[:prefix], eomt.resize_position_table(table[prefix:], (side, side), grid)])
+    if "image_emb_wide" in wanted:
+        results["image_emb_wide"] = trunk(params, wide, resized)[2]
     if isinstance(c, EvaViTConfig):
         corners = layers.resize_position_table(table, jnp.array([grid]), grid)
     else:
         corners = layers.resize_table(table, jnp.array([grid]), grid, layers.linear_matrix)
-    trunk = jax.jit(lambda p, x, table: _trunk(build(p).image, x, table))
-    tokens, features, _ = trunk(params, image, table)
-    return {"tokens": tokens, "features": features, "pos_embed_wide": resized,
-            "pos_embed_wide_corners": corners[0], "image_emb_wide": trunk(params, wide, resized)[2]}
+    return results | {"pos_embed_wide": resized, "pos_embed_wide_corners": corners[0]}
 
 
 def _trunk(tower, image: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
@@ -157,15 +161,15 @@ def config_of(case: Case) -> maskclippp.MaskCLIPppConfig:
     trunk, shapes = case.spec["timm_kwargs"], {k: x.shape for k, x in case.weights.items()}
     has, of = shapes.__contains__, lambda name: shapes[f"{_TRUNK}{name}"]
     width, _, patch, _ = of("patch_embed.proj.weight")
-    embed_dim = case.spec["model_cfg"]["embed_dim"]
+    embed_dim, length = case.spec["model_cfg"]["embed_dim"], shapes[f"{_WORDS}positional_embedding"]
     # The table's side, not the picture's, which may be no multiple of the patch.
     is_eva = has(f"{_TRUNK}cls_token")
     side = math.isqrt(of("pos_embed")[1] - is_eva) * patch
     sizes = dict(image_size=side, patch_size=patch, width=width,
                  depth=_count(shapes, f"{_TRUNK}blocks."), num_heads=trunk["num_heads"],
                  embed_dim=embed_dim)
-    text = dict(context_length=words["context_length"], vocab_size=words["vocab_size"],
-                width=words["width"], depth=_count(shapes, f"{_WORDS}transformer.resblocks."),
+    text = dict(context_length=length[0], vocab_size=shapes[f"{_WORDS}token_embedding.weight"][0],
+                width=length[1], depth=_count(shapes, f"{_WORDS}transformer.resblocks."),
                 num_heads=words["heads"], embed_dim=embed_dim)
     if is_eva:
         split = has(f"{_TRUNK}blocks.0.attn.q_proj.weight")
@@ -181,7 +185,7 @@ def config_of(case: Case) -> maskclippp.MaskCLIPppConfig:
         **text, mlp_width=shapes[f"{_WORDS}transformer.resblocks.0.mlp.c_fc.weight"][0],
         padding=0, has_head=has(f"{_WORDS}text_projection.weight"),
         exact_gelu=words.get("act_kwargs", {}).get("approximate") != "tanh",
-        norm_epsilon=words["norm_kwargs"]["eps"])
+        norm_epsilon=words.get("norm_kwargs", {}).get("eps", 1e-5))
     return maskclippp.MaskCLIPppConfig.of_siglip(image, text)
 
 

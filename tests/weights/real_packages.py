@@ -57,12 +57,11 @@ def siglip_words(**more) -> dict:
                 norm_kwargs=dict(eps=1e-6), act_kwargs=dict(approximate="tanh"), **more)
 
 
-def transformers_siglip(kind: str, **more) -> torch.nn.Module:
+def transformers_siglip(kind: str = "Siglip", **picture) -> torch.nn.Module:
     tower = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
     return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(
-        text_config=dict(tower, vocab_size=50, max_position_embeddings=12, projection_size=32,
-                         **more),
-        vision_config=dict(tower, image_size=32, patch_size=8)))
+        text_config=dict(tower, vocab_size=50, max_position_embeddings=12, projection_size=32),
+        vision_config=dict(tower, patch_size=8, **(picture or dict(image_size=32)))))
 
 
 def without_text_head(model: torch.nn.Module) -> torch.nn.Module:
@@ -100,8 +99,9 @@ MODELS = {
         "siglip", siglip_words(proj_type="none") | dict(width=48), 48, pool="map", proj="none",
         init_logit_bias=-10.0), HALF),
     "transformers_clip": (transformers_clip, OPENAI),
-    "transformers_siglip": (lambda: transformers_siglip("Siglip"), HALF),
-    "transformers_siglip_i18n": (lambda: transformers_siglip("Siglip"), HALF),
+    "transformers_siglip": (transformers_siglip, HALF),
+    "transformers_siglip_i18n": (transformers_siglip, HALF),
+    "transformers_siglip2_naflex": (lambda: transformers_siglip("Siglip2", num_patches=16), HALF),
 }
 
 
@@ -114,14 +114,21 @@ def build(name: str) -> torch.nn.Module:
     return (without_text_head(model) if name == "transformers_siglip_i18n" else model).eval()
 
 
+def rows_of_patches(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pictures [B, 3, 32, 32] as NaFlex sees them: 4x4 patches, channels innermost."""
+    patches = images.reshape(-1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 192)
+    return dict(pixel_values=patches, pixel_attention_mask=torch.ones(patches.shape[:2]).int(),
+                spatial_shapes=torch.full((len(patches), 2), 4))
+
+
 @torch.no_grad()
 def embed(model: torch.nn.Module, name: str, images: np.ndarray, ids: np.ndarray):
     constants, images, ids = MODELS[name][1], torch.tensor(images), torch.tensor(ids)
     mean, std = (torch.tensor(constants[k])[:, None, None] for k in ("mean", "std"))
     normal = ((images / 255 - mean) / std).float()
     if name.startswith("transformers"):
-        found = (model.get_image_features(pixel_values=normal),
-                 model.get_text_features(input_ids=ids))
+        picture = rows_of_patches(normal) if "naflex" in name else dict(pixel_values=normal)
+        found = model.get_image_features(**picture), model.get_text_features(input_ids=ids)
         found = [getattr(x, "pooler_output", x) for x in found]
     else:
         found = model.encode_image(normal), model.encode_text(ids)

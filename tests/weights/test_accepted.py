@@ -1,4 +1,4 @@
-"""Every layout that the README says is accepted, from a file as its publishers write it."""
+"""Every layout that the README says is accepted: a file of each is read."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.models import clip_vit, maskclippp, siglip, text
 from maskclippp_jax.parity import timm_layouts
 from maskclippp_jax.parity.case import Case
-from tests.weights import test_sources, test_weights
+from tests.weights import test_encoder_files, test_sources, test_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -29,12 +29,13 @@ HF_CLIP = maskclippp.MaskCLIPppConfig(
     text.TextConfig(12, 50, 20, 2, 2, 16, quick_gelu=True), None)
 
 
-def written(image, prefix=""):
-    """A file of a small CLIP, below a prefix."""
+def written(image, prefix="", layout="open_clip"):
+    """A file of a small CLIP, below a prefix; its sizes, or those of its image tower."""
     def make(folder):
-        model = maskclippp.MaskCLIPppConfig(image, test_sources.TEXT, None)
-        params = test_sources.random_params(model)
-        named = weights.export(params, model, "open_clip")
+        model = image if isinstance(image, maskclippp.MaskCLIPppConfig) else (
+            maskclippp.MaskCLIPppConfig(image, test_sources.TEXT, None))
+        _, params = test_encoder_files.draw(model, np.random.default_rng(3))
+        named = weights.export(params, model, layout)
         save_file({f"{prefix}{k}": x for k, x in named.items()}, folder / "x.safetensors")
         return folder / "x.safetensors", model
     return make
@@ -59,6 +60,9 @@ FILES = {
     "open_clip with timm's names": [stored("timm_layouts/eva02.f16.safetensors"),
                                     stored("timm_layouts/siglip_i18n.safetensors")],
     "EVA-CLIP": [of_eva("encoders/ckpt_eva_pretrained.pt")],
+    "PE-Core": [written(test_encoder_files.PE), written(test_encoder_files.PE, layout="timm")],
+    "TIPS": [written(test_encoder_files.TIPS_G, layout="tips")],
+    "dino.txt": [written(test_encoder_files.DINO, layout="dinotxt")],
     "MaskCLIP++": [of_eva("encoders/ckpt_maskclippp_finetuned.pth")],
     "the CLIP inside FC-CLIP": [written(test_sources.CONVNEXT, "backbone.clip_model.")],
     "Hugging Face CLIPModel": [stored("small/hugging_face.safetensors", HF_CLIP)],

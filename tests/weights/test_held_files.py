@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from maskclippp_jax import weights
+from maskclippp_jax.models import maskclippp
 from maskclippp_jax.weights import files
+from tests.weights import test_sources
 from tests.weights.test_weights import Evil, archive, tensor_pickle
 
 NUMBERS = np.arange(4, dtype=np.float32)
@@ -124,6 +127,20 @@ def test_prefixes_of_wrappers_are_cut(tmp_path, prefix):
     same(tmp_path / "x.safetensors")
     save_file({f"{prefix}t": NUMBERS, "other": NUMBERS}, tmp_path / "x.safetensors")
     assert set(files.read(str(tmp_path / "x.safetensors"))) == {f"{prefix}t", "other"}
+
+
+@pytest.mark.parametrize("image, layout", [
+    (test_sources.VIT, "open_clip"), (test_sources.EVA, "eva_clip"), (test_sources.EVA, "timm"),
+    (test_sources.EVA, "maskclippp")])
+def test_the_scale_of_logits_may_be_a_list_of_one(tmp_path, image, layout):
+    model = maskclippp.MaskCLIPppConfig(image, test_sources.TEXT, None)
+    params = test_sources.random_params(model)
+    named = weights.export(params, model, layout)
+    [name] = [k for k in named if k.endswith("logit_scale") and not named[k].shape]
+    save_file(named | {name: named[name].reshape(1)}, tmp_path / "x.safetensors")
+    back, _ = weights.load_weights(str(tmp_path / "x.safetensors"), model,
+                                   test_sources.shapes_of(model))
+    np.testing.assert_array_equal(back["logit_scale"], params["logit_scale"])
 
 
 def test_a_file_without_an_ending_is_what_it_begins_as(tmp_path):

@@ -56,6 +56,8 @@ MODELS = {  # layout and sizes
     "transformers_siglip": ("hugging_face", MaskCLIPppConfig.of_siglip(SMALL, SMALL_WORDS)),
     "transformers_siglip_i18n": ("hugging_face", MaskCLIPppConfig.of_siglip(
         SMALL, headless(SMALL_WORDS))),
+    "transformers_siglip2_naflex": ("hugging_face", MaskCLIPppConfig.of_siglip(
+        dataclasses.replace(SMALL, position_resize="antialiased"), SMALL_WORDS)),
 }
 
 
@@ -109,8 +111,9 @@ def repository(pretrained: dict) -> str:
     return "hf://" + pretrained.get("hf_hub", "").strip("/")
 
 
-# Transformers' copies of OpenAI's files, and those of which OpenCLIP knows no place or constants.
-ELSEWHERE = ("hf://openai/", "hf://google/", "hf://QuanSun/", "https://storage.googleapis.com/")
+# Other copies of the same weights, and what OpenCLIP does not have.
+ELSEWHERE = ("hf://openai/", "hf://google/", "hf://QuanSun/", "https://storage.googleapis.com/",
+             "hf://facebook/", "https://dl.fbaipublicfiles.com/dinov3/")
 
 
 def test_the_catalogue_has_names_shapes_and_constants_of_open_clip(tmp_path):
