@@ -178,9 +178,10 @@ class Model:
             blue ([H, W] of grey).
           masks: a label map [H, W] of integers (every number is a mask, 0 as well, but those that
             mean nothing), or its path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1;
-            run lengths or polygons as COCO has them, or a .json file of them; a .npy file of any
-            of these arrays; `Bundle(folder)[image_id]`; a generator (`load_generator`); or a
-            function that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
+            run lengths or polygons as COCO has them, or a .json file of them, as of SAM; a .npy or
+            .npz file of any of these arrays; a folder with a PNG for each mask;
+            `Bundle(folder)[image_id]`; a generator (`load_generator`); or a function that makes any
+            of these of the picture, such as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
           nothing: numbers that mean nothing in label maps, such as [0]; None: 255 and 65535.
           minimum_score: in 0 ... 1; masks whose best class scores less get no name.

@@ -22,6 +22,7 @@ _COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than number
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
                OverflowError, struct.error, zlib.error)
+_PICTURE = "the picture"  # in messages, where nothing names it
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -188,15 +189,18 @@ def upright_rgb(data: bytes, name: str) -> bytes:
     return _decode(data, name, convert)
 
 
-def turned(array: np.ndarray, data: bytes) -> np.ndarray:
+def turned(array: np.ndarray, data: bytes, name: str = _PICTURE) -> np.ndarray:
     """An array [H, W] over the stored pixels of a picture, turned upright as the picture is.
 
     Args:
       array: of any type.
       data: the encoded picture, whose EXIF orientation counts.
+      name: of the picture, for messages.
+
+    Raises:
+      ValueError: no picture.
     """
-    with Image.open(io.BytesIO(data)) as picture:
-        orientation = picture.getexif().get(0x0112, 1)
+    orientation = _decode(data, name, lambda picture: picture.getexif().get(0x0112, 1))
     if orientation in (5, 6, 7, 8):
         array = array.T
     # After the transposition of 5 ... 8 these are what is left of each.
@@ -207,10 +211,13 @@ def turned(array: np.ndarray, data: bytes) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded picture, from its header."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return picture.size[::-1]
+def size_of(data: bytes, name: str = _PICTURE) -> tuple[int, int]:
+    """Height and width of an encoded picture as it is stored, from its header.
+
+    Raises:
+      ValueError: no picture.
+    """
+    return _decode(data, name, lambda picture: picture.size[::-1])
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -222,10 +229,13 @@ def encode_png(array: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def shown_size(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded picture, upright, from its header."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return _shown_size(picture)
+def shown_size(data: bytes, name: str = _PICTURE) -> tuple[int, int]:
+    """Height and width of an encoded picture, upright, from its header.
+
+    Raises:
+      ValueError: no picture.
+    """
+    return _decode(data, name, _shown_size)
 
 
 def _shown_size(picture: Image.Image) -> tuple[int, int]:

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from maskclippp_jax.data import (
     generator_input,
     images,
     label_maps,
+    mask_files,
     picture_files,
     regions,
     transforms,
@@ -191,7 +193,7 @@ def test_a_photograph_is_no_label_map(tmp_path):
     path = str(tmp_path / "photo.npy")
     np.save(path, np.arange(5000).reshape(50, 100))
     with pytest.raises(ValueError, match="looks like a photograph: it holds 5000 different values"):
-        label_maps.masks_in(label_maps.read(path), None, path)
+        label_maps.masks_in(mask_files.read(path, (4, 4)), None, path)
 
 
 def test_superpixels_hold_together_on_noise(rng):
@@ -211,3 +213,16 @@ def test_superpixels_of_a_large_picture_have_its_size():
 def test_no_region_at_all_is_refused(cut):
     with pytest.raises(ValueError, match="=0, wanted at least 1"):
         cut(np.zeros((10, 10, 3), np.uint8), 0)
+
+
+@pytest.mark.parametrize("read", [images.size_of, images.shown_size])
+def test_sizes_of_damaged_pictures_are_told_in_a_sentence(read):
+    content = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(content, "JPEG", exif=exif)
+    whole = content.getvalue()
+    assert images.size_of(whole) == (6, 8) and images.shown_size(whole) == (8, 6)
+    for end in range(0, 200, 7):  # within its header
+        with pytest.raises(ValueError, match="a.jpg cannot be read as a picture"):
+            read(whole[:end], "a.jpg")
