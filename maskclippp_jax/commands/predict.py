@@ -19,6 +19,10 @@ the folders below the one that holds all pictures. {stem} is the picture's path 
 ending. `--format=coco,labelme,yolo,voc,cvat,labelstudio` writes files that annotation tools open,
 each tool's in a folder of its name below --output; add json for those above.
 
+`--tiles=1024` looks at squares of large pictures one by one, which overlap; masks that neighbours
+agree on become one, so that seams do not show. A picture of 20000x20000 pixels needs --max_pixels
+as well.
+
 Masks that fit none of the names get the nearest one all the same, unless `--minimum_score=0.4` or
 `--else="other;background"` leaves them without one: they are nothing in the label map then.
 """
@@ -52,12 +56,15 @@ FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, 
 NOTHING = cli.define_nothing()
 MAX_PIXELS = cli.define_max_pixels()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
+TILES = flags.DEFINE_integer("tiles", None, "of large pictures: side of squares that are looked at "
+                             "one by one, pixels, such as 1024")
+OVERLAP = flags.DEFINE_integer("overlap", 128, "pixels by which --tiles overlap at least")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "pictures the device works on at once",
                                   lower_bound=1)
 
 
 def main(arguments):
-    from maskclippp_jax.data import images, picture_files, regions
+    from maskclippp_jax.data import images, picture_files, regions, tiling
     from maskclippp_jax.vocabulary import Vocabulary
 
     images.limit_pixels(MAX_PIXELS.value)
@@ -71,6 +78,11 @@ def main(arguments):
         vocabulary.followed_by(Vocabulary.from_string(ELSE.value))  # refuses what cannot be
     if sum(f.value is not None for f in (MASKS, BUNDLE, GENERATOR, REGIONS)) > 1:
         raise ValueError("give one of --generator, --masks, --bundle and --regions")
+    if TILES.value is not None:
+        tiling.check(tiling.Tiles(TILES.value, OVERLAP.value))
+    elif flags.FLAGS["overlap"].present:
+        raise ValueError(f"--overlap={OVERLAP.value} is for --tiles, their side in pixels; give "
+                         "both")
     formats = [name for name in FORMAT.value if name != "json"]
     if formats or not FORMAT.value:
         from maskclippp_jax.naming import annotation_writer
@@ -104,8 +116,8 @@ def main(arguments):
 
     results = model.name_many(
         ((p.path, masks_of if p.masks is None else p.masks) for p in pictures), vocabulary,
-        batch_size=BATCH_SIZE.value, nothing=NOTHING.value,
-        minimum_score=MINIMUM_SCORE.value, distractors=ELSE.value or (),
+        batch_size=BATCH_SIZE.value, tiles=TILES.value, overlap=OVERLAP.value,
+        nothing=NOTHING.value, minimum_score=MINIMUM_SCORE.value, distractors=ELSE.value or (),
         total=len(pictures), on_error=leave_out)
     masks, nameless, written, without, zeros, left_numbers = 0, 0, 0, [], 0, set()
     writer = annotation_writer.AnnotationWriter(OUTPUT.value, formats) if formats else None

@@ -57,10 +57,14 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequenc
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"the picture is {image.shape[:2]}, the label map {label_map.shape}; "
                          "give one of the same size")
-    classes, areas = np.unique(label_map[label_map >= 0], return_counts=True)
-    if classes.size and classes[-1] >= len(names):
-        raise ValueError(f"the label map holds class {classes[-1]}, but there are {len(names)} "
+    if label_map.max(initial=-1) >= len(names):
+        raise ValueError(f"the label map holds class {label_map.max()}, but there are {len(names)} "
                          "names")
+    # Row by row, as a copy of a large map takes gigabytes.
+    counts = sum((np.bincount(row[row >= 0], minlength=len(names)) for row in label_map),
+                 start=np.zeros(len(names), np.int64))
+    classes = np.flatnonzero(counts)
+    areas = counts[classes]
     order = np.argsort(-areas, kind="stable")
     classes, areas = classes[order], areas[order]
 

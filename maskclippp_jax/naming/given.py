@@ -27,6 +27,7 @@ class Given(typing.NamedTuple):
     bundle: Bundle | typing.Callable | None = None
     path: str | None = None       # of the picture
     nothing: tuple[int, ...] = ()  # numbers of a label map that meant nothing
+    large: typing.Any = None  # `tiled.LargeMasks` in place of `masks`, of a picture in tiles
 
     @property
     def name(self) -> str:
@@ -43,11 +44,13 @@ def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | Non
       FileNotFoundError: no such file.
       ValueError: no picture, no masks, or both do not fit.
     """
-    pixels, path = read_image(image), None
-    if isinstance(image, str | os.PathLike):
-        path = os.fspath(image)
-    given = _read_masks(masks, pixels, nothing)
-    return given._replace(path=path)
+    pixels = read_image(image)
+    return _read_masks(masks, pixels, nothing)._replace(path=path_of(image))
+
+
+def path_of(image: ImageLike) -> str | None:
+    """Of a picture that is given by it."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
 def read_image(image: ImageLike) -> np.ndarray:
