@@ -134,6 +134,12 @@ class _Augment:
             broken=np.int32(0))
 
 
+def augmented(record: typing.Mapping, family: SemanticFamily | PanopticFamily, num_masks: int,
+              rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One picture as `train_batches` has it, without the batch."""
+    return _Augment(family, num_masks, "ground_truth", False, False)(record, rng)
+
+
 def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
                   family: SemanticFamily | PanopticFamily, num_masks: int, batch_size: int,
                   seed: int, weights: typing.Sequence[float] = (), start_step: int = 0,
