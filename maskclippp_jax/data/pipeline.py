@@ -236,7 +236,11 @@ def up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
     return tuple(-(-side // multiple) * multiple for side in size)
 
 
-def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min: int | None,
+# A number, or a function of the sizes of loaded pictures and of the most masks of one.
+BatchSize = int | typing.Callable[[typing.Sequence[tuple[int, int]], int], int]
+
+
+def eval_batches(records: typing.Sequence[dict], *, batch_size: BatchSize, loader_min: int | None,
                  loader_max: int | None, canvas_multiple: int = CANVAS,
                  chosen: typing.Sequence[int] | None = None, host: int = 0,
                  hosts: int = 1) -> typing.Iterator[dict]:
@@ -267,6 +271,8 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
         stored, _ = facts[i]
         sizes[i] = loaded_size(stored, loader_min, loader_max)
         canvases[i] = up(sizes[i], canvas_multiple) + up(stored, canvas_multiple)
+    if callable(batch_size):
+        batch_size = batch_size(list(sizes.values()), num_masks)
 
     def load(job):
         rows = [_eval_row(records[i], valid, job.canvas, num_masks, loader_min, loader_max)
