@@ -4,6 +4,8 @@ A file of a few bytes can ask for any memory, so headers are looked at before pi
 pictures have a largest number of pixels (`limit_pixels`).
 """
 
+import functools
+import importlib.util
 import io
 import struct
 import typing
@@ -12,7 +14,7 @@ import zlib
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from maskclippp_jax.runtime import storage
 
@@ -24,6 +26,33 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError
                OverflowError, struct.error, zlib.error)
 _PICTURE = "the picture"  # in messages, where nothing names it
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@functools.cache
+def endings() -> tuple[str, ...]:
+    """Endings of pictures that are read, small letters; HEIC only with the package pillow-heif."""
+    more = [".avif"] * features.check("avif") + [".heic", ".heif"] * bool(
+        importlib.util.find_spec("pillow_heif"))
+    return (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", *more)
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether HEIC can be read; lets Pillow read it then."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _is_heif(content: typing.BinaryIO) -> bool:
+    """Whether a file begins as those of iPhones do; its place is not moved."""
+    head = content.read(12)
+    content.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"hevc", b"mif1",
+                                                   b"msf1")
 
 
 def limit_pixels(count: int | None = None) -> int:
@@ -278,6 +307,9 @@ def _decode(data: bytes, name: str, convert: typing.Callable[[Image.Image], typi
 
 def _open(content: typing.BinaryIO, name: str,
           convert: typing.Callable[[Image.Image], typing.Any]):
+    if _is_heif(content) and not _reads_heif():
+        raise ValueError(f"{name} is a HEIC picture; pip install pillow-heif lets it be read, or "
+                         "save it as JPEG")
     try:
         with Image.open(content) as picture:
             check_shape(*picture.size[::-1], name)

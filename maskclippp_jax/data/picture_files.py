@@ -10,8 +10,7 @@ from maskclippp_jax.data.prepare import paths
 from maskclippp_jax.runtime import progress
 
 # Of what is in a folder, these are pictures; a file that is named itself may end as it likes.
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm",
-           ".pgm", ".avif")
+ENDINGS = (*images.endings(), ".gif", ".jp2", ".ppm", ".pgm")
 
 
 class PictureFile(typing.NamedTuple):

@@ -226,3 +226,20 @@ def test_sizes_of_damaged_pictures_are_told_in_a_sentence(read):
     for end in range(0, 200, 7):  # within its header
         with pytest.raises(ValueError, match="a.jpg cannot be read as a picture"):
             read(whole[:end], "a.jpg")
+
+
+def test_heic_is_read_with_its_plug_in_and_named_without(tmp_path, monkeypatch):
+    file = tmp_path / "a.heic"
+    file.write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    monkeypatch.setattr(images, "_reads_heif", lambda: False)
+    with pytest.raises(ValueError, match="a.heic is a HEIC picture; pip install pillow-heif"):
+        images.header_size(str(file))
+    monkeypatch.setattr(images, "_reads_heif", lambda: True)
+    with pytest.raises(ValueError, match="cannot be read as a picture"):  # it has no pixels
+        images.header_size(str(file))
+    pillow_heif = pytest.importorskip("pillow_heif")
+    monkeypatch.undo()
+    picture = Image.fromarray(np.full((40, 60, 3), 90, np.uint8))
+    pillow_heif.from_pillow(picture).save(file)
+    assert ".heic" in images.endings() and images.header_size(str(file)) == (40, 60)
+    assert abs(images.read_image(str(file)).astype(int) - 90).max() < 4
