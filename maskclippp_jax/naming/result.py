@@ -164,7 +164,15 @@ class Result:
         best = self.scores.max(-1, initial=0)
         strongest = {int(c): float(best[self.classes == c].max())
                      for c in np.unique(self.classes) if c >= 0}
-        return visualize.draw_overlay(self.image, self.labels, names, strongest)
+        return visualize.draw_overlay(self.image, self.labels, names, strongest,
+                                      self._outlined)
+
+    @property
+    def _outlined(self) -> np.ndarray | None:
+        """[H, W] ids of what a drawing tells apart, 0 = nothing; None: classes only."""
+        if self._given.segments is not None:
+            return self._given.segments
+        return None if self._given.large is not None else self.panoptic[0]
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
