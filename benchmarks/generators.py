@@ -1,15 +1,22 @@
-"""EoMT of real size with random weights on one picture: python benchmarks/generators.py
+"""Mask generators of real size with random weights on one picture: python benchmarks/generators.py
 
-From the picture in memory to masks and classes in memory: letterbox, network, nothing else. Every
-model runs in a process of its own, whose peak memory is shown beside what the compiler says that
-the program needs. On a CPU "cores s" is the time of all cores together, which other programs on the
-machine disturb little; the GFLOP are those of the compiler.
+From the picture in memory to masks and classes in memory. Where transformers is installed (pip
+install torch transformers) the same network runs beside ours in eager PyTorch, each in a process of
+its own, taking turns, with the same weights, and what both find is compared. FC-CLIP, which
+transformers lacks, stands beside its Mask2Former on a ConvNeXt of the same sizes: the same work but
+for a norm, with weights of its own, so nothing is compared there. "cores s" is the time of all
+cores together, which other programs on the machine disturb little; the memory is the peak of the
+whole process, with libraries and weights.
 """
 
 import concurrent.futures
+import functools
+import importlib.util
 import json
 import multiprocessing
 import resource
+import statistics
+import tempfile
 import time
 
 import jax
@@ -17,62 +24,196 @@ import numpy as np
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import save_file
 
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import generator_input
-from maskclippp_jax.weights import eomt, published_generators
+from maskclippp_jax.data.generator_input import Way
+from maskclippp_jax.generators.eomt import EoMTConfig
+from maskclippp_jax.generators.fcclip import FCCLIPConfig
+from maskclippp_jax.generators.mask2former import PIXEL_MEAN, PIXEL_STD
+from maskclippp_jax.naming import generator
+from maskclippp_jax.weights import eomt, mask2former, published_generators, rules
 
 SIZE = flags.DEFINE_string("size", "512x683", "height x width of the picture")
-MODELS = flags.DEFINE_list("models", ["eomt-s-640", "eomt-b-640", "eomt-l-640"],
-                           "names as in `maskclippp convert --list`")
-DTYPE = flags.DEFINE_enum("dtype", "float32", list(configuration.DTYPES), "of the arithmetic")
-REPEATS = flags.DEFINE_integer("repeats", 3, "the best of these counts")
+MODELS = flags.DEFINE_list("models", ["eomt-s-640", "eomt-b-640", "eomt-l-640", "mask2former-l",
+                                      "fcclip-l"], "names as in `maskclippp convert --list`")
+DTYPE = flags.DEFINE_enum("dtype", "float32", list(configuration.DTYPES), "of our arithmetic")
+REPEATS = flags.DEFINE_integer("repeats", 5, "turns of each; the median counts", lower_bound=1)
+
+_MEAN, _STD = (np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
 
 
 def main(argv):
     del argv
     size = tuple(map(int, SIZE.value.split("x")))
-    table = Table(title=f"{size[0]} x {size[1]}, {DTYPE.value}, on {jax.devices()[0].device_kind}")
-    columns = ("M parameters", "compile s", "s", "cores s", "weights MB", "program MB", "peak MB")
+    table = Table(title=f"{size[0]} x {size[1]}, {DTYPE.value}, on {jax.devices()[0].device_kind}; "
+                        "median (least ... most)")
     table.add_column("model")
-    for column in columns:
+    columns = ("s", "cores s", "peak MB")
+    for column in ("M parameters", *columns, *(f"{c}, PyTorch" for c in columns), "ratio of cores",
+                   "largest difference"):
         table.add_column(column, justify="right")
     for name in MODELS.value:
-        with concurrent.futures.ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn")) as process:
-            found = process.submit(measure, name, size, DTYPE.value, REPEATS.value).result()
-        print(json.dumps(dict(model=name, **found)))
-        table.add_row(name, *(f"{found[c]:.1f}" for c in columns))
-    Console().print(table)
+        found = compare(name, size, DTYPE.value, REPEATS.value)
+        print(json.dumps(dict(model=name, **found)), flush=True)
+        table.add_row(name, *cells(found))
+    Console(width=200).print(table)
 
 
-def measure(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict[str, float]:
-    """One row of the table."""
+def compare(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict:
+    """Both by turns; a row of the table."""
+    sides = {"ours": functools.partial(load_ours, dtype=dtype)}
+    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
+        sides["theirs"] = load_theirs
+    spawn = lambda: concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"))
+    pools = {side: spawn() for side in sides}
+    try:
+        for side, load in sides.items():
+            pools[side].submit(prepare, load, name, size).result()  # one after the other
+        turns = {side: [] for side in sides}
+        for _ in range(repeats):
+            for side, pool in pools.items():
+                turns[side].append(pool.submit(turn).result())
+        answers = [pool.submit(answer).result() for pool in pools.values()]
+        result = dict(pools["ours"].submit(facts).result())
+        for side, pool in pools.items():
+            wall, cores = zip(*turns[side])
+            result[side] = dict(s=wall, cores=cores, peak_mb=pool.submit(peak).result())
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+    if len(answers) == 2 and not name.startswith(("fcclip", "maftp")):
+        result["differences"] = [float(abs(a - b).max() / abs(b).max()) for a, b in zip(*answers)]
+    return result
+
+
+def cells(found: dict) -> list[str]:
+    spread = lambda x: f"{statistics.median(x):.2f} ({min(x):.2f} ... {max(x):.2f})"
+    row = [f"{found['M parameters']:.1f}"]
+    for side in ("ours", "theirs"):
+        one = found.get(side)
+        row += [spread(one["s"]), spread(one["cores"]), f"{one['peak_mb']:.0f}"] if one else [
+            ""] * 3
+    of_cores = [statistics.median(found[side]["cores"]) for side in ("theirs", "ours")
+                if side in found]
+    return [*row, f"{of_cores[0] / of_cores[1]:.2f}" if len(of_cores) == 2 else "",
+            f"{max(found['differences']):.1e}" if "differences" in found else ""]
+
+
+_loaded = {}  # of the process of one side
+
+
+def prepare(load, name: str, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     config = published_generators.find(name).config
-    build, shapes = eomt.abstract(config, dtype=jax.numpy.dtype(dtype),
-                                  by_head=configuration.heads_apart())
+    way = generator.way_of(size, config, generator.PREPARATIONS[type(config)], name)
+    _loaded.update(run=load(config, way), image=image, way=way, count=parameters.count(
+        generator.abstract(config)[1]))
+    _loaded["answer"] = _loaded["run"](image)
+
+
+def turn() -> tuple[float, float]:
+    start = time.monotonic(), time.process_time()
+    _loaded["run"](_loaded["image"])
+    return time.monotonic() - start[0], time.process_time() - start[1]
+
+
+def answer() -> list[np.ndarray]:
+    return _loaded["answer"]
+
+
+def facts() -> dict:
+    return {"M parameters": _loaded["count"] / 1e6}
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def draw(config) -> parameters.Tree:
+    """Random weights, the same for both sides."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jax.device_put(rng.standard_normal(x.shape, np.float32) / 50), shapes)
-    image = rng.integers(0, 256, (*size, 3), np.uint8)
-    side = config.image_size[0]
-    start = time.monotonic()
-    run = jax.jit(lambda params, image: build(params)(image)).lower(
-        params, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)).compile()
-    compiling = time.monotonic() - start
-    seconds, of_cores = [], []
-    for _ in range(repeats):
-        start = time.monotonic(), time.process_time()
-        found = jax.device_get(run(params, generator_input.letterbox(image, side)[None]))
-        seconds.append(time.monotonic() - start[0])
-        of_cores.append(time.process_time() - start[1])
-    assert all(np.isfinite(x).all() for x in found)
-    memory, count = run.memory_analysis(), parameters.count(params)
-    return {
-        "M parameters": count / 1e6, "compile s": compiling, "s": min(seconds),
-        "cores s": min(of_cores), "weights MB": 4 * count / 1e6,
-        "program MB": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6,
-        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) / 50,
+                        generator.abstract(config)[1])
+
+
+def load_ours(config, way: Way, dtype: str):
+    params = jax.device_put(draw(config))
+    program = generator.make_program(config, dtype=jax.numpy.dtype(dtype))
+    sizes = [np.array([x], np.int32) for x in (way.loaded, way.resized)]
+
+    def run(image):
+        entered = generator_input.enter(image, way)
+        return jax.device_get(program(params, entered[None], *sizes, canvas=way.padded))
+
+    return run
+
+
+def load_theirs(config, way: Way):
+    """The model of transformers, and pictures as our loader resizes them."""
+    import torch
+
+    model = (make_theirs(config) if isinstance(config, FCCLIPConfig)
+             else read_theirs(config)).eval()
+    model = model.to(memory_format=torch.channels_last)
+
+    def run(image):
+        entered = generator_input.enter(image, way).astype(np.float32)
+        pixels = (entered - _MEAN) / _STD
+        if not isinstance(config, EoMTConfig):  # whose black border is seen
+            pixels[way.resized[0]:], pixels[:, way.resized[1]:] = 0, 0
+        with torch.inference_mode():
+            found = model(pixel_values=torch.from_numpy(pixels.transpose(2, 0, 1)[None]))
+        return [found.masks_queries_logits.numpy(), found.class_queries_logits.numpy()]
+
+    return run
+
+
+def make_theirs(config):
+    """An untrained model of transformers with the sizes of ours."""
+    import transformers as t
+
+    if isinstance(config, EoMTConfig):
+        return t.EomtForUniversalSegmentation(t.EomtConfig(
+            hidden_size=config.width, num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads, mlp_ratio=config.mlp_width // config.width,
+            image_size=config.image_size[0], patch_size=config.patch_size,
+            num_blocks=config.query_blocks, num_queries=config.num_queries,
+            num_labels=config.num_classes, use_swiglu_ffn=config.swiglu))
+    stages = dict(out_features=[f"stage{i}" for i in range(1, 5)])
+    if isinstance(config, FCCLIPConfig):
+        trunk = t.ConvNextConfig(depths=list(config.image.depths),
+                                 hidden_sizes=list(config.image.widths), **stages)
+    else:
+        c = config.image
+        trunk = t.SwinConfig(image_size=384, embed_dim=c.width, depths=list(c.depths),
+                             num_heads=list(c.num_heads), window_size=c.window, **stages)
+    return t.Mask2FormerForUniversalSegmentation(t.Mask2FormerConfig(
+        backbone_config=trunk, feature_size=256, mask_feature_size=256, hidden_dim=256,
+        num_labels=133, num_queries=config.decoder.num_queries))
+
+
+def read_theirs(config):
+    """The same with our weights, by way of a file, whose names transformers changes in reading."""
+    import torch
+
+    table = (eomt.transformers_rules(swiglu=config.swiglu) if isinstance(config, EoMTConfig)
+             else mask2former.transformers_rules())
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        model = make_theirs(config)
+        model.config.save_pretrained(folder)
+        save_file(rules.export(draw(config), table), f"{folder}/model.safetensors")
+        with torch.device("cpu"):
+            model, said = type(model).from_pretrained(folder, output_loading_info=True)
+    unused = ("attn_mask_probs", "criterion.empty_weight", ".swin.layernorm.")
+    lacking = [k for k in said["missing_keys"] if not any(u in k for u in unused)]
+    if lacking or said["unexpected_keys"]:
+        raise ValueError(f"transformers lacks {lacking}, does not know {said['unexpected_keys']}")
+    if isinstance(config, EoMTConfig):
+        model.attn_mask_probs.zero_()  # as the published ones have it
+    return model
 
 
 if __name__ == "__main__":

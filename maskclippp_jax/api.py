@@ -4,20 +4,27 @@ The command line calls what is here, so that both give the same.
 """
 
 import collections
-import concurrent.futures
 import functools
 import os
 import typing
 import warnings
 
+import jax
 import ml_collections
 import numpy as np
 
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.tiling import Tiles
-from maskclippp_jax.naming import generator_loading, given, loading, text_cache, tiled
-from maskclippp_jax.naming.generator import OBJECTNESS, Generator
+from maskclippp_jax.naming import (
+    batching,
+    generator_loading,
+    given,
+    loading,
+    text_cache,
+    tiled,
+)
+from maskclippp_jax.naming.generator import FAST_MULTIPLE, OBJECTNESS, Generator, Waiting
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.naming.result import Result, Unnamed
@@ -33,6 +40,7 @@ __all__ = ["Bundle", "Generator", "Model", "Result", "Vocabulary", "Words", "loa
 ClassesLike = typing.Sequence[str] | str | Vocabulary | Words
 
 _VOCABULARIES = 8  # whose embeddings stay in memory
+_BATCH = 8         # pictures that an accelerator works on at once
 _AHEAD = 4         # batches read while the device works
 OVERLAP = 128      # pixels of neighbouring tiles, if nothing is said
 
@@ -83,7 +91,7 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
 def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
                    side: int | None = None, clip: str | os.PathLike | None = None,
                    classes: str | typing.Sequence[str] | Vocabulary | None = None,
-                   dtype: str = "float32") -> Generator:
+                   dtype: str = "float32", fast: bool = False) -> Generator:
     """A mask generator: an EoMT, a Mask2Former, an FC-CLIP or a MAFT+.
 
     It takes the place of masks in `Model.name` and `Model.name_many`. The first two also find
@@ -94,9 +102,9 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
     Args:
       source: the name of a published one, such as "eomt-l-640" or "fcclip-l" (`maskclippp convert
         --list` shows all), fetched from the hub; a file, here or `hf://owner/name[/file]`, with the
-        authors' names (an EoMT's also with transformers'); or a folder as the hub has it. The
-        names and shapes in it tell kind and sizes, but for what a config.json beside it says of an
-        EoMT that nobody published.
+        authors' names (an EoMT's and a Mask2Former's also with transformers'); or a folder as the
+        hub has it. The names and shapes in it tell kind and sizes, but for what a config.json
+        beside it says of one that nobody published.
       objectness: the least probability of being any object that makes a query a mask; 0: all are.
       side: pixels of an EoMT's square input, if not those it was trained at; nobody published
         results so.
@@ -105,6 +113,9 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
       classes: names of the classes it was trained on, in their order; None: those of the published
         one, or as its file tells.
       dtype: "float32" or "bfloat16", of the arithmetic (of the trunk, where there is a decoder).
+      fast: whether pictures are padded to sides that are multiples of 160 in place of 32, so that
+        most share a program and a batch. All but an EoMT see padding, and their masks differ a
+        little then; an EoMT's input is always a square of one size.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -112,9 +123,12 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
     """
     if classes is not None:
         classes = _vocabulary_of(classes)
-    return generator_loading.load(
+    generator = generator_loading.load(
         source, objectness=objectness, side=side, clip=clip and os.fspath(clip), classes=classes,
         dtype=dtype)
+    if fast and generator.preparation:
+        generator.preparation = generator.preparation._replace(multiple=FAST_MULTIPLE)
+    return generator
 
 
 class Model:
@@ -207,8 +221,8 @@ class Model:
     def name_many(self, pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
                   classes: ClassesLike, *, nothing: typing.Sequence[int] | None = None,
                   minimum_score: float = 0.0, distractors: ClassesLike = (),
-                  tiles: int | None = None, overlap: int = OVERLAP, batch_size: int = 1,
-                  total: int | None = None,
+                  tiles: int | None = None, overlap: int = OVERLAP,
+                  batch_size: int | None = None, total: int | None = None,
                   on_error: typing.Callable[[int, Exception], None] | None = None,
                   show_progress: bool = True) -> typing.Iterator[Result | None]:
         """Names the masks of many pictures, in their order; some are read ahead.
@@ -218,12 +232,14 @@ class Model:
           classes: see `vocabulary`.
           nothing, minimum_score, distractors, tiles, overlap: see `name`.
           batch_size: pictures (or tiles) the device works on at once; those of like size go
-            together.
+            together. None: one on a CPU, eight on accelerators.
           total: how many there are, for the time left, if `len` does not tell.
           on_error: is told the place of a picture that cannot be used, and why; None takes its
             place in what is returned. Without it the first such picture ends all with its error.
           show_progress: whether people see how far it is.
         """
+        if batch_size is None:
+            batch_size = 1 if jax.default_backend() == "cpu" else _BATCH
         if batch_size < 1:
             raise ValueError(f"got batch_size={batch_size}, wanted at least 1")
         words, unnamed = self._words_of(classes, minimum_score, distractors)
@@ -235,10 +251,11 @@ class Model:
                     image, masks, words, unnamed, nothing, Tiles(tiles, overlap), batch_size),
                 on_error)
             return progress.track(results, "naming", total=total, shown=show_progress)
-        read = _read_ahead(pictures, nothing, _AHEAD * batch_size)
-        results = self._in_batches(read, functools.partial(
-            self._name, words=words, unnamed=unnamed), batch_size, on_error)
-        return progress.track(results, "naming", total=total, shown=show_progress)
+        read = batching.read_ahead(functools.partial(_read, nothing=nothing), pictures,
+                                   _AHEAD * batch_size)
+        results = self._in_batches(read, words, unnamed, batch_size)
+        return progress.track(_usable(results, on_error), "naming", total=total,
+                              shown=show_progress)
 
     def encode(self, image: ImageLike, masks: MasksLike, *,
                nothing: typing.Sequence[int] | None = None) -> np.ndarray:
@@ -286,15 +303,27 @@ class Model:
         return [Result(self._namer, p, words.vocabulary, s, unnamed)
                 for p, s in zip(pictures, scores)]
 
+    def _in_batches(self, read: typing.Iterator[Given | Waiting | Exception], words: Words,
+                    unnamed: Unnamed, batch_size: int) -> typing.Iterator[Result | Exception]:
+        """Pictures named in batches of like ones, in their order."""
+        batches = dict(size=batch_size, ahead=_AHEAD * batch_size)
+        with_masks = batching.in_groups(
+            read, lambda item: not isinstance(item, Waiting), lambda item: item.group,
+            lambda items: items[0].generator.find(items), **batches)
+        return batching.in_groups(
+            batching.ahead(with_masks, batches["ahead"]),
+            lambda item: isinstance(item, Exception), self._namer.group_of,
+            functools.partial(self._name, words=words, unnamed=unnamed), **batches)
+
     def _name_in_tiles(self, image: ImageLike, masks: MasksLike, words: Words, unnamed: Unnamed,
                        nothing: typing.Sequence[int] | None, tiles: Tiles, batch_size: int
                        ) -> Result:
         cut = tiled.Cut(image, masks, nothing, tiles)
         if len(cut.windows) == 1:
             return self._name([given.read(image, masks, nothing)], words, unnamed)[0]
-        named = self._in_batches(cut.givens(), functools.partial(
-            self._name, words=words, unnamed=Unnamed()), batch_size, None)
-        for result in named:
+        read = (part if isinstance(part, Given) else _read(part, nothing=nothing)
+                for part in cut.parts())
+        for result in _usable(self._in_batches(read, words, Unnamed(), batch_size), None):
             cut.add(result)
         whole, scores = cut.finish()
         return Result(self._namer, whole, words.vocabulary, scores, unnamed)
@@ -312,45 +341,6 @@ class Model:
                 result = None
             yield result
 
-    def _in_batches(self, read: typing.Iterator[Given | Exception],
-                    name: typing.Callable[[list[Given]], list[Result]], batch_size: int,
-                    on_error) -> typing.Iterator[Result | None]:
-        """Pictures wait until a batch of their group is full, but no longer than others for them.
-        """
-        results: dict[int, Result | None] = {}
-        waiting: dict[tuple, list[tuple[int, Given]]] = {}
-        first = 0  # place of the result that is next
-
-        def run(group):
-            places, pictures = zip(*waiting.pop(group))
-            # A batch that is not full is filled up, so that it needs no program of its own.
-            filled = [*pictures, *[pictures[0]] * (batch_size - len(pictures))]
-            results.update(zip(places, name(filled)))
-
-        for place, picture in enumerate(read):
-            try:
-                group = None if isinstance(picture, Exception) else self._namer.group_of(picture)
-            except ValueError as error:
-                picture = error
-            if isinstance(picture, Exception):
-                if on_error is None:
-                    raise picture
-                on_error(place, picture)
-                results[place] = None
-            else:
-                waiting.setdefault(group, []).append((place, picture))
-                if len(waiting[group]) == batch_size:
-                    run(group)
-                elif place - first >= _AHEAD * batch_size:
-                    run(next(g for g, members in waiting.items() if members[0][0] == first))
-            while first in results:
-                yield results.pop(first)
-                first += 1
-        for group in list(waiting):
-            run(group)
-        for place in sorted(results):
-            yield results[place]
-
 
 def _vocabulary_of(classes: ClassesLike) -> Vocabulary:
     if isinstance(classes, Words):
@@ -360,36 +350,29 @@ def _vocabulary_of(classes: ClassesLike) -> Vocabulary:
     return (Vocabulary.from_string if isinstance(classes, str) else Vocabulary.from_names)(classes)
 
 
-def _read_ahead(pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
-                nothing: typing.Sequence[int] | None, count: int
-                ) -> typing.Iterator[Given | Exception]:
-    """The pictures, or why they cannot be used; two threads read up to `count` ahead."""
-    def read(pair):
-        try:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ValueError(f"got {pair!r:.80}, wanted a pair: the picture and its masks")
-            return given.read(*pair, nothing)
-        except (ValueError, OSError) as error:
-            return error
-
-    queue: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        try:
-            for pair in pictures:
-                queue.append(pool.submit(read, pair))
-                if len(queue) > count:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            for future in queue:
-                future.cancel()
+def _usable(results: typing.Iterable[Result | Exception],
+            on_error: typing.Callable[[int, Exception], None] | None
+            ) -> typing.Iterator[Result | None]:
+    """The results; `on_error` is told of the others, or the first of them is raised."""
+    for place, result in enumerate(results):
+        if isinstance(result, Exception):
+            if on_error is None:
+                raise result
+            on_error(place, result)
+        yield None if isinstance(result, Exception) else result
 
 
-def _vocabulary_of(classes: str | typing.Sequence[str] | Vocabulary) -> Vocabulary:
-    if isinstance(classes, str):
-        return Vocabulary.from_string(classes)
-    return classes if isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
+def _read(pair: tuple[ImageLike, MasksLike], nothing: typing.Sequence[int] | None
+          ) -> Given | Waiting | Exception:
+    """A picture with its masks or waiting for them, or why it cannot be used."""
+    try:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"got {pair!r:.80}, wanted a pair: the picture and its masks")
+        image, masks = pair
+        return masks.enter(image) if isinstance(masks, Generator) else given.read(
+            image, masks, nothing)
+    except (ValueError, OSError) as error:
+        return error
 
 
 def _finder_of_masks(generator: str | os.PathLike | Generator) -> Generator:

@@ -26,7 +26,9 @@ def abstract(make_model: typing.Callable[[], nnx.Module]) -> tuple[typing.Callab
       `jax.ShapeDtypeStruct` that `build` expects.
     """
     graph, state = nnx.split(nnx.eval_shape(make_model), nnx.Param)
-    shapes = nnx.to_pure_dict(state)
+    # Without weak types, which parameters from files do not have: programs would differ.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                          nnx.to_pure_dict(state))
 
     def build(params: Tree) -> nnx.Module:
         filled = jax.tree.map(lambda x: x, state)

@@ -5,17 +5,16 @@ import os
 import shutil
 import tempfile
 
+from tests import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs of the same small models are compiled once for all tests of a session, also those in
 # processes of their own. The key is the program itself, so nothing stale is ever used.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(
     tempfile.gettempdir(), "maskclippp_jax_tests_"
     f"{os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid()}"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Programs that are run once or twice are not worth the compiler's best: a quarter of the time.
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
-                           + " --xla_force_host_platform_device_count=8"
-                           + " --xla_backend_optimization_level=0").strip()
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.devices(8)}".strip()
 # For processes that tests start as well, so that they run the same programs.
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 

@@ -1,6 +1,7 @@
 """An FC-CLIP and a Mask2Former as small as they get, with random weights, and their files."""
 
 import functools
+import json
 import pathlib
 import pickle
 
@@ -101,6 +102,17 @@ def named_mask2former() -> dict[str, np.ndarray]:
     table = (*mask2former.HEAD_RULES, *mask2former.swin_rules())
     return rules.export(mask2former_params(), table) | index | {
         "criterion.empty_weight": np.ones(4, np.float32)}
+
+
+def write_mask2former_folder(folder: pathlib.Path, **facts) -> pathlib.Path:
+    """As the hub has it: a folder of transformers."""
+    folder.mkdir(parents=True)
+    index = {f"{mask2former.TRANSFORMERS}encoder.layers.{i}.blocks.0.attention.self."
+             "relative_position_index": swin.distances(3) for i in range(4)}
+    whole = rules.export(mask2former_params(), mask2former.transformers_rules()) | index
+    save_file(whole, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(dict(model_type="mask2former") | facts))
+    return folder
 
 
 def write_mask2former(file: pathlib.Path) -> pathlib.Path:

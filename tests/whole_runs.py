@@ -12,6 +12,7 @@ import numpy as np
 
 from maskclippp_jax.data import build, images, records, scenes
 from maskclippp_jax.vocabulary import Vocabulary
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = '''
@@ -77,7 +78,7 @@ draw = dict(scenes_seen=draw_seen, scenes=draw_all)
 
 def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
-                       XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+                       XLA_FLAGS=xla_flags.devices(devices))
     line = [sys.executable, "-m", "maskclippp_jax", name]
     # The others find the configuration in the run.
     if name in ("train", "evaluate") and not any(f.startswith("--config=") for f in flags):

@@ -32,7 +32,9 @@ model: what the generator alone allows, and how many true segments its masks fin
 called (average recall at an IoU of 0.50 ... 0.95, by size, for things and stuff, seen and unseen).
 
 `--suite=published` runs every published row (configs/eval) that has data, and prints our numbers
-beside the published ones; `evaluation/suite.py` says what it looks for.
+beside the published ones. Masks are those of a bundle or, where there is none, made by the row's
+generator, and the model is in --checkpoints, if not their published files are in the folder weights
+(`maskclippp weights`); `evaluation/suite.py` says what is looked for.
 """
 
 from absl import flags
@@ -103,8 +105,9 @@ def evaluate() -> None:
     if SUITE.value:
         suite.run(workdir, bundles=BUNDLES.value, checkpoints=CHECKPOINTS.value,
                   data_dir=DATA_DIR.value, rows=ROWS.value,
-                  evaluate=lambda config, name, bundle, workdir: comparison.compare(
-                      config, [name], bundle, workdir, options))
+                  evaluate=lambda config, found, workdir: comparison.compare(
+                      config, [found.checkpoint], found.bundle, workdir,
+                      options._replace(generator=found.generator)))
         return
     comparison.compare(CONFIG.value, CHECKPOINT.value, BUNDLE.value, workdir, options)
 

@@ -42,7 +42,7 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
       (see `mask_chain.MaskSizes`); classes float32 [B, N, X] if they have any; valid bool [B],
       False for filling; image_id, a list of str; image_sizes, see `pipeline.eval_batches`.
     """
-    num_masks = -(-max(1, *(s.most_masks for s in sources)) // _SLOTS) * _SLOTS
+    num_masks = slots_for(max(s.most_masks for s in sources))
     multiple = pipeline.CANVAS
     sizes, canvases = {}, {}  # of the pictures in all versions
     for i in sources[0].sizes:
@@ -77,6 +77,11 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
         return versions
 
     return pipeline.load_jobs(pipeline.share_out(canvases, batch_size, host, hosts), load)
+
+
+def slots_for(most_masks: int) -> int:
+    """Slots for the masks of a batch in which no picture has more than some number of them."""
+    return -(-max(1, most_masks) // _SLOTS) * _SLOTS
 
 
 def mask_canvas(stored: tuple[int, int], loaded: tuple[int, int]) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ What is looked for, <row> being a file of configs/eval:
     <data_dir>/<data set>/
         as `prepare` makes them
     <bundles>/<MASKS of the row>/<data set>/
-        as launch/export makes them; all forms of A-150 share ade20k_150
+        as `masks export` or launch/export makes them; all forms of A-150 share ade20k_150. Where
+        there is none, the generator itself makes the masks, if its file is in the folder weights
     <checkpoints>/<MODEL of the row>
-        a run's folder, or a file with .pth, .pt or .safetensors
+        a run's folder, or a file with .pth, .pt or .safetensors; else the authors' own file, if it
+        is in the folder weights (`maskclippp weights` shows what is there)
     <checkpoints>/<file of the pre-trained CLIP>
         for the row of the untuned model; the others take it from there if it is there
 
@@ -29,11 +31,20 @@ from maskclippp_jax.data import catalogue, records
 from maskclippp_jax.drawing import report
 from maskclippp_jax.evaluation import tables
 from maskclippp_jax.runtime import storage, typed
+from maskclippp_jax.weights import catalogue as published_files, published_tuned
 
 _ENDINGS = ("", ".safetensors", ".pth", ".pt")
 # Where a metric's value is in the results of a model.
 _WHERE = dict(mIoU=("semantic",), PQ=("panoptic", "all"), SQ=("panoptic", "all"),
               RQ=("panoptic", "all"), AP=("instances",), mMaskAcc=("mask_accuracy",))
+
+
+class Found(typing.NamedTuple):
+    """What there is of a benchmark."""
+
+    checkpoint: str                # "untuned", a path, or a published name
+    bundle: str | None = None      # folder of the masks
+    generator: str | None = None   # makes the masks, in place of a bundle
 
 
 class Line(typing.NamedTuple):
@@ -70,7 +81,7 @@ def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,
       workdir: for the results.
       bundles, checkpoints, data_dir: folders.
       rows: names of rows; (): all.
-      evaluate: `(config, checkpoint, bundle or None, workdir) -> results of each model`.
+      evaluate: `(config, what was found, workdir) -> results of each model`.
 
     Returns:
       The lines of the table.
@@ -85,8 +96,9 @@ def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,
             config = module.get_config(benchmark)
             with config.unlocked():
                 config.data_dir = data_dir
-            lacking, name, bundle = _look_for(config, module, benchmark, bundles, checkpoints)
-            if lacking:
+            try:
+                files = _look_for(config, module, benchmark, bundles, checkpoints)
+            except FileNotFoundError as lacking:
                 lines += [Line(row, benchmark, metric, None, value, f"no {lacking}")
                           for metric, value in numbers.items()]
                 continue
@@ -97,7 +109,7 @@ def run(workdir: epath.Path, *, bundles: str, checkpoints: str, data_dir: str,
                 model, = typed.read(file, tables.Results)["models"]
             else:
                 logging.info("%s on %s", row, benchmark)
-                model, = evaluate(config, name, bundle, folder)
+                model, = evaluate(config, files, folder)
             found[benchmark] = model
             lines += [Line(row, benchmark, metric, _value(model, metric), value)
                       for metric, value in numbers.items()]
@@ -139,31 +151,49 @@ def markdown(lines: typing.Sequence[Line]) -> str:
     return text
 
 
-def _look_for(config, module, benchmark: str, bundles: str, checkpoints: str
-              ) -> tuple[str, str, str | None]:
-    """What the benchmark lacks ("" if nothing), the checkpoint, and the bundle if it wants one."""
+def _look_for(config, module, benchmark: str, bundles: str, checkpoints: str) -> Found:
+    """What a benchmark needs.
+
+    Raises:
+      FileNotFoundError: what is not there.
+    """
     for name in config.eval.dataset.split(","):
         folder = storage.path(config.data_dir) / name
         if not (folder / records.VERSION / "dataset_info.json").exists():
-            return f"data set {folder}", "", None
-    bundle = None
+            raise FileNotFoundError(f"data set {folder}")
+    masks = {}
     if module.MASKS:
         path = storage.path(bundles) / module.MASKS / benchmark.removesuffix("_panoptic")
-        if not path.is_dir():
-            return f"bundle {path}", "", None
-        bundle = str(path)
+        name = module.MASKS.replace("_", "-")
+        if path.is_dir():
+            masks = dict(bundle=str(path))
+        elif _published_file(name):
+            masks = dict(generator=name)
+        else:
+            raise FileNotFoundError(f"bundle {path} and no file of {name}")
     models = storage.path(checkpoints)
     weights = models / config.weights.rpartition("/")[2]
     if weights.exists():
         with config.unlocked():
             config.weights = str(weights)
     if module.MODEL == "untuned":
-        return ("" if weights.exists() else f"file {weights}"), "untuned", bundle
+        if not weights.exists():
+            raise FileNotFoundError(f"file {weights}")
+        return Found("untuned", **masks)
     for ending in _ENDINGS:
         path = models / f"{module.MODEL}{ending}"
         if path.exists():
-            return "", str(path), bundle
-    return f"checkpoint {models / module.MODEL}", "", bundle
+            return Found(str(path), **masks)
+    name = next((m.name for m in published_tuned.MODELS if m.config == module.MODEL), None)
+    if name and _published_file(name):
+        return Found(name, **masks)
+    raise FileNotFoundError(f"checkpoint {models / module.MODEL}"
+                            + (f" and no file of {name}" if name else ""))
+
+
+def _published_file(name: str) -> str | None:
+    """Where the file of a published name is; None: it is not here."""
+    return next((row.find() for row in published_files.all_rows() if row.name == name), None)
 
 
 def _domains(row: str, module, found: dict[str, dict]) -> list[Line]:

@@ -299,10 +299,13 @@ class AttentionPool(nnx.Module):
                 query, (len(x), grid.masks.shape[1], *query.shape[2:]))  # the same for all masks
             masks = pool(queries, 1, grid.valid, masks=grid.masks, mask_scale=mask_scale,
                          inside=layers.inside_masks(grid.masks, self.config.mask_threshold))
-        # A cell that sees only itself, all others lying 100 lower, gives its own value.
-        return layers.ImageFeatures(
-            mask_embeddings=masks, image_embedding=image[:, 0],
-            patch_embeddings=self.out(values[:, 1:]) if dense else None, patch_valid=grid.valid)
+        patches = None
+        if dense:  # a cell sees itself; all others lie 100 lower, which logits may exceed
+            itself = jnp.eye(cells.shape[1], dtype=bool)[None]
+            patches = pool(heads(self.query(tokens[:, 1:])), 1, grid.valid, masks=jnp.zeros_like(
+                itself, jnp.float32), inside=itself, mask_scale=jnp.ones_like(mask_scale))
+        return layers.ImageFeatures(mask_embeddings=masks, image_embedding=image[:, 0],
+                                    patch_embeddings=patches, patch_valid=grid.valid)
 
 
 def _zero_outside(x: jax.Array, inside: jax.Array) -> jax.Array:

@@ -39,7 +39,25 @@ _FILES = {EoMTConfig: eomt, FCCLIPConfig: fcclip, Mask2FormerConfig: mask2former
 PREPARATIONS = {EoMTConfig: None,
                 FCCLIPConfig: Preparation(800, 2560, None, FCCLIPConfig.patch_size),
                 Mask2FormerConfig: Preparation(800, 1333, None, Mask2FormerConfig.patch_size)}
+# What `fast` pads pictures to in place of 32: of the sizes that a shorter side of 800 has, five in
+# six are gone, and that side itself needs no padding.
+FAST_MULTIPLE = 160
 _VOCABULARIES = 8  # whose names stay embedded
+
+
+class Waiting(typing.NamedTuple):
+    """A picture that a generator is to find the masks of."""
+
+    generator: "Generator"
+    pixels: np.ndarray  # [H, W, 3] uint8
+    canvas: np.ndarray  # the same as it passes into the network
+    way: Way
+    path: str | None    # of its file
+
+    @property
+    def group(self) -> tuple:
+        """What pictures that go through the network together have in common."""
+        return id(self.generator), self.way.padded, self.canvas.shape
 
 
 class Generator:
@@ -124,15 +142,30 @@ class Generator:
           FileNotFoundError, ValueError: the picture cannot be used, or this is a generator for
             label maps, see `require_masks`.
         """
+        return self.find([self.enter(image)])[0]
+
+    def enter(self, image: ImageLike) -> Waiting:
+        """A picture as it passes into the network; raises what a call does."""
+        self.require_masks()
         pixels = read_image(image)
-        found = self.propose(pixels)
+        way = self.way_of(pixels.shape[:2])
+        path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        return Waiting(self, pixels, generator_input.enter(pixels, way), way, path)
+
+    def find(self, pictures: typing.Sequence[Waiting]) -> list[Given]:
+        """What a call gives, of pictures of one group, which go through the network together."""
+        found = self._run([p.canvas for p in pictures], [p.way for p in pictures])
+        return [self._objects(p, PictureMasks(masks, classes, p.way.padded, p.way.resized))
+                for p, masks, classes in zip(pictures, *found)]
+
+    def _objects(self, picture: Waiting, found: PictureMasks) -> Given:
         if self.objectness:
             rows, columns = (-(-side // self.config.stride) for side in found.kept)
             kept = (found.masks[:, :rows, :columns] > 0).any((1, 2))
             kept &= self.objectness_of(found.classes) > self.objectness
             found = found._replace(masks=found.masks[kept], classes=found.classes[kept])
-        path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        return Given(pixels, np.arange(1, len(found.masks) + 1), None, found, self, path)
+        return Given(picture.pixels, np.arange(1, len(found.masks) + 1), None, found, self,
+                     picture.path)
 
     def propose(self, pixels: np.ndarray) -> PictureMasks:
         """What every query says of a picture, as a bundle holds it.
@@ -148,8 +181,8 @@ class Generator:
         """
         self.require_masks()
         way = self.way_of(pixels.shape[:2])
-        masks, classes = self._run(generator_input.enter(pixels, way), way)
-        return PictureMasks(masks, classes, way.padded, way.resized)
+        found = self._run([generator_input.enter(pixels, way)], [way])
+        return PictureMasks(*(x[0] for x in found), way.padded, way.resized)
 
     def way_of(self, size: tuple[int, int]) -> Way:
         """The sizes at which a picture of a size (height, width) passes into the network.
@@ -244,8 +277,9 @@ class Generator:
         pixels = read_image(image)
         cut = generator_input.windows(pixels, self.config.image_size[0])
         size = np.array(cut.images.shape[1:3], np.int32)
-        found = [self._run(window, Way(size, size, tuple(size.tolist()))) for window in cut.images]
-        masks, classes = (np.stack(x) for x in zip(*found))
+        way = Way(size, size, tuple(size.tolist()))
+        found = [self._run([window], [way]) for window in cut.images]
+        masks, classes = (np.concatenate(x) for x in zip(*found))
         scores = closed_results.semantic_scores(masks, classes, cut.origins, cut.resized)
         return closed_results.semantic(scores, pixels.shape[:2])
 
@@ -259,13 +293,13 @@ class Generator:
             found.masks.shape[1:], found.enlarged, found.kept)))
         return closed_results.Masks(found.masks, found.classes, sizes, pixels.shape[:2])
 
-    def _run(self, image: np.ndarray, way: Way) -> tuple[np.ndarray, np.ndarray]:
-        """Masks and classes of a picture on its canvas."""
-        sizes = (np.array([size], np.int32) for size in (way.loaded, way.resized))
+    def _run(self, canvases: typing.Sequence[np.ndarray], ways: typing.Sequence[Way]
+             ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks [B, Q, h, w] and classes [B, Q, X] of pictures that are padded to one size."""
+        sizes = (np.array(x, np.int32) for x in zip(*((w.loaded, w.resized) for w in ways)))
         with self._one_at_a_time:
-            found = jax.device_get(self._predict(self._params, image[None], *sizes,
-                                                 canvas=way.padded))
-        return tuple(x[0] for x in found)
+            return jax.device_get(self._predict(self._params, np.stack(canvases), *sizes,
+                                                canvas=ways[0].padded))
 
 
 def way_of(size: tuple[int, int], config: Config, preparation: Preparation | None, what: str

@@ -12,6 +12,7 @@ import numpy as np
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.generators.eomt import EoMTConfig, resize_position_table
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
+from maskclippp_jax.generators.mask2former import PIXEL_MEAN, PIXEL_STD
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.naming import loading, segmenter, text_cache
@@ -70,7 +71,7 @@ def load(source: str | os.PathLike, *, objectness: float = OBJECTNESS, side: int
 
 
 def _load_eomt(file, path, source, entry, classes, side, settings) -> Generator:
-    facts = {} if entry else _facts_beside(path)
+    facts = {} if entry else _facts_beside(path, "eomt")
     config = eomt.config_of(file, path, num_heads=facts.get("num_attention_heads"),
                             query_blocks=facts.get("num_blocks"))
     found = _published(config, file, path, entry)
@@ -84,10 +85,12 @@ def _load_eomt(file, path, source, entry, classes, side, settings) -> Generator:
 
 
 def _load_mask2former(file, path, source, entry, classes, settings) -> Generator:
-    config = mask2former.config_of(file.shapes, path)
+    facts = {} if entry else _facts_beside(path, "mask2former")
+    config = mask2former.config_of(file.shapes, path,
+                                   num_heads=facts.get("num_attention_heads", 8))
     found = _published(config, file, path, entry)
     params = mask2former.load(file, config, path)
-    vocabulary = classes or _classes_of(config, found, {}, path)
+    vocabulary = classes or _classes_of(config, found, facts, path)
     return Generator(config, params, vocabulary, source, **settings)
 
 
@@ -187,13 +190,33 @@ class _Facts(typing.TypedDict):
     id2label: typing.NotRequired[dict[int, str]]
 
 
-def _facts_beside(path: str) -> _Facts:
+def _facts_beside(path: str, kind: str) -> _Facts:
     """What a config.json of transformers beside a file says; nothing where there is none."""
     facts = files.beside(path, "config.json", _Facts) or _Facts()
-    if facts.get("model_type", "eomt") != "eomt":
+    if facts.get("model_type", kind) != kind:
         raise ValueError(f"the config.json beside {path} is of the kind {facts['model_type']}, "
-                         "wanted eomt; that kind of generator is not read here")
+                         f"the file is of the kind {kind}; put them apart")
+    _check_pixels(path)
     return facts
+
+
+class _Pixels(typing.TypedDict):
+    """preprocessor_config.json of transformers: of RGB on 0 ... 1."""
+
+    image_mean: typing.NotRequired[list[float]]
+    image_std: typing.NotRequired[list[float]]
+
+
+def _check_pixels(path: str) -> None:
+    """Refuses a file whose pictures are normalised otherwise than we do it."""
+    pixels = files.beside(path, "preprocessor_config.json", _Pixels) or _Pixels()
+    for key, ours in (("image_mean", PIXEL_MEAN), ("image_std", PIXEL_STD)):
+        wanted = [round(x / 255, 4) for x in ours]
+        found = pixels.get(key, wanted)
+        if len(found) != 3 or not np.allclose(found, wanted, atol=1e-3):
+            raise ValueError(f"the preprocessor_config.json beside {path} says {key} {found}, "
+                             f"wanted {wanted}, as all published ones have; a generator with "
+                             "others is not read here")
 
 
 def _resized(config: EoMTConfig, params: parameters.Tree, side: int
@@ -217,6 +240,9 @@ def _classes_of(config: Config, found: PublishedGenerator | None, facts: _Facts,
         return Vocabulary.shipped(found.vocabulary)
     labels = facts.get("id2label", {})
     names = [labels.get(i, f"LABEL_{i}") for i in range(config.num_classes)]
+    # COCO marks what it merged of several classes, and what is left of one.
+    names = [name.removesuffix("-merged").removesuffix("-other").replace("-", " ")
+             for name in names]
     if "LABEL_0" in names:
         names = [f"class {i} of {path}" for i in range(config.num_classes)]
     return Vocabulary(f"classes of {path}", tuple(map(split_names, names)),

@@ -28,6 +28,8 @@ from maskclippp_jax.weights import big_vision_file, hub, published_tuned
 
 # Prompts encoded at a time, always as many, so that one program serves every vocabulary.
 _CHUNK = 256
+_FEW = 4      # chunks that are not worth programs for prompts of several lengths
+_LENGTHS = 2  # prompts are cut to a multiple of so many tokens
 
 
 def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
@@ -255,12 +257,32 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
             lambda: embed_names(model, text_params, token_ids))
     encode = _text_encoder(model.text)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
-    padded = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % _CHUNK, axis=0)])
-    starts = progress.track(range(0, len(padded), _CHUNK), "embedding names", total=len(padded),
-                            step=_CHUNK, unit="prompts", shown=len(padded) > _CHUNK)
-    chunks = [jax.device_get(encode(text_params, jnp.asarray(padded[i:i + _CHUNK])))
-              for i in starts]
-    return np.concatenate(chunks)[:len(flat)].reshape(*token_ids.shape[:2], -1)
+    embeddings = np.empty((len(flat), model.text.embed_dim), np.float32)
+    chunks = _chunks_of_like_length(model.text, flat)
+    for rows, length in progress.track(chunks, "embedding names", total=len(chunks) * _CHUNK,
+                                       step=_CHUNK, unit="prompts", shown=len(chunks) > 1):
+        filled = np.resize(rows, _CHUNK)  # so that no chunk needs a program of its own
+        found = jax.device_get(encode(text_params, jnp.asarray(flat[filled, :length])))
+        embeddings[rows] = found[:len(rows)]
+    return embeddings.reshape(*token_ids.shape[:2], -1)
+
+
+def _chunks_of_like_length(config: maskclippp.TextConfig, token_ids: np.ndarray
+                           ) -> list[tuple[np.ndarray, int]]:
+    """Rows of token ids [n, X] that go through the tower together, and how many tokens they need.
+
+    Most prompts are much shorter than the longest. A causal tower does not see what follows their
+    end; each length more is a program more, so that a few prompts all get the longest.
+    """
+    lengths = np.full(len(token_ids), token_ids.shape[1])
+    if isinstance(config, text.TextConfig) and len(token_ids) > _FEW * _CHUNK:
+        lengths = np.minimum(-(-(token_ids.argmax(-1) + 1) // _LENGTHS) * _LENGTHS, lengths)
+    order = np.argsort(lengths, kind="stable")
+    chunks = []
+    for length in np.unique(lengths):
+        rows = order[lengths[order] == length]
+        chunks += [(rows[i:i + _CHUNK], int(length)) for i in range(0, len(rows), _CHUNK)]
+    return chunks
 
 
 @functools.lru_cache

@@ -212,18 +212,18 @@ class Cut:
             if self._whole.bundle is not None:
                 raise ValueError("masks of a bundle have classes of the whole picture, which tiles "
                                  "have not; leave --tiles out, or let the generator look at them")
-        self._nothing, self._size = nothing, self._whole.image.shape[:2]
+        self._size = self._whole.image.shape[:2]
         self.windows = tiling.windows(self._size, tiles)
         self._groups = _Groups()
         self._pieces: list[list[list[_Piece]]] = []  # of each mask of each named tile
         self._scores: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def givens(self) -> typing.Iterator[Given]:
-        """The tiles with their masks, in the order in which `add` wants them named."""
+    def parts(self) -> typing.Iterator[Given | tuple[ImageLike, MasksLike]]:
+        """The tiles with their masks, or with what makes them, as `add` wants them named."""
         for window in self.windows:
             pixels = np.ascontiguousarray(self._whole.image[window.slices])
             if self._of_tile:
-                yield given.read(pixels, self._of_tile, self._nothing)
+                yield pixels, self._of_tile
             else:
                 yield _part_of(self._whole, window, pixels)
 

@@ -126,11 +126,12 @@ def swin(case: Case) -> list[Check]:
     """The maps of a Swin, of pixels of any size."""
     sizes, path = case.spec["config"], str(case.file.with_name(case.spec["weights"]))
     source, prefix = files.read(path), sizes["prefix"]
-    config = mask2former.swin_of(source.shapes, path, prefix)
+    table = mask2former.swin_rules(prefix)
+    config = mask2former.swin_of(source.shapes, path, table)
     mask2former.check_distances(source, config.window, path)
     build, shapes = parameters.abstract(lambda: Swin(config, dtype=case.dtype,
                                                      rngs=parameters.Keys(0)))
-    params = load_part_of(source, mask2former.swin_rules(prefix), shapes, "image")
+    params = load_part_of(source, table, shapes, "image")
     checks, run = _trunk_sizes(config, sizes), jax.jit(lambda p, x: build(p)(x))
     for name in (k for k in case.arrays if k.startswith("x_")):
         for n, got in enumerate(run(params, channels_last(case.arrays[name])), start=2):

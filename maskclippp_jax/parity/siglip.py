@@ -6,6 +6,7 @@ every intermediate result; arrays of resampling and preprocessing lie beside it.
 
 import dataclasses
 import functools
+import math
 import pathlib
 import typing
 
@@ -299,7 +300,7 @@ def _shrink(image, size: tuple[int, int]):
 
 def _preprocessed(arrays) -> list[Check]:
     """Squashing to a square; NaFlex's sizes, antialiased resize and patches."""
-    checks, patch = [], 8
+    checks = []
     for key in arrays:
         name, _, step = key.partition("/")
         if step.startswith("resize") and not step.endswith("_range"):
@@ -313,6 +314,7 @@ def _preprocessed(arrays) -> list[Check]:
                                 **_WITHIN))
         elif step.startswith("naflex") and step.endswith("patches"):
             image, want = arrays[name].astype(np.float32) / 127.5 - 1, arrays[key]
+            patch = math.isqrt(want.shape[1] // 3)
             height, width = map(int, inference.naflex_sizes(
                 np.array([image.shape[:2]]), patch, len(want))[0])
             laid = np.asarray(_shrink(image, (height, width)))

@@ -80,7 +80,8 @@ def _pseudo_text(case: Case) -> list[Check]:
     config = head_config(psm, num_templates, given["m_embs"].shape[-1])
     build, shapes = parameters.abstract(lambda: config.make(rngs=nnx.Rngs(0)))
     params = rules.load(case.weights, layout.PSEUDO_TEXT, {"similarity": shapes})[0]["similarity"]
-    slots = _slots(arrays["in/mask2batch"])  # [B, M] number of the mask in each slot, -1 empty
+    # [B, M] number of the mask in each slot, -1 empty; an image may have none.
+    slots = _slots(arrays["in/mask2batch"], len(given["p_embs"]))
     of_mask = np.zeros((num_masks, 2), int)
     of_mask[slots[slots >= 0]] = np.argwhere(slots >= 0)  # image and slot of every mask
 
@@ -151,9 +152,12 @@ def loss(case: Case) -> list[Check]:
     return checks
 
 
-def _slots(image_of_mask: np.ndarray) -> np.ndarray:
-    """[N] image of each mask -> [B, M] index of each slot's mask, -1 for empty slots."""
-    images = int(image_of_mask.max(initial=0)) + 1
+def _slots(image_of_mask: np.ndarray, images: int | None = None) -> np.ndarray:
+    """[N] image of each mask -> [B, M] index of each slot's mask, -1 for empty slots.
+
+    Images behind the last one with a mask must be told.
+    """
+    images = images or int(image_of_mask.max(initial=0)) + 1
     rows = [np.flatnonzero(image_of_mask == b) for b in range(images)]
     slots = np.full((images, max(1, max(map(len, rows)))), -1)
     for b, row in enumerate(rows):

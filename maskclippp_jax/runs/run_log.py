@@ -2,7 +2,8 @@
 
 `metrics.jsonl` has what follows from seed and step, and so is the same however often a run was
 stopped; `speed.jsonl` has what does not: images/s, the share of time spent waiting for data, the
-share of the device's peak FLOP/s (MFU), and its memory. Both go to TensorBoard as well, and to
+share of the device's peak FLOP/s (MFU), and its memory; `times.jsonl` where the time of all starts
+went (`ledger`). The first two go to TensorBoard as well, and to
 Weights & Biases if asked for. Metrics stay on the device until `flush`, so that the device never
 waits for the host. Only process 0 writes.
 """
@@ -21,6 +22,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from maskclippp_jax.drawing import visualize
+from maskclippp_jax.runs import ledger
 from maskclippp_jax.runtime import devices, storage
 
 _SEND_EVERY = 60  # seconds; logs in a bucket are sent whole each time
@@ -28,7 +30,8 @@ _SEND_EVERY = 60  # seconds; logs in a bucket are sent whole each time
 
 class RunLog:
     def __init__(self, workdir: epath.Path, first_step: int, steps: int, batch_size: int, *,
-                 array_names: typing.Sequence[str], wandb=None):
+                 array_names: typing.Sequence[str], wandb=None,
+                 times: ledger.Ledger | None = None):
         """Opens the record; lines of steps a killed run logged but did not save are removed.
 
         Args:
@@ -38,7 +41,10 @@ class RunLog:
           batch_size: images a step.
           array_names: of the numbers in `not_finite` (`train_step.names_of_arrays`).
           wandb: a run of Weights & Biases, or None.
+          times: of this start, which has begun before; None: it begins here.
         """
+        self._times, self._from_step, self._last_step = times or ledger.Ledger(), first_step, 0
+        self._times.started()
         self._steps, self._batch_size, self._array_names = steps, batch_size, array_names
         self._wandb = wandb
         self._views: dict[int, list] = {}
@@ -46,10 +52,10 @@ class RunLog:
         self._since, self._since_step, self._waited = time.monotonic(), first_step, 0.0
         self._writes = jax.process_index() == 0
         self.flops = None  # of a step, on each device; set once it is compiled
-        files = ("metrics.jsonl", "speed.jsonl")
+        files = ("metrics.jsonl", "speed.jsonl", ledger.FILE)
         self._outbox = storage.Outbox(workdir, taken_up=files if self._writes else ())
         self.folder, self._sent = self._outbox.folder, time.monotonic()
-        self._metrics, self._speed = (self.folder / name for name in files)
+        self._metrics, self._speed, self._times_file = (self.folder / name for name in files)
         if not self._writes:
             return
         for file in (self._metrics, self._speed):
@@ -58,12 +64,16 @@ class RunLog:
                         if _step_of(line) is not None and _step_of(line) <= first_step]
                 storage.write(file, "".join(line + "\n" for line in kept))
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1)
+        storage.write(self._times_file, "".join(
+            json.dumps(line) + "\n" for line in ledger.read(self._times_file)))
+        self._write_times(first_step)
 
     @contextlib.contextmanager
     def waiting(self):
         """Time spent in here is time the device may have had to wait for data."""
         start = time.monotonic()
-        yield
+        with self._times.spending("waiting for data"):
+            yield
         self._waited += time.monotonic() - start
 
     def add(self, step: int, metrics: typing.Mapping[str, jax.Array | float]) -> None:
@@ -117,9 +127,12 @@ class RunLog:
         self._sent = time.monotonic()
 
     def close(self) -> None:
+        """The last of the run; says where its time went."""
         self.flush()
         if self._writes:
             self._board.close()
+            self._write_times(self._last_step)
+            logging.info("time: %s", ledger.sentence(ledger.read(self._times_file)))
             self._outbox.send()
             if self._wandb is not None:
                 self._wandb.finish()
@@ -136,6 +149,11 @@ class RunLog:
             if self._wandb is not None:
                 self._wandb.log(values | pictures, step=row["step"])
         self._board.flush()
+
+    def _write_times(self, step: int) -> None:
+        self._last_step = step
+        with self._times_file.open("a") as file:
+            file.write(json.dumps(self._times.line(self._from_step, step)) + "\n")
 
     def _draw(self, step: int) -> dict:
         """Draws the pictures of a step, if there are any; returns what Weights & Biases gets."""
@@ -158,6 +176,7 @@ class RunLog:
         self._since, self._since_step, self._waited = now, last["step"], 0.0
         if self._writes:
             self._write(self._speed, [dict(step=last["step"], **speed)])
+            self._write_times(last["step"])
         mean = lambda name: sum(r[name] for r in rows) / len(rows)
         logging.info(
             "step %d/%d  loss %.4f  mask accuracy %.1f %%  %.1f images/s%s  %s left",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.data import catalogue, mask_chain, pipeline, records
+from maskclippp_jax.data import catalogue, mask_batches, mask_chain, pipeline, records
 from maskclippp_jax.naming import generator, inference, loading, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
 from maskclippp_jax.runtime import sharding
@@ -39,18 +39,25 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable, config.model)
     state = train_step.abstract_state(config, trainable, frozen, optimizer)
     shardings = sharding.state_shardings(state, mesh)
-    size, like = config.train.size, jax.ShapeDtypeStruct
-    batch = dict(image=like((batch_size, size, size, 3), jnp.uint8),
-                 image_size=like((batch_size, 2), jnp.int32),
-                 segments=like((batch_size, size, size), jnp.uint16),
-                 labels=like((batch_size, config.train.num_masks), jnp.int32))
-    text = like(prompts, jnp.int32)
+    state = jax.tree.map(_lying, state, shardings)
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    like = lambda shape, dtype, where: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    size = config.train.size
+    batch = dict(image=like((batch_size, size, size, 3), jnp.uint8, split),
+                 image_size=like((batch_size, 2), jnp.int32, split),
+                 segments=like((batch_size, size, size), jnp.uint16, split),
+                 labels=like((batch_size, config.train.num_masks), jnp.int32, split))
+    text = like(prompts, jnp.int32, whole)
     if config.tune.text == "none":
-        text = like((*prompts[:2], config.model.image.embed_dim), jnp.float32)
-    rows = like((vocabulary.num_classes,), jnp.int32)
+        text = like((*prompts[:2], config.model.image.embed_dim), jnp.float32, whole)
+    rows = like((vocabulary.num_classes,), jnp.int32, whole)
     step = train_step.make_step(config, build, optimizer, shardings, mesh)
     with jax.set_mesh(mesh):
         return step.lower(state, batch, rows, text)
+
+
+def _lying(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
 def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], num_masks: int
@@ -81,7 +88,8 @@ def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], nu
     sizes = mask_chain.generated_mask_sizes(of_generator, _MULTIPLE)
     network = inference.network_sizes(loaded[None], settings.short_side, settings.max_tokens, patch)
     canvas = pipeline.up(loaded.tolist(), pipeline.CANVAS)
-    stored = pipeline.up(sizes.stored[0].tolist(), pipeline.CANVAS // 4)
+    stored = mask_batches.mask_canvas(sizes.stored[0].tolist(), loaded.tolist())
+    num_masks = mask_batches.slots_for(num_masks)
 
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     of_batch = lambda dtype, *shape: jax.ShapeDtypeStruct(

@@ -12,7 +12,7 @@ from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.drawing import report
 from maskclippp_jax.naming import loading
-from maskclippp_jax.runs import checkpoint, run_log, saving
+from maskclippp_jax.runs import checkpoint, ledger, run_log, saving
 from maskclippp_jax.runtime import hosts, sharding, storage
 from maskclippp_jax.training import optim, teaching, train_step, validation
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
@@ -35,6 +35,7 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
       OSError: the run cannot be written, or a later start has taken it over.
     """
     preemption, recorded = hosts.Preemption(), run_log.Profile(profile)
+    times = ledger.Ledger()
     board = run_log.import_wandb(wandb)
     config = configuration.check(config, workdir=workdir)
     workdir, steps = storage.path(workdir), config.train.steps
@@ -62,7 +63,7 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
             workdir, first_step, steps, config.train.batch_size,
             array_names=train_step.names_of_arrays(learner.trainable_shapes),
             wandb=board and run_log.open_wandb(
-                board, wandb, workdir, configuration.to_json(config)))
+                board, wandb, workdir, configuration.to_json(config)), times=times)
         step = train_step.make_step(config, learner.build, learner.optimizer, shardings, mesh)
         batches = read_batches(config, data.sources, first_step, log)
         done = saved = first_step
@@ -75,13 +76,15 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
                     data.vocabulary, np.random.default_rng((config.seed, done))),
                     sharding.replicated(mesh))
                 if compiled is None:
-                    compiled = step.lower(state, batch, rows, text).compile()
+                    with times.spending("compiling"):
+                        compiled = step.lower(state, batch, rows, text).compile()
                     log.flops = flops_of(compiled, config)
                 recorded.before(done + 1, log.folder)
                 state, metrics = compiled(state, batch, rows, text)
                 done += 1
                 if validate and (done % config.eval_every == 0 or done == steps):
-                    numbers, views = validate(state)
+                    with times.spending("validating"):
+                        numbers, views = validate(state)
                     metrics |= numbers
                     log.add_pictures(done, views)
                 log.add(done, metrics)
@@ -92,12 +95,15 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
                 if best.add(done, metrics) or done % config.checkpoint_every == 0:
                     saver.check()
                     log.send()  # the record is never behind the checkpoint
-                    saver.save(state, done)
+                    with times.spending("saving"):
+                        saver.save(state, done)
                     saved = done
             saver.check()
             log.send()
-            if done > saved:
-                saver.save(state, done)
+            with times.spending("saving"):
+                if done > saved:
+                    saver.save(state, done)
+                saver.finish()
         log.close()
     say_what_is_next(workdir, config, best, done)
 

@@ -2,7 +2,7 @@
 
 import typing
 
-from maskclippp_jax.weights import eomt
+from maskclippp_jax.weights import eomt, mask2former
 
 _HEAD = "sem_seg_head."
 _ENDING = "give the file of an EoMT, FC-CLIP, MAFT+, or Mask2Former on Swin"
@@ -25,6 +25,11 @@ def kind_of(names: typing.Collection[str], path: str) -> typing.Literal[
             raise ValueError(f"{path} holds a Mask2Former on another trunk than Swin, or is cut "
                              f"short; {_ENDING}")
         return "mask2former"
+    if begins(mask2former.TRANSFORMERS):
+        if not begins(f"{mask2former.TRANSFORMERS}embeddings.patch_embeddings."):
+            raise ValueError(f"{path} holds a Mask2Former on another trunk than Swin, or is cut "
+                             f"short; {_ENDING}")
+        return "mask2former"
     if begins("visual_encoder."):
         raise ValueError(f"{path} holds a MaskCLIP++, which names masks and finds none; give it as "
                          f"the checkpoint, and here {_ENDING.removeprefix('give ')}")
@@ -37,7 +42,7 @@ def kind_of(names: typing.Collection[str], path: str) -> typing.Literal[
 
 def holds_generator(names: typing.Collection[str]) -> bool:
     """Whether a file holds a generator without a whole CLIP, so nothing that names masks."""
-    if eomt.is_one(names):
+    if eomt.is_one(names) or any(name.startswith(mask2former.TRANSFORMERS) for name in names):
         return True
     return (any(name.startswith(_HEAD) for name in names)
             and not any(name.startswith("backbone.clip_model.") for name in names))

@@ -20,18 +20,19 @@ from maskclippp_jax.weights.rules import (
 )
 
 _HEAD = "sem_seg_head."
+# Deformable attention: its layers' names in all public code, and ours.
+ATTENTION = (("sampling_offsets", "offsets"), ("attention_weights", "weights"),
+             ("value_proj", "values"), ("output_proj", "out"))
 
 
 def pixel_decoder_rules(prefix: str = f"{_HEAD}pixel_decoder.") -> tuple[Rule, ...]:
     """The pixel decoder below a prefix; its numbers go from the coarsest map to the finest."""
     layer, ours = f"{prefix}transformer.encoder.layers.{{i}}.", "pixel_decoder/layers/{i}"
-    attention = (("sampling_offsets", "offsets"), ("attention_weights", "weights"),
-                 ("value_proj", "values"), ("output_proj", "out"))
     return (
         *conv_rules(f"{prefix}input_proj.{{i}}.0", "pixel_decoder/projections/{i}"),
         *norm_rules(f"{prefix}input_proj.{{i}}.1", "pixel_decoder/projection_norms/{i}"),
         Rule(f"{prefix}transformer.level_embed", "pixel_decoder/level_embed"),
-        *(r for name, path in attention
+        *(r for name, path in ATTENTION
           for r in linear_rules(f"{layer}self_attn.{name}", f"{ours}/attention/{path}")),
         *norm_rules(f"{layer}norm1", f"{ours}/norm1"),
         *linear_rules(f"{layer}linear1", f"{ours}/mlp/fc1"),

@@ -8,9 +8,11 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from maskclippp_jax.data import build, records
+from maskclippp_jax.runs import ledger
 from maskclippp_jax.vocabulary import Vocabulary
 from tests import buckets, whole_runs
 from tests.whole_runs import command, metrics, train
@@ -58,6 +60,11 @@ def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):
     done = train(place, "killed")
     assert done.returncode == 0, done.stderr
     assert metrics(place, "killed") == whole
+    times = ledger.read(epath.Path(place / "killed/times.jsonl"))
+    total = ledger.summary(times)
+    assert sum(total.values()) == pytest.approx(times[-1]["until"] - times[0]["start"], abs=0.01)
+    assert total["lost"] > 0 and total["starting"] > 0 and total["compiling"] > 0
+    assert "in 2 starts: " in done.stderr
 
 
 @pytest.mark.slow

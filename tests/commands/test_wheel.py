@@ -17,6 +17,7 @@ from PIL import Image
 
 from maskclippp_jax import configs
 from maskclippp_jax.data import scenes
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The documented configuration with a tiny model, instead of a download.
@@ -78,7 +79,7 @@ def programs(tmp_path_factory):
 
 def call(line, folder, code=0):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", HOME=str(folder),
-                       XLA_FLAGS="--xla_backend_optimization_level=0")  # sooner compiled
+                       XLA_FLAGS=xla_flags.devices(1))
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True,
                           timeout=300)

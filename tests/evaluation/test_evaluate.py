@@ -37,6 +37,7 @@ from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.vocabulary import Vocabulary
+from tests import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOCABULARY = dataclasses.replace(Vocabulary.shipped("scenes"), name="own")
@@ -521,7 +522,7 @@ def test_confusions_come_worst_first():
 
 def command(place, name, *line):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
-                       XLA_FLAGS="--xla_force_host_platform_device_count=1")
+                       XLA_FLAGS=xla_flags.devices(1))
     return subprocess.run([sys.executable, "-m", "maskclippp_jax", name, *line], cwd=place,
                           env=environment, capture_output=True, text=True, timeout=300)
 

@@ -13,6 +13,7 @@ from maskclippp_jax.data import records
 from maskclippp_jax.data.catalogue import DATASETS
 from maskclippp_jax.evaluation import comparison, suite
 from maskclippp_jax.vocabulary import Vocabulary
+from maskclippp_jax.weights import catalogue as published_files
 
 
 @pytest.mark.parametrize("name", suite.rows_of())
@@ -71,15 +72,15 @@ def run(place, evaluate):
 def test_what_has_data_is_run_once_and_compared(place, capsys):
     calls = []
 
-    def evaluate(config, name, bundle, workdir):
-        calls.append((config.eval.dataset, name, bundle))
+    def evaluate(config, found, workdir):
+        calls.append((config.eval.dataset, *found))
         model = dict(semantic=dict(mIoU=49.0), panoptic=dict(all=dict(PQ=None)))
         workdir.mkdir(parents=True)
         (workdir / "results.json").write_text(json.dumps(dict(models=[model])))
         return [model]
 
     lines = run(place, evaluate)
-    assert calls == [("one", f"{place}/models/tuned.pth", f"{place}/bundles/sam/one")]
+    assert calls == [("one", f"{place}/models/tuned.pth", f"{place}/bundles/sam/one", None)]
     assert [(x.benchmark, x.metric, x.ours) for x in lines] == [
         ("one", "mIoU", 49.0), ("one", "PQ", None), ("two", "mIoU", None),
         ("one", "mMaskAcc", None)]
@@ -98,6 +99,30 @@ def test_nothing_to_run_is_an_error_that_says_what_is_looked_for(place):
     with pytest.raises(ValueError, match="the first lacks checkpoint .*/models/tuned"):
         run(place, None)
     assert not (place / "out").exists()
+
+
+def test_without_a_bundle_the_generator_makes_the_masks_and_files_of_the_authors_serve(
+        place, monkeypatch):
+    row = suite.rows_of()["first"]
+    row.MODEL, row.MASKS = "coco_stuff_eva02_l14_336", "maftp_l"
+    calls = []
+
+    def answer(config, found, workdir):
+        workdir.mkdir(parents=True)
+        calls.append(found)
+        return [dict(semantic=dict(mIoU=49.0), panoptic=dict(all=dict(PQ=None)))]
+
+    with pytest.raises(ValueError, match="bundles/maftp_l/one and no file of maftp-l"):
+        run(place, answer)
+    (place / "weights").mkdir()
+    monkeypatch.chdir(place)
+    for name in ("maftp-l", "maskclippp-l"):
+        with pytest.raises(ValueError, match=f"no file of {name}"):
+            run(place, answer)
+        row_of, = (r for r in published_files.all_rows() if r.name == name)
+        (place / "weights" / row_of.file).touch()
+    assert run(place, answer)[0].ours == 49.0
+    assert calls == [("maskclippp-l", None, "maftp-l")]
 
 
 def test_a_domain_has_a_mean_if_all_of_it_was_run():
@@ -119,7 +144,7 @@ def test_the_command_gives_a_suite_the_results_of_its_models(place, tmp_path, mo
 
     def compare(config, names, bundle, workdir, options):
         workdir.mkdir(parents=True)
-        calls.append((config.eval.dataset, names, bundle, options.samples))
+        calls.append((config.eval.dataset, names, bundle, options.generator, options.samples))
         return [dict(name="x", semantic=dict(mIoU=40.0), panoptic=dict(all=dict(PQ=21.0)))]
 
     monkeypatch.setattr(comparison, "compare", compare)
@@ -130,6 +155,6 @@ def test_the_command_gives_a_suite_the_results_of_its_models(place, tmp_path, mo
             bundles=str(tmp_path / "bundles"), checkpoints=str(tmp_path / "models"), samples=7):
         evaluate.evaluate()
     assert calls == [("one", [str(tmp_path / "models/tuned.pth")],
-                      str(tmp_path / "bundles/sam/one"), 7)]
+                      str(tmp_path / "bundles/sam/one"), None, 7)]
     lines = json.loads((tmp_path / "results/published.json").read_text())
     assert {(x["metric"], x["ours"]) for x in lines if x["ours"]} == {("mIoU", 40.0), ("PQ", 21.0)}

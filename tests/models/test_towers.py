@@ -239,3 +239,22 @@ def test_masks_reach_a_finer_grid_unchanged_where_nothing_is_to_do(method, rng):
     near(resample.masks_to_size(jnp.ones((1, 7, 9)), (3, 4), method), np.ones((1, 3, 4)))
     with pytest.raises(ValueError, match="got the method 'area' for masks, wanted .*bicubic"):
         resample.masks_to_size(masks, (3, 2), "area")
+
+
+def test_dense_cells_of_a_resnet_see_others_where_logits_exceed_the_bias():
+    config = TOWERS["resnet"]
+    pool = clip_resnet.AttentionPool(config, 8, dtype=jnp.float32, by_head=True, rngs=nnx.Rngs(0))
+    side = config.image_size // 32
+    x = 30 * jax.random.normal(jax.random.key(1), (1, side, side, 8))
+    pool.key.kernel[...] *= 40
+    grid = layers.Grid((side, side), jnp.array([[side, side]]), jnp.ones((1, side * side), bool),
+                       None)
+    found = pool(x, grid, jnp.ones(2), dense=True).patch_embeddings[0]
+    cells = x.reshape(side * side, 8) + pool.position_table[...][1:]
+    heads = lambda layer: layer(cells).reshape(len(cells), 2, 4)
+    logits = jnp.einsum("qak,lak->aql", heads(pool.query), heads(pool.key)) / 2
+    assert float(abs(logits).max()) > 200
+    weights = jax.nn.softmax(logits - 100 * (1 - jnp.eye(len(cells)))[None], -1)
+    want = pool.out(jnp.einsum("aql,lak->qak", weights, heads(pool.value)).reshape(len(cells), 8))
+    np.testing.assert_allclose(found, want, atol=2e-4)
+    assert float(abs(want - pool.out(pool.value(cells))).max()) > 0.1  # its own value is another

@@ -172,7 +172,7 @@ mc_open = generator_loading.eomt.open_file
     ("eomt-xl-640", FileNotFoundError, "no published generator of this name; did you mean eomt-"),
     ("nothing.bin", FileNotFoundError, "no file or folder nothing.bin, and no published generator"),
     ("{empty}", FileNotFoundError, "the folder .* has none of .*model.safetensors"),
-    ("{clip}", ValueError, "config.json beside .* is of the kind clip, wanted eomt"),
+    ("{clip}", ValueError, "config.json beside .* is of the kind clip, the file .* kind eomt"),
     ("{other}", ValueError, "other.safetensors holds a CLIP, which finds no masks"),
     ("{short}", ValueError, "no safetensors file, or was cut short"),
 ])

@@ -13,7 +13,8 @@ from maskclippp_jax.data.bundles import Preparation
 from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
-from maskclippp_jax.naming import generator as generator_file, generator_loading, loading
+from maskclippp_jax.naming import batching, generator as generator_file, generator_loading, loading
+from maskclippp_jax.naming.given import Given
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import fcclip, files, mask2former, published_generators, published_tuned
@@ -27,6 +28,53 @@ LEARNT = ["a cat", "a dog, puppy", "grass"]
 
 def draw(*size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def test_pictures_of_one_padded_size_go_through_together_and_find_what_they_do_alone(
+        opened, closed, monkeypatch):
+    pictures = [draw(*size, seed=n) for n, size in enumerate(
+        ((50, 90), (64, 100), (64, 64), (70, 110), (64, 120)))]
+    for generator in (opened, closed):
+        monkeypatch.setattr(generator, "preparation", SMALL._replace(loader_max=128, multiple=32))
+        batches, run = [], generator._run
+        monkeypatch.setattr(generator, "_run", lambda canvases, ways: batches.append(
+            [w.padded for w in ways]) or run(canvases, ways))
+        found = batching.in_groups(
+            [generator.enter(p) for p in pictures], lambda item: isinstance(item, Given),
+            lambda item: item.group, generator.find, size=2, ahead=3)
+        alone = [generator.find([generator.enter(p)])[0] for p in pictures]
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(one.image, other.image)
+            np.testing.assert_allclose(one.masks.masks, other.masks.masks, atol=2e-4)
+            np.testing.assert_allclose(one.masks.classes, other.masks.classes, atol=2e-5)
+        assert batches[5:] == [[(64, 128)] * 2, [(64, 128)] * 2, [(64, 64)] * 2]
+
+
+def test_a_folder_of_transformers_is_the_same_mask2former_and_tells_its_classes(closed, tmp_path):
+    folder = tiny.write_mask2former_folder(tmp_path / "m2f", num_attention_heads=8,
+                                           id2label={0: "cat", 1: "dog", 2: "grass-merged"})
+    found = small(mc.load_generator(folder, objectness=0.1))
+    assert found.vocabulary.classes == (("cat",), ("dog",), ("grass",))
+    for one, other in zip(found.propose(draw(40, 60)), closed.propose(draw(40, 60)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = folder / "preprocessor_config.json"
+    other.write_text('{"image_mean": [0.5, 0.5, 0.5], "size": {"shortest_edge": 800}}')
+    with pytest.raises(ValueError, match=r"image_mean \[0.5, .*, wanted \[0.485, 0.456, 0.406\]"):
+        mc.load_generator(folder)
+    other.write_text('{"image_mean": [0.48500001430511475, 0.456, 0.406]}')
+    mc.load_generator(folder)
+    (folder / "config.json").write_text('{"model_type": "maskformer"}')
+    with pytest.raises(ValueError, match="of the kind maskformer, the file is of the kind mask2f"):
+        mc.load_generator(folder)
+
+
+def test_fast_pads_to_coarser_sizes(place):
+    generator = mc.load_generator(place / "whole.safetensors", classes=LEARNT, fast=True)
+    sizes = [(480, 640), (480, 700), (427, 640), (640, 427), (500, 333)]
+    assert {generator.way_of(size).padded for size in sizes} == {
+        (800, 1120), (800, 1280), (1280, 800)}
+    exact = mc.load_generator(place / "whole.safetensors", classes=LEARNT)
+    assert len({exact.way_of(size).padded for size in sizes}) == 4
 
 
 def small(generator):

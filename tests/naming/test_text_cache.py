@@ -1,11 +1,13 @@
 """Embeddings of names on disk: made once, and never those of something else."""
 
 import dataclasses
+import types
 
 import numpy as np
 
+from maskclippp_jax import params as parameters
 from maskclippp_jax.models.text import TextConfig
-from maskclippp_jax.naming import text_cache
+from maskclippp_jax.naming import loading, text_cache
 
 CONFIG = TextConfig(8, 12, 8, 1, 2, 4)
 PARAMS = {"norm": {"scale": np.ones(3, np.float32)}, "blocks": {0: np.arange(4.0)}}
@@ -71,3 +73,20 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
     found = text_cache.load_or_make(str(tmp_path / "file/in"), "key", (1, 1),
                                     lambda: np.ones((1, 1, 2)))
     np.testing.assert_array_equal(found, np.ones((1, 1, 2)))
+
+
+def test_prompts_of_like_length_go_through_the_tower_together(monkeypatch, rng):
+    config = TextConfig(16, 50, 16, 2, 2, 8)
+    params = parameters.initialize(lambda: config.make(rngs=parameters.Keys(0)))
+    ids = np.zeros((7, 3, 16), np.int32)
+    for row, length in zip(ids.reshape(21, 16), [3, 9, 4, 15, 4, 7, 2] * 3):
+        row[:length] = rng.integers(1, 49, length)
+        row[length - 1] = 49  # the end token
+    model = types.SimpleNamespace(text=config)
+    together = loading.embed_names(model, params, ids)
+    monkeypatch.setattr(loading, "_CHUNK", 4)
+    monkeypatch.setattr(loading, "_FEW", 2)
+    chunks = loading._chunks_of_like_length(config, ids.reshape(21, 16))
+    assert {length for _, length in chunks} == {2, 4, 8, 10, 16}
+    assert sorted(np.concatenate([rows for rows, _ in chunks])) == list(range(21))
+    np.testing.assert_allclose(loading.embed_names(model, params, ids), together, atol=1e-6)

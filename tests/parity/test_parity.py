@@ -4,9 +4,10 @@ import dataclasses
 import pathlib
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from maskclippp_jax.parity import cases, siglip
+from maskclippp_jax.parity import cases, siglip, training
 from maskclippp_jax.parity.case import Absent, Case, close, cosine
 from maskclippp_jax.training import optim
 
@@ -107,3 +108,8 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
 def test_a_folder_without_cases_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no stored case"):
         cases.find(str(tmp_path))
+
+
+def test_an_image_without_masks_has_empty_slots():
+    slots = training._slots(np.array([0, 2, 2]), 4)
+    assert slots.tolist() == [[0, -1], [-1, -1], [1, 2], [-1, -1]]

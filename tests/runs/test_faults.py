@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from maskclippp_jax.runs import checkpoint, saving
-from tests import whole_runs
+from tests import whole_runs, xla_flags
 from tests.whole_runs import metrics, train
 
 slow = pytest.mark.slow
@@ -45,7 +45,8 @@ def train_with(place, workdir, fault, *flags):
                "from maskclippp_jax.runtime import cli\nsys.exit(cli.run(train, sys.argv[1:]))")
     line = [sys.executable, "-c", program, f"--config={place}/tiny.py",
             f"--config.data_dir={place}/data", f"--workdir={place}/{workdir}", *flags]
-    return subprocess.run(line, env=dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="",
+    return subprocess.run(line, env=dict(os.environ, JAX_PLATFORMS="cpu",
+                                         XLA_FLAGS=xla_flags.devices(1),
                                          PYTHONPATH=str(whole_runs.ROOT)),
                           cwd=whole_runs.ROOT, capture_output=True, text=True, timeout=300)
 
@@ -155,20 +156,18 @@ def test_what_an_older_start_saves_after_the_look_of_a_later_one_is_replaced(tmp
 
 
 POISON = """
-import jax.numpy as jnp
-from maskclippp_jax.training import train_step
-real = train_step.make_step
-def make_step(*arguments):
-    step = real(*arguments)
-    def broken(state, *rest):
-        kernel = state["trainable"]["image"]["blocks"][1]["attention"]["query"]["kernel"]
-        bad = jnp.where(state["step"] == 5, jnp.nan, kernel[0, 0])
-        state["trainable"]["image"]["blocks"][1]["attention"]["query"]["kernel"] = (
-            kernel.at[0, 0].set(bad))
-        return step(state, *rest)
-    return jax.jit(broken, donate_argnums=0)
-train_step.make_step = make_step
 import jax
+import jax.numpy as jnp
+call = jax.stages.Compiled.__call__
+def poisoned(self, *arguments):  # the program of a step stays what it is
+    state = arguments[0]
+    with jax.transfer_guard("allow"):
+        if isinstance(state, dict) and "trainable" in state and state["step"] == 5:
+            query = state["trainable"]["image"]["blocks"][1]["attention"]["query"]
+            kernel = query["kernel"]
+            query["kernel"] = jax.device_put(kernel.at[0, 0].set(jnp.nan), kernel.sharding)
+    return call(self, *arguments)
+jax.stages.Compiled.__call__ = poisoned
 """
 
 

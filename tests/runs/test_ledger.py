@@ -1,0 +1,47 @@
+"""Where the time of a run went: all of it is somewhere, also when starts were killed."""
+
+import json
+import time
+
+import pytest
+from etils import epath
+
+from maskclippp_jax.runs import ledger
+
+
+def line(start, until, from_step, step, **seconds):
+    spent = dict.fromkeys(ledger.KINDS, 0.0) | seconds
+    spent["stepping"] = until - start - sum(spent.values())
+    return ledger.Line(start=start, until=until, from_step=from_step, step=step, seconds=spent)
+
+
+def test_what_was_done_again_and_the_time_between_starts_are_lost():
+    lines = [
+        line(0, 10, 0, 0, starting=10), line(0, 30, 0, 4, starting=10, saving=2),
+        line(0, 50, 0, 8, starting=10, saving=4), line(0, 60, 0, 10, starting=10, saving=4),
+        # Killed at 63, started again at 100 from the checkpoint of step 8; killed at once.
+        line(100, 105, 8, 8, starting=5),
+        # The newest checkpoint was damaged: from step 4, so that its second half is done again.
+        line(200, 207, 4, 4, starting=7), line(200, 260, 4, 12, starting=7, validating=3)]
+    total = ledger.summary(lines)
+    assert total == dict(starting=17, compiling=0, saving=2, validating=3, stepping=68,
+                         lost=170) | {"waiting for data": 0}
+    assert sum(total.values()) == 260
+    assert ledger.sentence(lines) == (
+        "0:04:20 in 3 starts: 65 % lost, 26 % stepping, 7 % starting, 1 % validating, 1 % saving")
+
+
+def test_a_start_counts_all_its_seconds_once(tmp_path):
+    times = ledger.Ledger()
+    time.sleep(0.02)
+    times.started()
+    with pytest.raises(OSError), times.spending("compiling"):
+        raise OSError
+    found = times.line(3, 5)
+    assert found["until"] - found["start"] == pytest.approx(
+        sum(found["seconds"].values()), abs=1e-5)  # a float of seconds since 1970
+    assert found["seconds"]["starting"] >= 0.02 and (found["from_step"], found["step"]) == (3, 5)
+    file = epath.Path(tmp_path / ledger.FILE)
+    assert ledger.read(file) == []
+    file.write_text(json.dumps(found) + "\n" + json.dumps(found)[:30])  # killed while it wrote
+    assert ledger.read(file) == [found]

@@ -1,0 +1,72 @@
+"""What `plan` compiles is what `train` and `evaluate` run: the programs' texts are the same."""
+
+import importlib.util
+
+import jax
+import pytest
+
+from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.evaluation import passes
+from maskclippp_jax.naming import segmenter
+from maskclippp_jax.runtime import sharding
+from maskclippp_jax.training import compiled_step, loop, train_step
+from tests import whole_runs
+from tests.evaluation.test_evaluate import (  # noqa: F401, fixtures
+    config,
+    mesh,
+    model,
+    place,
+    truth,
+)
+
+
+class Lowered(Exception):
+    """Ends a run before anything is compiled; its argument is the program's text."""
+
+
+@pytest.mark.parametrize("tuned_text", ["none", "all"])
+def test_training_runs_the_program_that_plan_compiles(tmp_path, monkeypatch, tuned_text):
+    folder = whole_runs.make_place(tmp_path)
+    spec = importlib.util.spec_from_file_location("tiny", folder / "tiny.py")
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    experiment = tiny.get_config().unlock()
+    experiment.data_dir, experiment.tune.text = str(folder / "data"), tuned_text
+
+    make = train_step.make_step
+
+    class Step:
+        def __init__(self, *arguments):
+            self.step = make(*arguments)
+
+        def lower(self, *arguments):
+            raise Lowered(self.step.lower(*arguments).as_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_step, "make_step", Step)
+        with pytest.raises(Lowered) as trained:
+            loop.tune(experiment.lock(), str(folder / "run"))
+    mesh = sharding.make_mesh(experiment.mesh.fsdp)  # noqa: F811
+    planned = compiled_step.lower_training(experiment, mesh, experiment.train.batch_size)
+    assert planned.as_text() == trained.value.args[0]
+
+
+def test_evaluation_runs_the_program_that_plan_compiles(
+        place, config, model, truth, mesh, monkeypatch):  # noqa: F811
+    make = segmenter.make_segmenter.__wrapped__
+
+    def recorded(*arguments, **settings):
+        run = make(*arguments, **settings)
+
+        def lower(*inputs, **canvases):
+            raise Lowered(run.lower(*inputs, **canvases).as_text())
+
+        return lower
+
+    with monkeypatch.context() as patch, jax.set_mesh(mesh):
+        patch.setattr(segmenter, "make_segmenter", recorded)
+        with pytest.raises(Lowered) as evaluated:
+            next(passes.name_bundle(config, model, truth, ("semantic", "panoptic", "instances"),
+                                    mesh, [0, 2], Bundle(place / "open")))
+    planned = compiled_step.lower_evaluation(config, mesh, config.eval.batch_size, (40, 56), 5)
+    assert planned.as_text() == evaluated.value.args[0]
