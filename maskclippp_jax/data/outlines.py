@@ -100,12 +100,18 @@ def _fewest_corners(mask: np.ndarray, rings: list[np.ndarray],
     Corners of pixels are right for boxes, middles of edges for what is round: a straight line
     through the corners of stairs lies outside of them.
     """
+    # Looked at alone, as the picture may be large.
+    low, high = (np.concatenate(rings).astype(int).min(0) - 2,
+                 np.concatenate(rings).astype(int).max(0) + 2)
+    first = np.maximum(low, 0)
+    mask = np.pad(mask[first[1]:high[1], first[0]:high[0]], [
+        (n, 0) for n in (first - low)[::-1]])
     for way in ([_straight(r, _BESIDE) for r in rings],
                 [_straight(_middles(r), _BETWEEN) for r in rings], rings):
         if any(len(ring) < 3 for ring in way):
             continue
         made = made_of(way)
-        if all(_alike(draw(made, mask.shape), mask) for draw in rasterisers):
+        if all(_alike(draw([r - low for r in made], mask.shape), mask) for draw in rasterisers):
             return made
     return None
 
