@@ -15,7 +15,15 @@ import numpy as np
 
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.naming import batching, generator_loading, given, loading, text_cache
+from maskclippp_jax.data.tiling import Tiles
+from maskclippp_jax.naming import (
+    batching,
+    generator_loading,
+    given,
+    loading,
+    text_cache,
+    tiled,
+)
 from maskclippp_jax.naming.generator import FAST_MULTIPLE, OBJECTNESS, Generator, Waiting
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
@@ -34,6 +42,7 @@ ClassesLike = typing.Sequence[str] | str | Vocabulary | Words
 _VOCABULARIES = 8  # whose embeddings stay in memory
 _BATCH = 8         # pictures that an accelerator works on at once
 _AHEAD = 4         # batches read while the device works
+OVERLAP = 128      # pixels of neighbouring tiles, if nothing is said
 
 _NO_GENERATOR = (
     "there is no mask generator; load one, mc.load(..., generator=\"eomt-l-640\"), or give the "
@@ -177,7 +186,8 @@ class Model:
 
     def name(self, image: ImageLike, masks: MasksLike, classes: ClassesLike, *,
              nothing: typing.Sequence[int] | None = None, minimum_score: float = 0.0,
-             distractors: ClassesLike = ()) -> Result:
+             distractors: ClassesLike = (), tiles: int | None = None, overlap: int = OVERLAP
+             ) -> Result:
         """Names the masks of a picture.
 
         Args:
@@ -185,24 +195,33 @@ class Model:
             blue ([H, W] of grey).
           masks: a label map [H, W] of integers (every number is a mask, 0 as well, but those that
             mean nothing), or its path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1;
-            run lengths or polygons as COCO has them, or a .json file of them; a .npy file of any
-            of these arrays; `Bundle(folder)[image_id]`; a generator (`load_generator`); or a
-            function that makes any of these of the picture, such as `maskclippp_jax.superpixels`.
+            run lengths or polygons as COCO has them, or a .json file of them, as of SAM; a .npy or
+            .npz file of any of these arrays; a folder with a PNG for each mask;
+            `Bundle(folder)[image_id]`; a generator (`load_generator`); or a function that makes any
+            of these of the picture, such as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
           nothing: numbers that mean nothing in label maps, such as [0]; None: 255 and 65535.
           minimum_score: in 0 ... 1; masks whose best class scores less get no name.
           distractors: words such as ["other", "background"] that compete with the classes; masks
             that they fit best get no name.
+          tiles: of large pictures: side in pixels of squares that are looked at one by one, see
+            `naming.tiled`; a generator or function makes masks of each. A picture that is no
+            larger gives just what it gives without.
+          overlap: pixels by which neighbouring tiles overlap at least.
 
         Raises:
           FileNotFoundError, ValueError: picture, masks or classes cannot be used.
         """
         words, unnamed = self._words_of(classes, minimum_score, distractors)
+        if tiles is not None:
+            return self._name_in_tiles(image, masks, words, unnamed, nothing,
+                                       Tiles(tiles, overlap), 1)
         return self._name([given.read(image, masks, nothing)], words, unnamed)[0]
 
     def name_many(self, pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
                   classes: ClassesLike, *, nothing: typing.Sequence[int] | None = None,
                   minimum_score: float = 0.0, distractors: ClassesLike = (),
+                  tiles: int | None = None, overlap: int = OVERLAP,
                   batch_size: int | None = None, total: int | None = None,
                   on_error: typing.Callable[[int, Exception], None] | None = None,
                   show_progress: bool = True) -> typing.Iterator[Result | None]:
@@ -211,9 +230,9 @@ class Model:
         Args:
           pictures: of each, the picture and its masks, as `name` takes them.
           classes: see `vocabulary`.
-          nothing, minimum_score, distractors: see `name`.
-          batch_size: pictures the device works on at once; those of like size go together. None:
-            one on a CPU, eight on accelerators.
+          nothing, minimum_score, distractors, tiles, overlap: see `name`.
+          batch_size: pictures (or tiles) the device works on at once; those of like size go
+            together. None: one on a CPU, eight on accelerators.
           total: how many there are, for the time left, if `len` does not tell.
           on_error: is told the place of a picture that cannot be used, and why; None takes its
             place in what is returned. Without it the first such picture ends all with its error.
@@ -226,16 +245,15 @@ class Model:
         words, unnamed = self._words_of(classes, minimum_score, distractors)
         if total is None and hasattr(pictures, "__len__"):
             total = len(pictures)
-        batches = dict(size=batch_size, ahead=_AHEAD * batch_size)
+        if tiles is not None:
+            results = self._each_in_tiles(
+                pictures, lambda image, masks: self._name_in_tiles(
+                    image, masks, words, unnamed, nothing, Tiles(tiles, overlap), batch_size),
+                on_error)
+            return progress.track(results, "naming", total=total, shown=show_progress)
         read = batching.read_ahead(functools.partial(_read, nothing=nothing), pictures,
-                                   batches["ahead"])
-        with_masks = batching.in_groups(
-            read, lambda item: not isinstance(item, Waiting), lambda item: item.group,
-            lambda items: items[0].generator.find(items), **batches)
-        results = batching.in_groups(
-            batching.ahead(with_masks, batches["ahead"]),
-            lambda item: isinstance(item, Exception), self._namer.group_of,
-            functools.partial(self._name, words=words, unnamed=unnamed), **batches)
+                                   _AHEAD * batch_size)
+        results = self._in_batches(read, words, unnamed, batch_size)
         return progress.track(_usable(results, on_error), "naming", total=total,
                               shown=show_progress)
 
@@ -253,7 +271,8 @@ class Model:
         return self._namer.encode([given.read(image, masks, nothing)])[0]
 
     def segment(self, image: ImageLike, classes: ClassesLike, *, minimum_score: float = 0.0,
-                distractors: ClassesLike = ()) -> Result:
+                distractors: ClassesLike = (), tiles: int | None = None, overlap: int = OVERLAP
+                ) -> Result:
         """Finds and names the segments of a picture: `name` with the masks of `generator`.
 
         Where the generator finds nothing the result has no mask. In `name_many`, give
@@ -266,7 +285,7 @@ class Model:
         if self.generator is None:
             raise ValueError(_NO_GENERATOR)
         return self.name(image, self.generator, classes, minimum_score=minimum_score,
-                         distractors=distractors)
+                         distractors=distractors, tiles=tiles, overlap=overlap)
 
     def _words_of(self, classes: ClassesLike, minimum_score: float, distractors: ClassesLike
                   ) -> tuple[Words, Unnamed]:
@@ -283,6 +302,44 @@ class Model:
         scores = self._namer.score(pictures, words)
         return [Result(self._namer, p, words.vocabulary, s, unnamed)
                 for p, s in zip(pictures, scores)]
+
+    def _in_batches(self, read: typing.Iterator[Given | Waiting | Exception], words: Words,
+                    unnamed: Unnamed, batch_size: int) -> typing.Iterator[Result | Exception]:
+        """Pictures named in batches of like ones, in their order."""
+        batches = dict(size=batch_size, ahead=_AHEAD * batch_size)
+        with_masks = batching.in_groups(
+            read, lambda item: not isinstance(item, Waiting), lambda item: item.group,
+            lambda items: items[0].generator.find(items), **batches)
+        return batching.in_groups(
+            batching.ahead(with_masks, batches["ahead"]),
+            lambda item: isinstance(item, Exception), self._namer.group_of,
+            functools.partial(self._name, words=words, unnamed=unnamed), **batches)
+
+    def _name_in_tiles(self, image: ImageLike, masks: MasksLike, words: Words, unnamed: Unnamed,
+                       nothing: typing.Sequence[int] | None, tiles: Tiles, batch_size: int
+                       ) -> Result:
+        cut = tiled.Cut(image, masks, nothing, tiles)
+        if len(cut.windows) == 1:
+            return self._name([given.read(image, masks, nothing)], words, unnamed)[0]
+        read = (part if isinstance(part, Given) else _read(part, nothing=nothing)
+                for part in cut.parts())
+        for result in _usable(self._in_batches(read, words, Unnamed(), batch_size), None):
+            cut.add(result)
+        whole, scores = cut.finish()
+        return Result(self._namer, whole, words.vocabulary, scores, unnamed)
+
+    def _each_in_tiles(self, pictures, name: typing.Callable[[ImageLike, MasksLike], Result],
+                       on_error) -> typing.Iterator[Result | None]:
+        """One large picture after the other; none is read ahead."""
+        for place, (image, masks) in enumerate(pictures):
+            try:
+                result = name(image, masks)
+            except (ValueError, OSError) as error:
+                if on_error is None:
+                    raise
+                on_error(place, error)
+                result = None
+            yield result
 
 
 def _vocabulary_of(classes: ClassesLike) -> Vocabulary:

@@ -178,7 +178,7 @@ def test_label_maps(tmp_path):
 
         def read(content, file=tmp_path / f"damaged {name}"):
             file.write_bytes(content)
-            label_maps.masks_in(label_maps.read(str(file)), None, file)
+            label_maps.masks_in(mask_files.read(str(file), (4, 4)), None, file)
 
         outcomes(read, lambda rng, whole=whole: flip(whole, rng))
 

@@ -176,7 +176,7 @@ def masks(path: str) -> None:
 
 
 def labels(path: str) -> None:
-    label_maps.masks_in(label_maps.read(path), None, path)
+    label_maps.masks_in(mask_files.read(path, (4, 4)), None, path)
 
 
 def results(path: str) -> None:

@@ -120,7 +120,7 @@ def test_an_own_configuration_that_imports_from_the_old_place_is_told(tmp_path):
 def _flags_of(command: str) -> set[str]:
     text = (ROOT / f"maskclippp_jax/commands/{command}.py").read_text()
     found = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", text)) | {"help", "debug"}
-    for flag in ("config", "distributed", "nothing"):
+    for flag in ("config", "distributed", "nothing", "max_pixels"):
         if f"cli.define_{flag}" in text:
             found.add(flag)
     return found

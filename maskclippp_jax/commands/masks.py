@@ -15,9 +15,10 @@ evaluations of MaskCLIP++ do; else as its authors do. With `--config.eval.short_
 `--config.eval.flip` there is a bundle for each version in the folder. `evaluate --bundle` reads
 them, and `evaluate --generator` does without.
 
-`inspect` reads a whole bundle and, if a data set is given, compares the two. Files (.json run
-lengths, .png or .npy label maps) are described in data/mask_files.py; in a label map every number
-but those of `--nothing` is a mask. `pictures` writes the pictures of a prepared data set as files
+`inspect` reads a whole bundle and, if a data set is given, compares the two. Files for `from_files`
+are label maps (.png, .tif, .npy; every number but those of `--nothing` is a mask), JSON with run
+lengths or polygons, of SAM too, arrays of masks (.npy, .npz), or folders with a PNG for each mask
+("masks/{id}"). `pictures` writes the pictures of a prepared data set as files
 named by their ids: what the scripts in launch/export, or any other program, should make masks of.
 """
 

@@ -6,15 +6,22 @@ r"""Names the segments of pictures.
 
 A folder stands for all pictures in it and below. `--generator` finds the masks: a published one by
 its name (eomt-l-640, fcclip-l, ...: `maskclippp convert --list` shows all, `maskclippp weights`
-which are here), a file, a folder, or hf://owner/name. Or `--masks` is the pattern of PNG label maps
-(each number but those of `--nothing` is a mask). Or the picture is cut into regions of like colour
-(`--regions=superpixels`) or rectangles (`--regions=grid`), which only shows that it works.
+which are here), a file, a folder, or hf://owner/name. Or `--masks` is a pattern: of label maps
+(PNG; each number but those of `--nothing` is a mask), of other files ("sam/{stem}.json": COCO's run
+lengths or polygons; .npy, .npz: arrays), of folders with a PNG for each mask, or one JSON of COCO's
+form; all but label maps may overlap. Or masks are in a `--bundle` (`maskclippp masks`). Or the
+picture is cut into regions of like colour (`--regions=superpixels`) or rectangles
+(`--regions=grid`), which only shows that it works.
 
 For every picture it writes an overlay, a label map (a number is the class' place in the list from
 0; nothing is 255, or 65535 in maps of 16 bits) and a JSON file with the scores into --output, in
 the folders below the one that holds all pictures. {stem} is the picture's path there, without its
 ending. `--format=coco,labelme,yolo,voc,cvat,labelstudio` writes files that annotation tools open,
 each tool's in a folder of its name below --output; add json for those above.
+
+`--tiles=1024` looks at squares of large pictures one by one, which overlap; masks that neighbours
+agree on become one, so that seams do not show. A picture of 20000x20000 pixels needs --max_pixels
+as well.
 
 Masks that fit none of the names get the nearest one all the same, unless `--minimum_score=0.4` or
 `--else="other;background"` leaves them without one: they are nothing in the label map then.
@@ -29,7 +36,10 @@ POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_fi
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, 'untuned', or "
                                  "the name of a published MaskCLIP++ (maskclippp-l) or CLIP")
-MASKS = flags.DEFINE_string("masks", None, "pattern of label maps; {stem} is the picture's name")
+MASKS = flags.DEFINE_string("masks", None, "pattern of masks: label maps, JSON (run lengths, "
+                            "polygons, SAM's), .npy, .npz, or folders of PNGs; {stem} is the "
+                            "picture's name; or one JSON of COCO's form for all")
+BUNDLE = flags.DEFINE_string("bundle", None, "folder of a bundle of masks")
 GENERATOR = flags.DEFINE_string("generator", None, "finds the masks: published name, file, folder, "
                                 "or hf://owner/name")
 REGIONS = flags.DEFINE_enum("regions", None, ["superpixels", "grid"],
@@ -46,6 +56,9 @@ FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, 
 NOTHING = cli.define_nothing()
 MAX_PIXELS = cli.define_max_pixels()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
+TILES = flags.DEFINE_integer("tiles", None, "of large pictures: side of squares that are looked at "
+                             "one by one, pixels, such as 1024")
+OVERLAP = flags.DEFINE_integer("overlap", 128, "pixels by which --tiles overlap at least")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "pictures the device works on at once; "
                                   "without it 1 on a CPU, 8 on accelerators", lower_bound=1)
 FAST = flags.DEFINE_bool("fast", False, "pad pictures so that most share the generator's program "
@@ -53,7 +66,7 @@ FAST = flags.DEFINE_bool("fast", False, "pad pictures so that most share the gen
 
 
 def main(arguments):
-    from maskclippp_jax.data import images, picture_files, regions
+    from maskclippp_jax.data import images, picture_files, regions, tiling
     from maskclippp_jax.vocabulary import Vocabulary
 
     images.limit_pixels(MAX_PIXELS.value)
@@ -65,8 +78,13 @@ def main(arguments):
                   else Vocabulary.from_file(NAMES_FILE.value))
     if ELSE.value is not None:
         vocabulary.followed_by(Vocabulary.from_string(ELSE.value))  # refuses what cannot be
-    if sum(f.value is not None for f in (MASKS, GENERATOR, REGIONS)) > 1:
-        raise ValueError("give one of --generator, --masks and --regions")
+    if sum(f.value is not None for f in (MASKS, BUNDLE, GENERATOR, REGIONS)) > 1:
+        raise ValueError("give one of --generator, --masks, --bundle and --regions")
+    if TILES.value is not None:
+        tiling.check(tiling.Tiles(TILES.value, OVERLAP.value))
+    elif flags.FLAGS["overlap"].present:
+        raise ValueError(f"--overlap={OVERLAP.value} is for --tiles, their side in pixels; give "
+                         "both")
     if FAST.value and not GENERATOR.value:
         raise ValueError("--fast is for a --generator, and none is given; leave it out")
     formats = [name for name in FORMAT.value if name != "json"]
@@ -74,12 +92,13 @@ def main(arguments):
         from maskclippp_jax.naming import annotation_writer
 
         annotation_writer.check_formats(formats)
-    pictures = picture_files.find(arguments, masks=MASKS.value, leave_out=OUTPUT.value)
+    pictures = picture_files.find(arguments, masks=MASKS.value, bundle=BUNDLE.value,
+                                  leave_out=OUTPUT.value)
     # Headers are looked at before anything is written, so that a bad file costs nothing.
     pictures, skipped = picture_files.check(pictures, skip_broken=SKIP_BROKEN.value)
-    if MASKS.value is GENERATOR.value is REGIONS.value is None:
+    if MASKS.value is BUNDLE.value is GENERATOR.value is REGIONS.value is None:
         raise ValueError("nothing says where masks come from; give --generator=eomt-l-640 (or "
-                         "another one: convert --list), or label maps, "
+                         "another one: convert --list), or masks in files, "
                          "--masks=\"masks/{stem}.png\"; --regions=superpixels cuts the picture "
                          "into regions of like colour")
 
@@ -93,7 +112,7 @@ def main(arguments):
     cut = dict(superpixels=regions.superpixels, grid=regions.grid).get(REGIONS.value)
     masks_of = model.generator or cut
     masks_from = (f"generator {GENERATOR.value}" if GENERATOR.value
-                  else f"no masks given: {REGIONS.value}")
+                  else MASKS.value or BUNDLE.value or f"no masks given: {REGIONS.value}")
 
     def leave_out(place: int, error: Exception) -> None:
         if not SKIP_BROKEN.value:
@@ -101,16 +120,17 @@ def main(arguments):
         skipped.append(str(error))
 
     results = model.name_many(
-        ((p.path, p.masks or masks_of) for p in pictures), vocabulary, batch_size=BATCH_SIZE.value,
-        nothing=NOTHING.value, minimum_score=MINIMUM_SCORE.value,
-        distractors=ELSE.value or (),
+        ((p.path, masks_of if p.masks is None else p.masks) for p in pictures), vocabulary,
+        batch_size=BATCH_SIZE.value, tiles=TILES.value, overlap=OVERLAP.value,
+        nothing=NOTHING.value, minimum_score=MINIMUM_SCORE.value, distractors=ELSE.value or (),
         total=len(pictures), on_error=leave_out)
     masks, nameless, written, without, zeros, left_numbers = 0, 0, 0, [], 0, set()
     writer = annotation_writer.AnnotationWriter(OUTPUT.value, formats) if formats else None
     for picture, result in zip(pictures, results):
         if result is not None:
             if "json" in FORMAT.value:
-                result.save(OUTPUT.value, picture.name, masks_from=picture.masks or masks_from)
+                result.save(OUTPUT.value, picture.name, masks_from=(
+                    picture.masks if isinstance(picture.masks, str) else masks_from))
             if writer:
                 writer.add(result, picture.name)
             written, unnamed = written + 1, int((result.classes < 0).sum())

@@ -32,8 +32,9 @@ YOLO's data.yaml; coco, voc, cvat and datumaro name their classes themselves.
 Folders train, valid (or val), test of the pictures, or a file of coco or cvat for each (--labels is
 the folder that holds them), become splits. `--validation=0.1` divides what is not divided yet: a
 class that several pictures have is in both parts, and `--group="{group}_*"` keeps patient7_01 and
-patient7_02 in one. `--show=K` draws K pictures of each split as training or evaluation gets them,
-with their masks and names.
+patient7_02 in one. `--tiles=1024 --overlap=128` cuts large pictures into squares that overlap by at
+least so many pixels; `evaluate` joins them again. `--show=K` draws K pictures of each split as
+training or evaluation gets them, with their masks and names.
 """
 
 from absl import flags
@@ -71,12 +72,16 @@ CROWD = flags.DEFINE_enum("crowd", "ignore", ["ignore", "keep"], "own data: whet
                           "as crowds (iscrowd, as CVAT marks those of its brush) are left aside "
                           "in training, as COCO means it, or kept as masks like the others")
 
+TILES = flags.DEFINE_integer("tiles", None, "own data: cut pictures into squares of this side, "
+                             "pixels; smaller ones stay whole")
+OVERLAP = flags.DEFINE_integer("overlap", 128, "own data: pixels by which --tiles overlap at least")
+
 _OWN = ("images", "labels", "names", "name", "format", "validation", "group", "nothing",
-        "leave_out", "crowd")
+        "leave_out", "crowd", "tiles", "overlap")
 
 
 def main(names):
-    from maskclippp_jax.data import catalogue, images
+    from maskclippp_jax.data import catalogue, images, tiling
     from maskclippp_jax.data.prepare import making
     from maskclippp_jax.data.prepare.folder import Choices
     from maskclippp_jax.runtime import storage
@@ -91,12 +96,16 @@ def main(names):
                          f"{', '.join(catalogue.DATASETS)}, or folder; see --list")
     storage.check_writable(DATA_DIR.value)
     options = making.Options(DATA_DIR.value, OVERWRITE.value, STRICT.value, SHOW.value)
+    tiles = None if TILES.value is None else tiling.Tiles(TILES.value, OVERLAP.value)
+    if tiles is None and flags.FLAGS["overlap"].present:
+        raise ValueError(f"--overlap={OVERLAP.value} is for --tiles, their side in pixels; give "
+                         "both")
     for name in names:
         if name == "folder":
             making.prepare_folder(making.OwnData(
                 IMAGES.value, LABELS.value, NAMES.value, NAME.value, Choices(
                     NOTHING.value, LEAVE_OUT.value, CROWD.value == "keep", FORMAT.value,
-                    VALIDATION.value, GROUP.value)), options)
+                    VALIDATION.value, GROUP.value), tiles), options)
             continue
         for flag in _OWN:
             if flags.FLAGS[flag].present:

@@ -49,6 +49,7 @@ class Reading(typing.NamedTuple):
     fingerprint: str = ""  # of the raw files; a stopped build goes on if it is the same
     records_each: int = 1  # about how many records an item gives
     notes: typing.Sequence[str] = ()  # sentences about how the files were understood
+    tiles: tuple[int, int] | None = None  # side and overlap, where records are tiles to be joined
 
 
 class Summary(typing.NamedTuple):
@@ -160,8 +161,7 @@ def _is_full(error: BaseException) -> bool:
 
 def _build(folder, name, vocabulary, kind, reading, description, own_names, check):
     growing = folder.with_name(f".incomplete-{folder.name}")
-    plan = json.dumps(dict(form=_FORM, raw=reading.fingerprint, vocabulary=vocabulary.to_text(),
-                           kind=kind, splits={k: len(v) for k, v in reading.splits.items()}))
+    plan = _plan(vocabulary, kind, reading)
     plan_file = growing / ".plan.json"
     if growing.exists() and (not plan_file.exists() or plan_file.read_text() != plan):
         shutil.rmtree(growing)  # begun from other files
@@ -202,7 +202,8 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
         data_dir=growing, features=records.features(), split_infos=infos, version=records.VERSION,
         check_data=False, description=description,
         metadata=tfds.core.MetadataDict(
-            vocabulary=vocabulary.name, kind=kind,
+            vocabulary=vocabulary.name, kind=kind, made_of=_made_of(plan),
+            **(dict(tiles=list(reading.tiles)) if reading.tiles else {}),
             content={split: [r["content"] for r in rows[split]] for split in rows},
             usable={split: dict(bare=s.bare, classes=sorted(s.usable.items()))
                     for split, s in summary.items()}))
@@ -215,6 +216,29 @@ def _build(folder, name, vocabulary, kind, reading, description, own_names, chec
     storage.sync(folder.parent)
     _repair(folder)
     return summary
+
+
+def _plan(vocabulary: Vocabulary, kind: str, reading: Reading) -> str:
+    """All that decides what will be written."""
+    return json.dumps(dict(form=_FORM, raw=reading.fingerprint, vocabulary=vocabulary.to_text(),
+                           kind=kind, tiles=reading.tiles,
+                           splits={k: len(v) for k, v in reading.splits.items()}))
+
+
+def _made_of(plan: str) -> str:
+    return hashlib.sha1(plan.encode()).hexdigest()
+
+
+def made_of_others(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: Reading
+                   ) -> bool:
+    """Whether a data set that exists was made of other files or in another way, as far as it tells.
+    """
+    metadata = place_of(data_dir, name) / "metadata.json"
+    try:
+        known = json.loads(metadata.read_text()).get("made_of")
+    except (OSError, ValueError, AttributeError):  # opening it says what is wrong
+        return False
+    return known not in (None, _made_of(_plan(vocabulary, kind, reading)))
 
 
 def _clear(folder: pathlib.Path, made: typing.Sequence[pathlib.Path]) -> None:

@@ -91,7 +91,7 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
     """
     sizes = records.sizes_of(source.records)
     files = {name: file_of(pattern, name) for name in sizes}
-    missing = [name for name, file in files.items() if not file.is_file()]
+    missing = [name for name, file in files.items() if not file.exists()]
     if len(missing) == len(files):
         raise FileNotFoundError(f"no file for any picture of {what}, such as "
                                 f"{next(iter(files.values()))}; {{id}} in --masks stands for a "

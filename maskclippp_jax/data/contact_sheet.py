@@ -37,22 +37,21 @@ def write(data_dir: str, name: str, count: int) -> list[pathlib.Path]:
 
 
 def _augmented(source: records.Source, count: int) -> list[visualize.Example]:
-    """The first pictures of the first training batch."""
+    """Pictures at equal distances in the data set, as training gets them."""
     some = [source.records[i] for i in _spread(len(source.records), 20)]
     side = min(_SIDE, int(np.median([min(_size(r)) for r in some])))
     family = pipeline.PanopticFamily(side)
     if source.kind == "semantic":
         family = pipeline.SemanticFamily(side, tuple(x * side // 10 for x in range(3, 20)))
-    batch = next(pipeline.train_batches(
-        [source.records], family=family, num_masks=_MAX_MASKS,
-        batch_size=min(count, len(source.records)), seed=0))
     examples = []
-    for image, (height, width), segments, labels in zip(
-            *(batch[k] for k in ("image", "image_size", "segments", "labels"))):
-        classes = labels[labels >= 0]
+    for i in _spread(len(source.records), count):
+        record = source.records[i]
+        row = pipeline.augmented(record, family, _MAX_MASKS, np.random.default_rng(i))
+        (height, width), classes = row["image_size"], row["labels"][row["labels"] >= 0]
         examples.append(_example(
-            source, image[:height, :width], segments[:height, :width], classes,
-            [source.vocabulary.classes[c][0] for c in classes], f"{width}x{height}"))
+            source, row["image"][:height, :width], row["segments"][:height, :width], classes,
+            [source.vocabulary.classes[c][0] for c in classes],
+            f"{records.id_of(record)}, {width}x{height}"))
     return examples
 
 

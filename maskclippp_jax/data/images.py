@@ -4,6 +4,8 @@ A file of a few bytes can ask for any memory, so headers are looked at before pi
 pictures have a largest number of pixels (`limit_pixels`).
 """
 
+import functools
+import importlib.util
 import io
 import struct
 import typing
@@ -12,7 +14,7 @@ import zlib
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from maskclippp_jax.runtime import storage
 
@@ -22,7 +24,35 @@ _COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than number
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
                OverflowError, struct.error, zlib.error)
+_PICTURE = "the picture"  # in messages, where nothing names it
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@functools.cache
+def endings() -> tuple[str, ...]:
+    """Endings of pictures that are read, small letters; HEIC only with the package pillow-heif."""
+    more = [".avif"] * features.check("avif") + [".heic", ".heif"] * bool(
+        importlib.util.find_spec("pillow_heif"))
+    return (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", *more)
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether HEIC can be read; lets Pillow read it then."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _is_heif(content: typing.BinaryIO) -> bool:
+    """Whether a file begins as those of iPhones do; its place is not moved."""
+    head = content.read(12)
+    content.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"hevc", b"mif1",
+                                                   b"msf1")
 
 
 def limit_pixels(count: int | None = None) -> int:
@@ -188,15 +218,18 @@ def upright_rgb(data: bytes, name: str) -> bytes:
     return _decode(data, name, convert)
 
 
-def turned(array: np.ndarray, data: bytes) -> np.ndarray:
+def turned(array: np.ndarray, data: bytes, name: str = _PICTURE) -> np.ndarray:
     """An array [H, W] over the stored pixels of a picture, turned upright as the picture is.
 
     Args:
       array: of any type.
       data: the encoded picture, whose EXIF orientation counts.
+      name: of the picture, for messages.
+
+    Raises:
+      ValueError: no picture.
     """
-    with Image.open(io.BytesIO(data)) as picture:
-        orientation = picture.getexif().get(0x0112, 1)
+    orientation = _decode(data, name, lambda picture: picture.getexif().get(0x0112, 1))
     if orientation in (5, 6, 7, 8):
         array = array.T
     # After the transposition of 5 ... 8 these are what is left of each.
@@ -207,10 +240,13 @@ def turned(array: np.ndarray, data: bytes) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded picture, from its header."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return picture.size[::-1]
+def size_of(data: bytes, name: str = _PICTURE) -> tuple[int, int]:
+    """Height and width of an encoded picture as it is stored, from its header.
+
+    Raises:
+      ValueError: no picture.
+    """
+    return _decode(data, name, lambda picture: picture.size[::-1])
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -222,10 +258,13 @@ def encode_png(array: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def shown_size(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded picture, upright, from its header."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return _shown_size(picture)
+def shown_size(data: bytes, name: str = _PICTURE) -> tuple[int, int]:
+    """Height and width of an encoded picture, upright, from its header.
+
+    Raises:
+      ValueError: no picture.
+    """
+    return _decode(data, name, _shown_size)
 
 
 def _shown_size(picture: Image.Image) -> tuple[int, int]:
@@ -268,6 +307,9 @@ def _decode(data: bytes, name: str, convert: typing.Callable[[Image.Image], typi
 
 def _open(content: typing.BinaryIO, name: str,
           convert: typing.Callable[[Image.Image], typing.Any]):
+    if _is_heif(content) and not _reads_heif():
+        raise ValueError(f"{name} is a HEIC picture; pip install pillow-heif lets it be read, or "
+                         "save it as JPEG")
     try:
         with Image.open(content) as picture:
             check_shape(*picture.size[::-1], name)

@@ -7,37 +7,14 @@ well. With an empty list every number is a mask, as in MaskCLIP++'s reference.
 """
 
 import io
-import pathlib
 import typing
 
 import numpy as np
 
-from maskclippp_jax.data import images
 from maskclippp_jax.runtime import storage
 
 NOTHING = (255, 65535)
 MOST = 4096  # masks of a map
-
-
-def read(path: str) -> np.ndarray:
-    """A label map as int32 [H, W].
-
-    Args:
-      path: .npy of integers [H, W], or a picture, see `images.decode_segments`.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: another content.
-    """
-    if pathlib.Path(path).suffix.lower() != ".npy":
-        return images.decode_segments(content_of(path), path)[0]
-    labels = read_array(path)
-    if labels.ndim != 2 or labels.dtype.kind not in "iub":
-        raise ValueError(f"{path} holds {labels.dtype} of shape {labels.shape}, wanted a map of "
-                         "integers [H, W]")
-    if labels.size:
-        images.check_shape(*labels.shape, path)
-    return checked(labels, path, lowest=-2**31)
 
 
 def checked(labels: np.ndarray, name: object, lowest: int = 0) -> np.ndarray:
@@ -79,7 +56,6 @@ def means_nothing(numbers: np.ndarray, nothing: typing.Sequence[int] | None) -> 
     elif not len(nothing):
         return []
     return [n for n in numbers.tolist() if n < 0 or n in nothing]
-
 
 
 def stored(labels: np.ndarray) -> np.ndarray:

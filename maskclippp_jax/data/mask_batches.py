@@ -21,7 +21,7 @@ class MaskSource(typing.NamedTuple):
 
 
 def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSource], *,
-                 batch_size: int, loader_min: int | None, loader_max: int | None,
+                 batch_size: pipeline.BatchSize, loader_min: int | None, loader_max: int | None,
                  host: int = 0, hosts: int = 1) -> typing.Iterator[list[dict]]:
     """Pictures with their masks, those of like size together; every host sees as many batches.
 
@@ -53,6 +53,9 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
             sizes[i], [s.sizes[i] for s in sources]))
         canvases[i] = (pipeline.up(largest, multiple), pipeline.up(size, multiple),
                        mask_canvas(stored, largest))
+    if callable(batch_size):
+        batch_size = batch_size([size for of_picture in sizes.values() for size in of_picture],
+                                num_masks)
 
     def rows_of(i, valid, canvas):
         image, _, name = pipeline.decode(records[i])

@@ -1,9 +1,16 @@
-"""Masks in plain files, one for each picture, as other tools write them.
+"""Masks of a picture in plain files, as other tools write them; `predict`, Python and
+`masks from_files` read them here.
 
-    .json        list of objects with `segmentation`: COCO's run lengths or polygons; the order is
-                 kept, masks may overlap or be empty, other fields do not matter
-    .png, .npy   label maps: each number is a mask, ascending, but those that mean nothing; see
-                 `label_maps`. Of colour pictures the number is R + 256 G + 65536 B.
+    x.json       masks with `segmentation`, COCO's run lengths or polygons: a list, or an object
+                 with a list `annotations`, as SAM writes them; the order is kept, masks may overlap
+                 or be empty, other fields do not matter
+    x.png, .tif  label maps: each number is a mask, ascending, but those that mean nothing; see
+                 `label_maps`. Of colour pictures the number is R + 256 G + 65536 B
+    x.npy        a label map [H, W] of integers, or masks [N, H, W] of bool, of 0 and 1 (or 255), or
+                 of shares in 0 ... 1
+    x.npz        one such array, or masks [H, W] each under a name of its own
+    x/           a folder of pictures, in the order of their names: a mask each, what is not black,
+                 or of cut-outs what is not transparent; masks may overlap
 
 These are the rules of MaskCLIP++'s reference, but that an empty list is a picture without masks,
 and that there 255 is a mask like any other (`nothing=()`).
@@ -12,15 +19,19 @@ and that there 255 is a mask like any other (`nothing=()`).
 import io
 import json
 import pathlib
+import re
 import typing
 
 import numpy as np
+from etils import epath
 
-from maskclippp_jax.data import images, label_maps
+from maskclippp_jax.data import coco_files, images, label_maps
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage, typed
 
-ENDINGS = (".json", ".png", ".npy")
+ENDINGS = (".json", ".png", ".npy")  # of files that are written
+_MAPS = (".png", ".tif", ".tiff")
+_READ = (".json", *_MAPS, ".npy", ".npz")
 _LARGEST = 2**33  # bytes of the masks of a picture that are taken apart
 
 
@@ -33,31 +44,150 @@ class _Masks(typing.TypedDict):
     annotations: list[_Mask]
 
 
-def read_masks(path: str, size: tuple[int, int], nothing: typing.Sequence[int] | None = None
-               ) -> np.ndarray:
-    """The masks of a picture: [n, H, W] bool of any size.
+class _OfPicture(typing.TypedDict):
+    image_id: typed.Id | str
+    segmentation: typing.NotRequired[list | dict | None]
+
+
+class _Listed(typing.TypedDict):
+    images: list[coco_files.Image]
+    annotations: list[_OfPicture]
+
+
+def read(path: str, size: tuple[int, int]) -> np.ndarray:
+    """What a file or folder of masks holds.
 
     Args:
-      path: of the file.
-      size: height and width of the picture, for polygons and where a list is empty.
+      path: see above.
+      size: height and width of the picture, for polygons and where there is no mask.
+
+    Returns:
+      A label map [H, W] int32, or masks [n, H, W], bool or shares in 0 ... 1; of any size.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: an unknown ending, or another content.
+    """
+    place, suffix = storage.path(path), _suffix_of(path)
+    if suffix == "folder":
+        masks = [images.decode_mask(f.read_bytes(), str(f)) for f in _pictures_in(place)]
+        other = next((m.shape for m in masks if m.shape != masks[0].shape), None)
+        if other:
+            raise ValueError(f"the masks in {path} have {masks[0].shape[1]}x{masks[0].shape[0]} "
+                             f"pixels and {other[1]}x{other[0]}; give masks of one size")
+        return np.stack(masks) if masks else np.zeros((0, *size), bool)
+    if suffix == ".json":
+        rows = typed.decode(label_maps.content_of(path), list[_Mask] | _Masks, path)
+        rows = rows["annotations"] if isinstance(rows, dict) else rows
+        return decode_all([row["segmentation"] for row in rows], size, f"{path}, mask")
+    if suffix in _MAPS:
+        return images.decode_segments(label_maps.content_of(path), path)[0]
+    array = _read_arrays(path) if suffix == ".npz" else label_maps.read_array(path)
+    return of_array(array, path, lowest=-2**31)
+
+
+def of_array(array: np.ndarray, what: str, lowest: int = 0) -> np.ndarray:
+    """An array of masks as `read` returns it.
+
+    Args:
+      array: [H, W] of integers or bool, or [N, H, W] (or [N, 1, H, W], as PyTorch's programs have
+        them) of bool, of 0 and 1 or of 0 and 255, or of shares.
+      what: it is, for messages.
+      lowest: number that a label map may hold; those below 0 mean nothing.
+
+    Raises:
+      ValueError: another shape, or other numbers.
+    """
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2 and array.dtype.kind in "iub":
+        if array.size:
+            images.check_shape(*array.shape, what)
+        return label_maps.checked(array, what, lowest=lowest)
+    if array.ndim != 3 or array.dtype.kind not in "iubf":
+        raise ValueError(f"{what}: an array of {array.dtype} of shape {array.shape}, wanted a "
+                         "label map [H, W] of integers, or masks [N, H, W] of bool or of shares in "
+                         "0 ... 1")
+    images.check_shape(*array.shape[1:], what)
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    if array.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise ValueError(f"{what}: numbers in {low:g} ... {high:g}, wanted shares in 0 ... 1; "
+                             "take the sigmoid of logits first")
+        return array
+    if array.dtype != bool and not (low == 0 and high in (0, 1, 255) or low == high == 1) or (
+            high == 255 and ((array > 0) & (array < 255)).any()):
+        raise ValueError(f"{what}: an array of {array.dtype} with numbers in {low} ... {high}, "
+                         "wanted bool, 0 and 1, or shares in 0 ... 1")
+    return array > 0
+
+
+def read_masks(path: str, size: tuple[int, int], nothing: typing.Sequence[int] | None = None
+               ) -> np.ndarray:
+    """The masks of a picture: [n, H, W] bool of any size; of shares those above 0.5.
+
+    Args:
+      path, size: see `read`.
       nothing: numbers of label maps that mean nothing; None: see `label_maps`.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: an unknown ending, or another content.
+      FileNotFoundError, ValueError: see `read`.
     """
-    suffix = pathlib.Path(path).suffix.lower()
-    if suffix not in ENDINGS:
-        raise ValueError(f"{path} ends in {suffix!r}, wanted one of {', '.join(ENDINGS)}")
-    if suffix == ".json":
-        return _read_run_lengths(path, size)
-    labels = label_maps.read(path)
-    numbers = label_maps.masks_in(labels, nothing, path)
-    if len(numbers) * labels.size > _LARGEST:
+    found = read(path, size)
+    if found.ndim == 3:
+        return found if found.dtype == bool else found > 0.5
+    numbers = label_maps.masks_in(found, nothing, path)
+    if len(numbers) * found.size > _LARGEST:
         raise ValueError(f"{path} looks like a photograph: it holds {len(numbers)} different "
-                         f"values, wanted a label map with at most {_LARGEST // labels.size} at "
+                         f"values, wanted a label map with at most {_LARGEST // found.size} at "
                          "its size")
-    return labels[None] == numbers[:, None, None]
+    return found[None] == numbers[:, None, None]
+
+
+def check(path: str, size: tuple[int, int]) -> None:
+    """Sees, without reading masks, whether they are there and may be those of a picture.
+
+    Args:
+      path: see above.
+      size: height and width of the picture.
+
+    Raises:
+      FileNotFoundError, ValueError: they are not.
+    """
+    suffix = _suffix_of(path)
+    if suffix in _MAPS:
+        images.check_label_map(path, size)
+    for file in _pictures_in(storage.path(path)) if suffix == "folder" else ():
+        found = images.header_size(str(file))
+        if found != size:
+            raise ValueError(f"the mask {file} has {found[1]}x{found[0]} pixels, its picture "
+                             f"{size[1]}x{size[0]}; give masks of the picture's size")
+
+
+def of_each_picture(path: str) -> dict[str, list[dict]] | None:
+    """The masks of several pictures in one JSON of COCO's form, by the pictures' file names.
+
+    Returns:
+      Rows with `segmentation`, which `decode_all` takes; None: the file is no such JSON.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a damaged one.
+    """
+    if _suffix_of(path) != ".json":
+        return None
+    data = label_maps.content_of(path)
+    if b'"images"' not in data:
+        return None
+    content = typed.decode(data, _Listed, path)
+    names = {row["id"]: row.get("file_name") or str(row["id"]) for row in content["images"]}
+    found: dict[str, list[dict]] = {name: [] for name in names.values()}
+    for row in content["annotations"]:
+        if row["image_id"] not in names:
+            raise ValueError(f"{path} has a mask of the picture {row['image_id']}, which it does "
+                             "not list")
+        found[names[row["image_id"]]].append(dict(segmentation=row.get("segmentation") or []))
+    return found
 
 
 def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:
@@ -82,12 +212,6 @@ def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:
     else:
         raise ValueError(f"{path} ends in {path.suffix!r}, wanted one of {', '.join(ENDINGS)}")
     storage.write(path, data, durable=False)
-
-
-def _read_run_lengths(path: str, size: tuple[int, int]) -> np.ndarray:
-    rows = typed.decode(label_maps.content_of(path), list[_Mask] | _Masks, path)
-    rows = rows["annotations"] if isinstance(rows, dict) else rows
-    return decode_all([row["segmentation"] for row in rows], size, f"{path}, mask")
 
 
 def decode_all(segmentations: typing.Sequence, size: tuple[int, int], what: str) -> np.ndarray:
@@ -119,6 +243,46 @@ def decode_all(segmentations: typing.Sequence, size: tuple[int, int], what: str)
         images.check_shape(*code["size"], f"{what} {number}")
         masks.append(run_lengths.decode(code))
     return np.stack(masks) if masks else np.zeros((0, *size), bool)
+
+
+def _suffix_of(path: str) -> str:
+    """Of the path of masks; "folder" for one."""
+    if storage.path(path).is_dir():
+        return "folder"
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in _READ:
+        if not suffix:
+            raise FileNotFoundError(f"no folder of masks {path}")
+        raise ValueError(f"{path} ends in {suffix!r}, wanted one of {', '.join(_READ)}, or a "
+                         "folder of masks")
+    if not storage.path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    return suffix
+
+
+def _pictures_in(folder: epath.Path) -> list[epath.Path]:
+    """Files of masks in the order of their names, 2 before 10."""
+    number = lambda file: [int(part) if part.isdecimal() else part
+                           for part in re.split(r"(\d+)", file.name)]
+    return sorted((f for f in folder.iterdir() if f.suffix.lower() in _MAPS
+                   and not f.name.startswith(".")), key=number)
+
+
+def _read_arrays(path: str) -> np.ndarray:
+    """The array of a .npz file, or masks of an array each."""
+    try:
+        with np.load(io.BytesIO(label_maps.content_of(path)), allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except Exception as error:  # zipfile, zlib and Python's parser of headers: anything may come
+        raise ValueError(f"{path} is no npz file of arrays ({error})") from None
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    each = list(arrays.values())
+    if not each or any(a.ndim != 2 or a.shape != each[0].shape for a in each):
+        told = ", ".join(f"{name} {a.shape}" for name, a in list(arrays.items())[:4])
+        raise ValueError(f"{path} holds {told or 'no array'}, wanted one array, or masks [H, W] "
+                         "of one size")
+    return np.stack(each)
 
 
 def _as_npy(labels: np.ndarray) -> bytes:

@@ -14,6 +14,10 @@ with epy.lazy_imports():  # slow to import, and needed for masks with holes in Y
 ALIKE = 0.99      # the least IoU of a mask and what stands for it in a file
 _BESIDE = 1.0      # pixels that a polygon of fewer corners may lie beside the exact one ...
 _BETWEEN = 0.5     # ... or beside the middles of its edges
+# Pixels by which polygons stay inside the edges of a mask's last pixels: COCO's tools fill what has
+# its centre inside, others (OpenCV and Pillow, so Ultralytics, supervision, LabelMe) cut numbers to
+# whole pixels and draw the outline as well. Both give the same mask then.
+_INSIDE = 0.25
 
 
 class Part(typing.NamedTuple):
@@ -50,12 +54,14 @@ def parts_of(mask: np.ndarray) -> list[Part]:
 def polygons(mask: np.ndarray) -> list[np.ndarray] | None:
     """One polygon for each part of a mask [H, W] bool, with few corners; None if it has holes.
 
-    None as well if COCO's rasteriser makes another mask of them (`ALIKE`), as of tiny ones.
+    None as well if the rasteriser of COCO or that of OpenCV makes another mask of them (`ALIKE`),
+    as of tiny ones.
     """
     parts = parts_of(mask)
     if not parts or any(part.holes for part in parts):
         return None
-    return _fewest_corners(mask, [part.outer for part in parts], lambda rings: rings)
+    return _fewest_corners(mask, [part.outer for part in parts], lambda rings: [
+        _inset(ring) for ring in rings], (_by_coco, _by_opencv))
 
 
 def polygon(mask: np.ndarray) -> np.ndarray | None:
@@ -73,35 +79,70 @@ def joined_polygon(mask: np.ndarray) -> np.ndarray | None:
     parts = parts_of(mask)
     parts.sort(key=lambda part: -cv2.contourArea(part.outer.astype(np.int32)))
     rings = [ring for part in parts for ring in (part.outer, *part.holes)]
+    are_holes = [is_hole for part in parts for is_hole in (False, *[True] * len(part.holes))]
     if not rings:
         return None
 
     def join(rings: list[np.ndarray]) -> list[np.ndarray]:
-        rest = iter(rings)
+        rest = iter([_inset(ring, is_hole) for ring, is_hole in zip(rings, are_holes)])
         whole = [_enter(next(rest), [next(rest) for _ in part.holes]) for part in parts]
         return [_enter(whole[0], whole[1:])]
 
-    found = _fewest_corners(mask, rings, join)
+    found = _fewest_corners(mask, rings, join, (_by_coco,))
     return found[0] if found else None
 
 
 def _fewest_corners(mask: np.ndarray, rings: list[np.ndarray],
-                    made_of: typing.Callable[[list[np.ndarray]], list[np.ndarray]]
-                    ) -> list[np.ndarray] | None:
-    """The polygons made of rings, straightened if they still give the mask.
+                    made_of: typing.Callable[[list[np.ndarray]], list[np.ndarray]],
+                    rasterisers: typing.Sequence[typing.Callable]) -> list[np.ndarray] | None:
+    """The polygons made of rings, straightened if all rasterisers still give the mask.
 
     Corners of pixels are right for boxes, middles of edges for what is round: a straight line
     through the corners of stairs lies outside of them.
     """
+    # Looked at alone, as the picture may be large.
+    low, high = (np.concatenate(rings).astype(int).min(0) - 2,
+                 np.concatenate(rings).astype(int).max(0) + 2)
+    first = np.maximum(low, 0)
+    mask = np.pad(mask[first[1]:high[1], first[0]:high[0]], [
+        (n, 0) for n in (first - low)[::-1]])
     for way in ([_straight(r, _BESIDE) for r in rings],
                 [_straight(_middles(r), _BETWEEN) for r in rings], rings):
         if any(len(ring) < 3 for ring in way):
             continue
         made = made_of(way)
-        drawn = run_lengths.decode(run_lengths.of_polygons([r.tolist() for r in made], mask.shape))
-        if (drawn & mask).sum() >= ALIKE * (drawn | mask).sum():
+        if all(_alike(draw([r - low for r in made], mask.shape), mask) for draw in rasterisers):
             return made
     return None
+
+
+def _by_coco(rings: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    return run_lengths.decode(run_lengths.of_polygons([r.tolist() for r in rings], size))
+
+
+def _by_opencv(rings: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    drawn = np.zeros(size, np.uint8)
+    for ring in rings:
+        cv2.fillPoly(drawn, [ring.astype(np.int32)], 1)
+    return drawn > 0
+
+
+def _alike(one: np.ndarray, two: np.ndarray) -> bool:
+    return (one & two).sum() >= ALIKE * (one | two).sum()
+
+
+def _inset(ring: np.ndarray, is_hole: bool = False) -> np.ndarray:
+    """A ring whose edges are `_INSIDE` farther into the mask; that of a hole becomes larger."""
+    ring = ring.astype(np.float64)
+    edges = np.roll(ring, -1, 0) - ring
+    lengths = np.linalg.norm(edges, axis=1, keepdims=True)
+    area = (ring[:, 0] * np.roll(ring[:, 1], -1) - ring[:, 1] * np.roll(ring[:, 0], -1)).sum()
+    side = np.sign(area) * (-1 if is_hole else 1)
+    after = side * np.stack([-edges[:, 1], edges[:, 0]], 1) / np.maximum(lengths, 1e-9)
+    before = np.roll(after, 1, 0)
+    # Where two edges meet, both move; a sharp corner does not run away.
+    meets = np.maximum(1 + (before * after).sum(1, keepdims=True), 0.5)
+    return ring + _INSIDE * (before + after) / meets
 
 
 def _enter(ring: np.ndarray, others: list[np.ndarray]) -> np.ndarray:

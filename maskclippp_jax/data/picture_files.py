@@ -5,31 +5,34 @@ import os
 import pathlib
 import typing
 
-from maskclippp_jax.data import images, transforms
+from maskclippp_jax.data import bundles, images, mask_files, transforms
+from maskclippp_jax.data.prepare import paths
 from maskclippp_jax.runtime import progress
 
 # Of what is in a folder, these are pictures; a file that is named itself may end as it likes.
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm",
-           ".pgm", ".avif")
+ENDINGS = (*images.endings(), ".gif", ".jp2", ".ppm", ".pgm")
 
 
 class PictureFile(typing.NamedTuple):
     path: str
     name: str          # of its results: path below the folder that holds all pictures, no ending
-    masks: str | None  # path of its label map
+    # Where its masks are: a path, see `mask_files`; rows of a file of COCO; an entry of a bundle.
+    masks: str | list[dict] | bundles.Entry | None
 
 
 def find(arguments: typing.Sequence[str], *, masks: str | None = None,
-         leave_out: str | None = None) -> list[PictureFile]:
+         bundle: str | None = None, leave_out: str | None = None) -> list[PictureFile]:
     """The pictures that files, folders and patterns stand for, each once.
 
     Args:
       arguments: as typed.
-      masks: pattern of label maps, in which {stem} is a picture's name; None: there are none.
+      masks: pattern of files or folders of masks, in which {stem} is a picture's name; or a JSON of
+        COCO's form for all; None: there are none.
+      bundle: folder of a bundle of masks, whose ids end as the pictures' names do.
       leave_out: folder whose files are no pictures to be found (earlier results).
 
     Raises:
-      FileNotFoundError: one of them stands for no picture.
+      FileNotFoundError: one of them stands for no picture, or masks are not there.
       ValueError: no arguments, or two pictures whose results would have one name.
     """
     if not arguments:
@@ -44,7 +47,8 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
     root = os.path.commonpath([os.path.abspath(r or ".") for r in roots])
     if masks and "{stem}" in masks:  # they may lie in the same folder
         maps = {os.path.abspath(masks.replace("{stem}", _name_of(f, root))) for f in found}
-        found = {place: file for place, file in found.items() if place not in maps}
+        found = {place: file for place, file in found.items()
+                 if not {place, os.path.dirname(place)} & maps}
     files, names = list(found.values()), [_name_of(place, root) for place in found]
     first: dict[str, str] = {}
     for file, name in zip(files, names):
@@ -52,15 +56,33 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
             raise ValueError(f"the results of {first[name]} and {file} would overwrite each other; "
                              "name one of them at a time")
         first[name] = file
+    if bundle:
+        opened = bundles.Bundle(bundle)
+        return _listed(files, names, {name: opened[name] for name in opened.pictures}, bundle)
+    listed = None if not masks or "{stem}" in masks else mask_files.of_each_picture(masks)
+    if listed is not None:
+        return _listed(files, names, listed, masks)
     if masks and "{stem}" not in masks and len(found) > 1:
         raise ValueError(f"--masks={masks} is one file for {len(found)} pictures; write {{stem}} "
                          "where the picture's name stands")
     return [PictureFile(f, n, masks and masks.replace("{stem}", n)) for f, n in zip(files, names)]
 
 
+def _listed(files: typing.Sequence[str], names: typing.Sequence[str],
+            masks: typing.Mapping[str, typing.Any], source: str) -> list[PictureFile]:
+    """Pictures with their masks out of one source, which may know them by other folders."""
+    known = paths.Paths(dict(masks))
+    found = [known.find(os.path.abspath(file)) for file in files]
+    missing = [file for file, masks in zip(files, found) if masks is None]
+    if missing:
+        raise FileNotFoundError(f"{source} has no masks of {bundles.some(missing)}; it knows "
+                                f"{bundles.some(sorted(masks))}")
+    return [PictureFile(f, n, m[1]) for f, n, m in zip(files, names, found)]
+
+
 def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
           ) -> tuple[list[PictureFile], list[str]]:
-    """Looks at the headers of all pictures and label maps.
+    """Looks at the headers of all pictures and of masks in files.
 
     Returns:
       The pictures that may be read, and what is wrong with the others.
@@ -73,8 +95,8 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
         try:
             size = images.header_size(picture.path)
             transforms.check_ratio(size, picture.path)
-            if picture.masks is not None:
-                images.check_label_map(picture.masks, size)
+            if isinstance(picture.masks, str):
+                mask_files.check(picture.masks, size)
             good.append(picture)
         except (ValueError, FileNotFoundError) as error:
             if not skip_broken:

@@ -134,6 +134,12 @@ class _Augment:
             broken=np.int32(0))
 
 
+def augmented(record: typing.Mapping, family: SemanticFamily | PanopticFamily, num_masks: int,
+              rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One picture as `train_batches` has it, without the batch."""
+    return _Augment(family, num_masks, "ground_truth", False, False)(record, rng)
+
+
 def train_batches(sources: typing.Sequence[typing.Sequence[dict]], *,
                   family: SemanticFamily | PanopticFamily, num_masks: int, batch_size: int,
                   seed: int, weights: typing.Sequence[float] = (), start_step: int = 0,
@@ -230,7 +236,11 @@ def up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
     return tuple(-(-side // multiple) * multiple for side in size)
 
 
-def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min: int | None,
+# A number, or a function of the sizes of loaded pictures and of the most masks of one.
+BatchSize = int | typing.Callable[[typing.Sequence[tuple[int, int]], int], int]
+
+
+def eval_batches(records: typing.Sequence[dict], *, batch_size: BatchSize, loader_min: int | None,
                  loader_max: int | None, canvas_multiple: int = CANVAS,
                  chosen: typing.Sequence[int] | None = None, host: int = 0,
                  hosts: int = 1) -> typing.Iterator[dict]:
@@ -261,6 +271,8 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: int, loader_min:
         stored, _ = facts[i]
         sizes[i] = loaded_size(stored, loader_min, loader_max)
         canvases[i] = up(sizes[i], canvas_multiple) + up(stored, canvas_multiple)
+    if callable(batch_size):
+        batch_size = batch_size(list(sizes.values()), num_masks)
 
     def load(job):
         rows = [_eval_row(records[i], valid, job.canvas, num_masks, loader_min, loader_max)

@@ -122,7 +122,7 @@ def semantic_record(image: bytes, image_id: str, label: np.ndarray, is_thing: ty
     segments = np.where(nothing, 0, label + 1)
     present = np.flatnonzero(np.bincount(segments.ravel(), minlength=2)[1:])
     rows = [Segment(int(c), bool(is_thing[c])) for c in present]
-    return _record(image, image_id, segments.astype(np.uint16), rows, ids=present + 1)
+    return assemble(image, image_id, segments.astype(np.uint16), rows, ids=present + 1)
 
 
 def panoptic_record(image: bytes, image_id: str, source_ids: np.ndarray,
@@ -147,7 +147,7 @@ def panoptic_record(image: bytes, image_id: str, source_ids: np.ndarray,
     if segments.min(initial=0) < 0:
         raise ValueError(f"{image_id}: there are pixels of segment {source_ids[segments < 0][0]}, "
                          "but it is not described; are picture and annotation of one release?")
-    return _record(image, image_id, segments.astype(np.uint16), rows)
+    return assemble(image, image_id, segments.astype(np.uint16), rows)
 
 
 def instance_record(image: bytes, image_id: str, size: tuple[int, int],
@@ -175,12 +175,22 @@ def instance_record(image: bytes, image_id: str, size: tuple[int, int],
     rows = [r._replace(area=float(a) if r.area is None else r.area,
                        bbox=run_lengths.box(m) if r.bbox is None else r.bbox)
             for r, a, m in zip(rows, areas, masks)]
-    return _record(image, image_id, segments, rows, rles=rles, negative_classes=negative_classes,
-                   not_exhaustive_classes=not_exhaustive_classes)
+    return assemble(image, image_id, segments, rows, rles=rles, negative_classes=negative_classes,
+                    not_exhaustive_classes=not_exhaustive_classes)
 
 
-def _record(image, image_id, segments, rows, *, ids=None, rles=None, negative_classes=(),
-            not_exhaustive_classes=()) -> dict:
+def assemble(image: bytes, image_id: str, segments: np.ndarray, rows: typing.Sequence[Segment], *,
+             ids: typing.Sequence[int] | None = None, rles: typing.Sequence | None = None,
+             negative_classes: typing.Sequence[int] = (),
+             not_exhaustive_classes: typing.Sequence[int] = ()) -> dict:
+    """A record of what `segments` [H, W] uint16 shows.
+
+    Args:
+      image, image_id, rows, negative_classes, not_exhaustive_classes: see `instance_record`.
+      segments: ids of rows, 0 = nothing.
+      ids: of the rows; None: 1, 2, ...
+      rles: whole masks of the rows, as counts of run lengths; empty where all of one shows.
+    """
     ids = np.asarray(np.arange(1, len(rows) + 1) if ids is None else ids, np.int64)
     counts = np.bincount(segments.ravel(), minlength=int(max(ids, default=0)) + 1)
     rows = [r._replace(area=counts[i]) if r.area is None else r for r, i in zip(rows, ids)]
@@ -272,6 +282,7 @@ class Source(typing.NamedTuple):
     vocabulary: Vocabulary
     kind: str  # one of KINDS
     learnable: Learnable | None = None  # None: it was prepared before this was counted
+    is_tiled: bool = False  # whether its pictures are tiles of larger ones, see `tiling`
 
 
 def splits_of(data_dir: str, name: str) -> list[str]:
@@ -309,7 +320,7 @@ def open_source(data_dir: str, name: str, split: str) -> Source:
     except Exception as error:  # of TFDS or of ArrayRecord
         raise ValueError(_damaged(name, folder, error)) from None
     return Source(Records(rows, f"{name} {split}", files, info.shard_lengths), vocabulary,
-                  metadata["kind"], learnable)
+                  metadata["kind"], learnable, bool(metadata.get("tiles")))
 
 
 class Records:
@@ -345,6 +356,8 @@ class _Metadata(typing.TypedDict):
     kind: typing.Literal[KINDS]
     usable: typing.NotRequired[dict[str, "_Usable"]]
     content: typing.NotRequired[dict[str, list[str]]]
+    tiles: typing.NotRequired[list[typed.Count]]  # their side and overlap
+    made_of: typing.NotRequired[str]
 
 
 class _Usable(typing.TypedDict):

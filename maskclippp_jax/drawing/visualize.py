@@ -3,17 +3,19 @@
 import functools
 import io
 import typing
-import unicodedata
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from maskclippp_jax.drawing.fonts import fit, font_for
 
 _LARGEST, _SMALLEST = 1024, 384  # pixels of the longer side; others are scaled for the drawing
 _ENTRIES = 40                    # of a legend
 _LINE = 24                       # pixels a line of it is high
 _COLORS = 256                    # distinct ones; then they repeat
-_NAMED = 20                      # masks of a contact sheet's picture that get a name
+_NAMED = 20                      # masks of a picture that get a name on them
+_WORTH_A_NAME = 0.004            # share of a picture from which on a region gets one
 _INK, _FAINT, _PAPER, _WRONG = (30, 30, 30), (130, 130, 130), (255, 255, 255), (255, 95, 85)
 
 
@@ -39,14 +41,18 @@ def _colors() -> tuple[tuple[int, int, int], ...]:
 
 
 def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequence[str],
-                 scores: typing.Mapping[int, float] | None = None) -> Image.Image:
-    """A picture with coloured regions, and a legend beside it: class, share of the pixels, score.
+                 scores: typing.Mapping[int, float] | None = None,
+                 segments: np.ndarray | None = None) -> Image.Image:
+    """A picture with coloured and named regions, and a legend beside it, the largest class first:
+    its share of the pixels and its score.
 
     Args:
       image: [H, W, 3] uint8.
       label_map: [H, W] integer class of each pixel, -1 = none.
       names: of all classes.
       scores: best score of each class that occurs, shown in the legend.
+      segments: [H, W] integers that tell apart what is of one class, 0 = nothing: each has an
+        outline and, unless it is small, its name on it. None: each class has.
 
     Returns:
       The drawing. Pictures over 1024 pixels are scaled down, small ones enlarged by a whole number.
@@ -57,10 +63,14 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequenc
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"the picture is {image.shape[:2]}, the label map {label_map.shape}; "
                          "give one of the same size")
-    classes, areas = np.unique(label_map[label_map >= 0], return_counts=True)
-    if classes.size and classes[-1] >= len(names):
-        raise ValueError(f"the label map holds class {classes[-1]}, but there are {len(names)} "
+    if label_map.max(initial=-1) >= len(names):
+        raise ValueError(f"the label map holds class {label_map.max()}, but there are {len(names)} "
                          "names")
+    # Row by row, as a copy of a large map takes gigabytes.
+    counts = sum((np.bincount(row[row >= 0], minlength=len(names)) for row in label_map),
+                 start=np.zeros(len(names), np.int64))
+    classes = np.flatnonzero(counts)
+    areas = counts[classes]
     order = np.argsort(-areas, kind="stable")
     classes, areas = classes[order], areas[order]
 
@@ -75,23 +85,57 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequenc
     # Mostly the picture's brightness shows through, so that regions look like their legend.
     grey = 0.3 * picture + 0.7 * picture.mean(-1, keepdims=True)
     tinted = np.where((labels >= 0)[..., None], 0.5 * grey + 0.5 * table[position[labels]], picture)
-    tinted[_borders(labels, max(1, round(max(height, width) / 500)))] = _PAPER
+    parts = labels + 1 if segments is None else _enlarge(segments, height, width)
+    line = max(1, round(max(height, width) / 500))
+    tinted[_borders(labels, line) | (_borders(parts, line) & (labels >= 0))] = _PAPER
     view = Image.fromarray(tinted.astype(np.uint8))
+    _write_names(view, labels, parts, names)
 
-    entries = [(class_color(int(c)), _fit(names[int(c)], _font(15), 230),
+    font = font_for(15, (names[int(c)] for c in classes[:_ENTRIES]))
+    entries = [(class_color(int(c)), fit(names[int(c)], font, 230),
                 _percent(area / label_map.size),
                 "" if scores is None else f"{scores.get(int(c), 0.0):.2f}")
                for c, area in zip(classes[:_ENTRIES], areas)]
-    legend = _draw_legend(entries, len(classes) - len(entries), height, scores is not None)
+    legend = _draw_legend(entries, len(classes) - len(entries), height, scores is not None, font)
     canvas = Image.new("RGB", (width + legend.width, max(height, legend.height)), _PAPER)
     canvas.paste(view, (0, 0))
     canvas.paste(legend, (width, 0))
     return canvas
 
 
-def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool) -> Image.Image:
+def _write_names(view: Image.Image, labels: np.ndarray, parts: np.ndarray,
+                 names: typing.Sequence[str]) -> None:
+    """Writes the names of the largest parts of a drawing on them, none on another.
+
+    Args:
+      view: is drawn on.
+      labels: [h, w] classes, -1 = none.
+      parts: [h, w] integers, 0 = nothing.
+      names: of the classes.
+    """
+    sizes = np.bincount(np.where(labels >= 0, parts, 0).ravel())
+    largest = np.argsort(-sizes[1:], kind="stable")[:_NAMED] + 1
+    taken: list[tuple[float, float, float, float]] = []
+    draw = ImageDraw.Draw(view)
+    for part in largest:
+        if sizes[part] < _WORTH_A_NAME * labels.size:
+            return
+        inside = (parts == part) & (labels >= 0)
+        name = names[np.bincount(labels[inside]).argmax()]
+        font = font_for(14, [name])
+        text = fit(name, font, view.width - 6)
+        half = font.getlength(text) / 2 + 2
+        x, y = _free_place(*_middle(inside), half, 9, view.width, view.height, taken)
+        if not inside[min(int(y), view.height - 1), min(int(x), view.width - 1)]:
+            continue  # its place is covered by others; the legend has it
+        taken.append((x - half, y - 9, x + half, y + 9))
+        draw.text((x - half + 2, y), text, fill=_PAPER, font=font, anchor="lm", stroke_width=2,
+                  stroke_fill=(0, 0, 0))
+
+
+def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool, font) -> Image.Image:
     """Entries (colour, name, share, score) in as many columns as the picture's height asks for."""
-    font, small = _font(15), _font(12)
+    small = font_for(12)
     lines = max(12, (height - 30 - _LINE * (more > 0)) // _LINE)
     if entries:
         lines = -(-len(entries) // -(-len(entries) // lines))  # the same in every column
@@ -184,8 +228,8 @@ def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typin
     draw = ImageDraw.Draw(canvas)
     for k, title in enumerate(titles):
         left = margin + k * (side + margin)
-        draw.text((left + side / 2, head / 2), _fit(title, _font(16), side), fill=_INK,
-                  font=_font(16), anchor="mm")
+        draw.text((left + side / 2, head / 2), fit(title, font_for(16, [title]), side),
+                  fill=_INK, font=font_for(16, [title]), anchor="mm")
         for views, top in zip(drawn, tops):
             canvas.paste(views[k], (left + (side - views[k].width) // 2, top))
     return canvas
@@ -253,15 +297,17 @@ def draw_contact_sheet(examples: typing.Sequence[Example], title: str, *, column
         cell = Image.new("RGB", (wide, line + plain.height), _PAPER)
         cell.paste(plain, (0, line))
         cell.paste(masked, (plain.width + 4, line))
-        ImageDraw.Draw(cell).text((0, line - 6), _fit(example.caption, _font(13), wide),
-                                  fill=_INK, font=_font(13), anchor="ls")
+        font = font_for(13, [example.caption])
+        ImageDraw.Draw(cell).text((0, line - 6), fit(example.caption, font, wide), fill=_INK,
+                                  font=font, anchor="ls")
         cells.append(cell)
     rows = [cells[i:i + columns] for i in range(0, len(cells), columns)]
     columns = min(columns, len(cells))
     tops = np.cumsum([head] + [max(c.height for c in row) + margin for row in rows])
     sheet = Image.new("RGB", (margin + columns * (wide + margin), int(tops[-1])), _PAPER)
-    ImageDraw.Draw(sheet).text((margin, head / 2), _fit(title, _font(18), sheet.width - 2 * margin),
-                               fill=_INK, font=_font(18), anchor="lm")
+    font = font_for(18, [title])
+    ImageDraw.Draw(sheet).text((margin, head / 2), fit(title, font, sheet.width - 2 * margin),
+                               fill=_INK, font=font, anchor="lm")
     for row, top in zip(rows, tops):
         for k, cell in enumerate(row):
             sheet.paste(cell, (margin + k * (wide + margin), int(top)))
@@ -277,14 +323,14 @@ def draw_dots(names: typing.Sequence[str], series: typing.Mapping[str, list[list
       series: for each title, values of every line; each has a colour of its own.
       title: what the values are; they share one axis.
     """
-    font, line, left, wide, head = _font(14), 30, 300, 620, 64
+    font, line, left, wide, head = font_for(14, names), 30, 300, 620, 64
     values = [v for rows in series.values() for row in rows for v in row] or [0.0]
     step = next(s for s in (1, 2, 5, 10, 20, 50) if max(values) - min(values) <= 8 * s or s == 50)
     low, high = step * (min(values) // step), step * (max(values) // step + 1)
     x_of = lambda v: left + wide * (v - low) / (high - low)
     drawing = Image.new("RGB", (left + wide + 40, head + line * len(names) + 40), _PAPER)
     draw = ImageDraw.Draw(drawing)
-    draw.text((16, 20), title, fill=_INK, font=_font(16), anchor="lm")
+    draw.text((16, 20), title, fill=_INK, font=font_for(16), anchor="lm")
     bottom, x = head + line * len(names), 16.0
     for k, name in enumerate(series):
         draw.ellipse((x, 40, x + 10, 50), fill=class_color(k))
@@ -296,7 +342,7 @@ def draw_dots(names: typing.Sequence[str], series: typing.Mapping[str, list[list
         draw.text((x_of(tick), bottom + 8), f"{tick:g}", fill=_FAINT, font=font, anchor="mt")
     for row, name in enumerate(names):
         y = head + line * (row + 0.5)
-        draw.text((left - 14, y), _fit(name, font, left - 30), fill=_INK, font=font, anchor="rm")
+        draw.text((left - 14, y), fit(name, font, left - 30), fill=_INK, font=font, anchor="rm")
         for k, rows in enumerate(series.values()):
             for value in rows[row]:
                 draw.ellipse((x_of(value) - 4, y - 4, x_of(value) + 4, y + 4), fill=class_color(k))
@@ -321,14 +367,15 @@ def _draw_panel(panel: Panel, side: int,
     pixels[_borders(segments, 1)] = _PAPER
     view = Image.fromarray(pixels)
     draw = ImageDraw.Draw(view)
-    font, cross = _font(14), 13  # the cross is drawn: the built-in font has no such letter
+    cross = 13  # it is drawn: the built-in font has no such letter
+    font = font_for(14, (name for name, _ in panel.names if name))
     taken: list[tuple[float, float, float, float]] = []
     for n, (name, right) in enumerate(panel.names, start=1):
         mask = segments == n
         if name is None or not mask.any():
             continue
         extra = cross if right is False else 0
-        text = _fit(name, font, width - extra - 6)
+        text = fit(name, font, width - extra - 6)
         half = (font.getlength(text) + extra) / 2 + 2
         x, y = _free_place(*_middle(mask), half, 9, width, height, taken)
         taken.append((x - half, y - 9, x + half, y + 9))
@@ -390,20 +437,3 @@ def _enlarge(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _percent(share: float) -> str:
     return "< 1 %" if share < 0.005 else f"{100 * share:.0f} %"
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text cut to a width in pixels, in letters that Pillow's built-in font has (ASCII)."""
-    plain = unicodedata.normalize("NFKD", text)
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    plain = "".join(c if " " <= c <= "~" else "?" for c in plain)
-    if font.getlength(plain) <= width:
-        return plain
-    while plain and font.getlength(plain + "...") > width:
-        plain = plain[:-1].rstrip()
-    return plain + "..."

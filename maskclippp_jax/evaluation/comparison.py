@@ -12,6 +12,7 @@ from etils import epath
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.evaluation import (
     augmented,
+    joining,
     passes,
     predictions,
     protocol as protocols,
@@ -87,6 +88,7 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
     together = open_truth(config.data_dir, config.eval.dataset, config.eval.split,
                           options.names_file)
     augmented.check_truth(together, versions)
+    joining.check(together, allow_missing=options.allow_missing)
     if options.generator:
         bundles = generated.open_generator(options.generator, together.records, versions,
                                            config.eval)
@@ -218,22 +220,25 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
             pictures = passes.name_true_masks(config, model, truth, parts, mesh, chosen)
         start = time.monotonic()
         with jax.set_mesh(mesh):
-            for picture in bars.track(pictures, "evaluating", total=len(chosen),
-                                      step=jax.process_count(), shown=host == 0):
-                evaluation.add(picture.image_id, picture.found, picture.labels,
-                               picture.overlaps)
-                progress.add(picture.image_id)
-                if len(shown.views) < options.pictures:
-                    if picture.view:
-                        shown.views.append(tables.view_of(picture, truth.vocabulary))
-                    elif bundles and picture.found.panoptic:
-                        shown.views.append(tables.view_of_segments(picture, truth))
+            pictures = bars.track(pictures, "evaluating", total=len(chosen),
+                                  step=jax.process_count(), shown=host == 0)
+            for image_id, parts_of, labels in joining.whole_pictures(pictures, truth):
+                for picture in parts_of:
+                    evaluation.add(picture.image_id, picture.found, picture.labels,
+                                   picture.overlaps)
+                    if len(shown.views) < options.pictures:
+                        if picture.view:
+                            shown.views.append(tables.view_of(picture, truth.vocabulary))
+                        elif bundles and picture.found.panoptic:
+                            shown.views.append(tables.view_of_segments(picture, truth))
+                if truth.tiles:
+                    evaluation.add_labels(image_id, labels)
+                progress.add(*(picture.image_id for picture in parts_of))
                 if extremes.count and "semantic" in parts:
-                    labels, image_id = picture.found.labels, picture.image_id
                     score = picture_score(labels, truth.semantic(image_id))
                     if score is not None:
                         extremes.add(image_id, score, labels)
-                done += 1
+                done += len(parts_of)
         seconds += time.monotonic() - start
         progress.save()
         shown.extremes.extend(extremes.ranked())

@@ -76,10 +76,8 @@ class Evaluation:
                 m["mask_accuracy"].process(found.mask_classes[:len(labels)][used], labels[used])
         if "mask_recall" in m:
             m["mask_recall"].process(overlaps)
-        if "semantic" in m:
-            self._add_semantic(image_id, found.labels)
-            if self.writer:
-                self.writer.semantic(image_id, found.labels)
+        if not self.truth.tiles:
+            self.add_labels(image_id, found.labels)
         if "panoptic" in m:
             ids, segments = found.panoptic
             renamed = [dict(s, category_id=dataset_ids[s["category_id"]]) for s in segments]
@@ -96,6 +94,14 @@ class Evaluation:
             m["instances"].process(image_id, rows, **self.truth.instances(image_id))
             if self.writer:
                 self.writer.instances(image_id, scores, classes, masks)
+
+    def add_labels(self, image_id: str, labels: np.ndarray | None) -> None:
+        """Counts the label map [H, W] of a picture, and writes it; `add` does it where pictures
+        are whole."""
+        if "semantic" in self.metrics:
+            self._add_semantic(image_id, labels)
+            if self.writer:
+                self.writer.semantic(image_id, labels)
 
     def add_missing(self, image_id: str) -> None:
         """Counts a picture without masks: everything in it is missed."""
@@ -221,9 +227,9 @@ class Progress:
             hosts.wait_for_all("progress was read")
         self._saved = time.monotonic()
 
-    def add(self, image_id: str) -> None:
-        """A picture has been counted."""
-        self.mine.append(image_id)
+    def add(self, *image_ids: str) -> None:
+        """Pictures have been counted."""
+        self.mine += image_ids
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self.save()
 

@@ -22,7 +22,7 @@ from maskclippp_jax.metrics import oracle
 from maskclippp_jax.metrics.mask_recall import Overlaps
 from maskclippp_jax.metrics.run_lengths import decode
 from maskclippp_jax.models import maskclippp
-from maskclippp_jax.naming import inference, loading, segmenter
+from maskclippp_jax.naming import batch_memory, inference, loading, segmenter
 from maskclippp_jax.naming.generated import AnyBundle
 from maskclippp_jax.naming.postprocess import Classes, Heads, Instances
 from maskclippp_jax.naming.segmenter import Found
@@ -73,9 +73,9 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
     params, names = sharding.put((model.params, names), sharding.replicated(mesh))
     run = inference.make_namer(model.config, semantic=True)
     batches = pipeline.eval_batches(
-        truth.records, batch_size=_batch_size(settings, mesh), loader_min=settings.loader_min,
-        loader_max=settings.loader_max, chosen=chosen, host=jax.process_index(),
-        hosts=jax.process_count())
+        truth.records, batch_size=batch_memory.fitting(settings, model.config, mesh),
+        loader_min=settings.loader_min, loader_max=settings.loader_max, chosen=chosen,
+        host=jax.process_index(), hosts=jax.process_count())
 
     def start(batch):
         sizes = inference.sizes_of(
@@ -152,7 +152,7 @@ def name_versions(config: ml_collections.ConfigDict, model: Model, truth: Truth,
                    canvas=tuple(map(max, *canvases, (0, 0))),
                    output_canvas=batches[0]["output_canvas"])
 
-    for batches, labels in _one_ahead(_batches(config, truth, sources, mesh), start):
+    for batches, labels in _one_ahead(_batches(config, model, truth, sources, mesh), start):
         batch = batches[0]
         for b in np.flatnonzero(batch["valid"]):
             height, width = batch["output_size"][b]
@@ -217,7 +217,8 @@ def _name_masks(config, model, truth, parts, mesh, bundle, source):
         return run(params, arrays, network, names, opinion, classes, canvas=canvas,
                    output_canvas=batch["output_canvas"])
 
-    for (batch,), results in _one_ahead(_batches(config, truth, [source], mesh), start):
+    for (batch,), results in _one_ahead(
+            _batches(config, model, truth, [source], mesh), start):
         for b in np.flatnonzero(batch["valid"]):
             of_picture = jax.tree.map(lambda x: x[b], results)
             yield Picture(batch["image_id"][b], segmenter.found_in(
@@ -238,10 +239,10 @@ def _shared(config, model, truth, mesh, bundle):
     return sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
 
 
-def _batches(config, truth, sources, mesh):
+def _batches(config, model, truth, sources, mesh):
     settings = config.eval
     return mask_batches.mask_batches(
-        truth.records, sources, batch_size=_batch_size(settings, mesh),
+        truth.records, sources, batch_size=batch_memory.fitting(settings, model.config, mesh),
         loader_min=settings.loader_min, loader_max=settings.loader_max, host=jax.process_index(),
         hosts=jax.process_count())
 
@@ -252,10 +253,6 @@ def _to_device(batch, settings, patch, mesh):
     arrays["network"] = network
     arrays = pipeline.to_device(arrays, sharding.batch_sharding(mesh))
     return arrays, arrays.pop("network")
-
-
-def _batch_size(settings, mesh: jax.sharding.Mesh) -> int:
-    return -(-settings.batch_size // mesh.size) * mesh.size
 
 
 def _one_ahead(batches: typing.Iterator, start: typing.Callable

@@ -39,6 +39,11 @@ def describe(config: ml_collections.ConfigDict, truth: Truth,
         code=code_version())
     if "panoptic" in truth.parts and "semantic" not in [s.kind for s in truth.sources.values()]:
         protocol["labels"] = "classes of the panoptic segments"
+    if truth.tiles:
+        protocol["tiles"] = (f"of {len(truth.tiles)} pictures: label maps joined, each mask named "
+                             "in the tile that shows most of it"
+                             + (", panoptic segments and instances as cut"
+                                if {"panoptic", "instances"} & set(truth.parts) else ""))
     versions = augmented.versions_of(settings)
     if versions != augmented.PLAIN:
         protocol["versions"] = augmented.describe(versions)

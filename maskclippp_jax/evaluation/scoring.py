@@ -106,10 +106,10 @@ def score_semantic(request: Request, truth: Truth, seen: np.ndarray | None) -> d
     """Results of label maps under `semantic` and `boundary`; `seen` [C] bool."""
     vocabulary = truth.vocabulary
     files = predictions.semantic_files(request.predictions)
-    check_pictures(files, truth.ids, f"{request.predictions}/semantic", request.allow_missing)
+    check_pictures(files, truth.pictures, f"{request.predictions}/semantic", request.allow_missing)
     semantic = SemanticSegmentation(vocabulary.num_classes, IGNORE, seen)
     boundary = BoundaryIoU(vocabulary.num_classes, IGNORE)
-    for name in progress.track(truth.ids, "label maps"):
+    for name in progress.track(truth.pictures, "label maps"):
         prediction = images.read_label_map(str(files[name])) if name in files else None
         true = truth.semantic(name)
         with named(files.get(name)):

@@ -8,7 +8,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from maskclippp_jax.data import pipeline
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
@@ -129,7 +128,7 @@ def view_of_segments(picture, truth: Truth) -> View:
       picture: a `passes.Picture` with panoptic segments.
       truth: of it.
     """
-    image, _, _ = pipeline.decode(truth.records[truth.ids.index(picture.image_id)])
+    image = truth.image(picture.image_id)
     ids, found = picture.found.panoptic
     true, names = truth.semantic(picture.image_id), [c[0] for c in truth.vocabulary.classes]
     segments, pairs = np.zeros_like(ids), []
@@ -144,10 +143,9 @@ def view_of_segments(picture, truth: Truth) -> View:
 
 def draw_extremes(extremes: list[tuple[str, float, np.ndarray]], truth: Truth):
     """Ground truth and result of the best pictures and the worst ones, the best first."""
-    numbers = dict(zip(truth.ids, range(len(truth.ids))))
     rows = []
     for name, score, labels in extremes:
-        image, _, _ = pipeline.decode(truth.records[numbers[name]])
+        image = truth.image(name)
         true = truth.semantic(name)
         segments, classes = _segments_of(true)
         row = [(image, segments, [(truth.vocabulary.classes[c][0], None) for c in classes])]

@@ -5,12 +5,13 @@ panoptic segments and instances in three data sets; a table of all results needs
 """
 
 import dataclasses
+import functools
 import importlib.resources
 import typing
 
 import numpy as np
 
-from maskclippp_jax.data import bundles, records
+from maskclippp_jax.data import bundles, pipeline, records, tiling
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -37,6 +38,8 @@ class Truth:
         classes.
       ids: of its pictures, in order.
       parts: what there is truth of, some of "semantic", "panoptic" and "instances".
+      tiles: where pictures are tiles of larger ones, the ids of each of those with their tiles;
+        `semantic` and `image` know these ids as well. Else empty.
     """
 
     def __init__(self, sources: typing.Mapping[str, records.Source], split: str):
@@ -75,6 +78,62 @@ class Truth:
         self.parts = [part for part in KINDS.values() if part in self._of]
         if "panoptic" in self._of and "semantic" not in self._of:
             self.parts.insert(0, "semantic")
+        self.tiles: dict[str, list[str]] = {}
+        for name in self.ids if first.is_tiled else ():
+            place = tiling.place_of(name)
+            self.tiles.setdefault(place[0] if place else name, []).append(name)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Ids of the pictures whose label maps are counted: whole ones."""
+        return list(self.tiles) or self.ids
+
+    def whole_of(self, image_id: str) -> str:
+        """The id of the picture that a tile is of; without tiles the picture's own."""
+        place = tiling.place_of(image_id) if self.tiles else None
+        return place[0] if place else image_id
+
+    def join(self, image_id: str, read: typing.Callable[[str], np.ndarray], nothing: int
+             ) -> np.ndarray:
+        """An array of a whole picture, of those of its tiles.
+
+        Where tiles overlap the one counts in which a pixel lies farthest from the edge.
+
+        Args:
+          image_id: of the whole.
+          read: gives the array [h, w, ...] of a tile.
+          nothing: stands where no tile is.
+        """
+        first = tiling.place_of(self.tiles[image_id][0])
+        if first is None:
+            return read(image_id)
+        _, _, size = first
+        joined, deepest = None, np.zeros(size, np.float32)
+        for name in self.tiles[image_id]:
+            array, (_, (top, left), _) = read(name), tiling.place_of(name)
+            if joined is None:
+                joined = np.full((*size, *array.shape[2:]), nothing, array.dtype)
+            window = tiling.Window(top, left, top + array.shape[0], left + array.shape[1])
+            depth = tiling.depth(window, size)
+            better = depth > deepest[window.slices]
+            joined[window.slices][better] = array[better]
+            deepest[window.slices][better] = depth[better]
+        return joined
+
+    def image(self, image_id: str) -> np.ndarray:
+        """[H, W, 3] uint8, the picture."""
+        if image_id in self.tiles and self.tiles[image_id] != [image_id]:
+            return self.join(image_id, self.image, 0)
+        return pipeline.decode(self.records[self._place[image_id]])[0]
+
+    def masks_in(self, image_id: str) -> list[tuple[int, float]]:
+        """The id and the area of each mask of a picture; tiles of one have the same ids."""
+        table = self.records[self._place[image_id]]["table"]
+        return list(zip(table["id"].tolist(), table["area"].tolist()))
+
+    @functools.cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
 
     @property
     def categories(self) -> dict[int, bool]:
@@ -109,6 +168,8 @@ class Truth:
 
     def semantic(self, image_id: str) -> np.ndarray:
         """[H, W] int32 classes, `IGNORE` where there is none; of panoptic truth if need be."""
+        if self.tiles.get(image_id, [image_id]) != [image_id]:
+            return self.join(image_id, self.semantic, IGNORE)
         part = "semantic" if "semantic" in self._of else "panoptic"
         return records.decode_classes(self.record(image_id, part), IGNORE)
 

@@ -27,6 +27,7 @@ class Given(typing.NamedTuple):
     bundle: Bundle | typing.Callable | None = None
     path: str | None = None       # of the picture
     nothing: tuple[int, ...] = ()  # numbers of a label map that meant nothing
+    large: typing.Any = None  # `tiled.LargeMasks` in place of `masks`, of a picture in tiles
 
     @property
     def name(self) -> str:
@@ -43,11 +44,13 @@ def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | Non
       FileNotFoundError: no such file.
       ValueError: no picture, no masks, or both do not fit.
     """
-    pixels, path = read_image(image), None
-    if isinstance(image, str | os.PathLike):
-        path = os.fspath(image)
-    given = _read_masks(masks, pixels, nothing)
-    return given._replace(path=path)
+    pixels = read_image(image)
+    return _read_masks(masks, pixels, nothing)._replace(path=path_of(image))
+
+
+def path_of(image: ImageLike) -> str | None:
+    """Of a picture that is given by it."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
 def read_image(image: ImageLike) -> np.ndarray:
@@ -82,14 +85,11 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[in
         masks = masks(image)
     if isinstance(masks, Given):  # of a generator
         return masks
+    what = "the masks"
     if isinstance(masks, str | os.PathLike):
         path = os.fspath(masks)
-        ending = pathlib.Path(path).suffix.lower()
-        if ending == ".json":
-            return _of_stack(mask_files.read_masks(path, size), image, f"the masks of {path}")
-        if ending != ".npy":
-            return _of_map(label_maps.read(path), image, nothing, f"the label map {path}")
-        masks = label_maps.read_array(path)
+        what = f"the masks of {path}"
+        masks = mask_files.read(path, size)
     if isinstance(masks, Entry):
         found, wanted = masks.read(), masks.size
         if tuple(wanted) != size:
@@ -99,17 +99,14 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[in
         return Given(image, np.arange(1, len(found.masks) + 1), None, found, masks.bundle)
     if isinstance(masks, list | tuple) and all(isinstance(m, typing.Mapping) for m in masks):
         segmentations = [m.get("segmentation", m) for m in masks]
-        return _of_stack(mask_files.decode_all(segmentations, size, "mask"), image, "the masks")
+        return _of_stack(mask_files.decode_all(segmentations, size, "mask"), image, what)
     if masks is None:
         raise ValueError("got no masks; give a label map, an array [N, H, W], run lengths, or a "
                          "function that makes them, such as maskclippp_jax.superpixels")
-    masks = np.asarray(masks)
-    if masks.ndim == 2 and masks.dtype.kind in "iub":
-        return _of_map(label_maps.checked(masks, "the label map"), image, nothing, "the label map")
-    if masks.ndim == 3:
-        return _of_stack(masks, image, "the masks")
-    raise ValueError(f"the masks are an array of {masks.dtype} of shape {masks.shape}, wanted a "
-                     "label map [H, W] of integers, or [N, H, W] of bool or of shares in 0 ... 1")
+    masks = mask_files.of_array(np.asarray(masks), what)
+    if masks.ndim == 2:
+        return _of_map(masks, image, nothing, what.replace("masks", "label map"))
+    return _of_stack(masks, image, what)
 
 
 def _of_map(labels: np.ndarray, image: np.ndarray, nothing: typing.Sequence[int] | None, what: str
@@ -124,26 +121,14 @@ def _of_map(labels: np.ndarray, image: np.ndarray, nothing: typing.Sequence[int]
 
 
 def _of_stack(masks: np.ndarray, image: np.ndarray, what: str) -> Given:
+    """Of masks [N, H, W], bool or shares in 0 ... 1."""
     _check_size(masks.shape[1:], image.shape[:2], f"{what} have")
-    low, high = _range(masks) if masks.dtype.kind in "iuf" else (0, 1)
-    if masks.dtype.kind in "iu" and low >= 0 and high <= 1:
-        masks = masks.astype(bool)
-    if masks.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):  # NaN is neither
-            raise ValueError(f"{what} hold numbers in {low:g} ... {high:g}, wanted shares in "
-                             "0 ... 1; take the sigmoid of logits first")
+    if masks.dtype != bool:
         with np.errstate(divide="ignore"):  # the certain ones become infinite, as they should
             shares = masks.astype(np.float32)
             masks = np.log(shares) - np.log1p(-shares)
-    elif masks.dtype != bool:
-        raise ValueError(f"{what} are an array of {masks.dtype} with numbers in {low} ... {high}, "
-                         "wanted bool, or shares in 0 ... 1")
     ids = np.arange(1, len(masks) + 1)
     return Given(image, ids, None, PictureMasks(masks, None, None, None))
-
-
-def _range(masks: np.ndarray) -> tuple[float, float]:
-    return (masks.min(), masks.max()) if masks.size else (0, 0)
 
 
 def _check_size(found: tuple[int, ...], size: tuple[int, int], what: str) -> None:

@@ -15,6 +15,7 @@ from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
 from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.naming.postprocess import Instances, boxes
+from maskclippp_jax.naming.tiled import SomeMasks
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -87,6 +88,8 @@ class Result:
         """[N, H, W] float32 in 0 ... 1, the masks at the picture's size."""
         if self._given.segments is not None:
             return self.masks.astype(np.float32)
+        if self._given.large is not None:
+            return self._given.large.soft()
         return bundle_tools.at_picture_size(self._given.masks, self.image.shape[:2])
 
     @functools.cached_property
@@ -101,6 +104,8 @@ class Result:
         """[N] int64, how many each mask has."""
         if self._given.segments is not None:
             return np.bincount(self._given.segments.ravel(), minlength=len(self) + 1)[1:]
+        if self._given.large is not None:
+            return self._given.large.pixels
         return self.masks.sum((1, 2))
 
     @functools.cached_property
@@ -111,6 +116,9 @@ class Result:
         """
         if self._given.segments is not None:
             return np.append(-1, self.classes)[self._given.segments].astype(np.int32)
+        if self._given.large is not None:
+            labels = self._given.large.labels(self._competing.classes)
+            return np.where(labels < self.vocabulary.num_classes, labels, -1)
         labels = self._found.labels.astype(np.int32)
         covered = (self.soft_masks[self._scores_enough] > 0).any(0)
         return np.where(covered & (labels < self.vocabulary.num_classes), labels, -1)
@@ -125,6 +133,11 @@ class Result:
         """
         if self._given.segments is not None:
             ids, segments = self._panoptic_of_segments()
+        elif self._given.large is not None:
+            settings = self._namer.config.eval
+            ids, segments = self._without_distractors(*self._given.large.panoptic(
+                self._competing, self._all.is_thing, settings.object_threshold,
+                settings.overlap_threshold))
         else:
             ids, segments = self._without_distractors(*self._found.panoptic)
         named = [dict(s, name=self.vocabulary.classes[s["category_id"]][0]) for s in segments]
@@ -151,7 +164,15 @@ class Result:
         best = self.scores.max(-1, initial=0)
         strongest = {int(c): float(best[self.classes == c].max())
                      for c in np.unique(self.classes) if c >= 0}
-        return visualize.draw_overlay(self.image, self.labels, names, strongest)
+        return visualize.draw_overlay(self.image, self.labels, names, strongest,
+                                      self._outlined)
+
+    @property
+    def _outlined(self) -> np.ndarray | None:
+        """[H, W] ids of what a drawing tells apart, 0 = nothing; None: classes only."""
+        if self._given.segments is not None:
+            return self._given.segments
+        return None if self._given.large is not None else self.panoptic[0]
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
@@ -173,10 +194,11 @@ class Result:
           name: of its files, without ending; may have folders in it. None: of the picture's file.
         """
         kept = np.flatnonzero((self.classes >= 0) & (self.pixels > 0))
+        large = self._given.large
         return Annotated(
             self._given.path or f"{self._given.name}.png", name or self._given.name,
             self.vocabulary, self.classes[kept], self.scores.max(-1, initial=0)[kept],
-            self.masks[kept])
+            self.masks[kept] if large is None else SomeMasks(large, kept))
 
     def to_coco_file(self) -> dict:
         """A whole file of COCO's form for this picture: images, annotations, categories."""
@@ -219,8 +241,9 @@ class Result:
             raise ImportError("the package supervision is not installed; pip install supervision"
                               ) from None
         picture = self.annotated()
+        masks = np.array(list(picture.masks), bool).reshape(picture.masks.shape)
         return supervision.Detections(
-            xyxy=boxes(picture.masks), mask=picture.masks, confidence=picture.scores,
+            xyxy=boxes(masks), mask=masks, confidence=picture.scores,
             class_id=picture.classes, data={"class_name": np.array(picture.names, str)})
 
     def to_json(self, *, masks_from: str = "", count: int = 5) -> dict:
@@ -292,6 +315,9 @@ class Result:
 
     @functools.cached_property
     def _found(self):
+        return self._namer.look(self._given, self._competing, self._all)
+
+    @property
+    def _competing(self) -> MaskScores:
         """Masks that score too little do not compete for pixels; those of distractors do."""
-        classes = self._scores.classes * self._scores_enough[:, None]
-        return self._namer.look(self._given, MaskScores(classes, self.void), self._all)
+        return MaskScores(self._scores.classes * self._scores_enough[:, None], self.void)

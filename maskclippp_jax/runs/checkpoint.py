@@ -44,6 +44,7 @@ _FREE_KEYS = ("data_dir", "log_every", "eval_every", "eval_pictures", "checkpoin
 # day while it saves.
 _PATIENCE = 2 * 24 * 3600
 
+_STEPS = "train/steps"
 _NAMES, _DATA = "vocabulary.txt", "data.json"  # of a run's folder
 
 
@@ -85,6 +86,8 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
       data: fingerprint of each data set by its name (`data.records.fingerprint`).
       allow_other_data: whether a run may go on with other data; that is kept in `data.json`.
 
+    A run that has done all its steps may go on to more of them; its `config.json` changes then.
+
     Returns:
       What tells whether the run still is this process' own.
 
@@ -98,15 +101,23 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
         found, now = _flat(typed.read(file, dict[str, typing.Any])), _flat(wanted)
         differing = {k: f"{k.replace('/', '.')} was {found.get(k)!r}, is now {now.get(k)!r}"
                      for k in sorted(set(found) | set(now)) if found.get(k) != now.get(k)}
-        refused = [words for k, words in differing.items() if k not in _FREE_KEYS]
+        goes_on = _STEPS in differing and _may_go_on(workdir, found[_STEPS], now[_STEPS])
+        free = (*_FREE_KEYS, *[_STEPS] * goes_on)
+        refused = [words for k, words in differing.items() if k not in free]
         if refused:
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+            later = "; it may go on to more steps when it has done all" * (
+                list(differing) == [_STEPS])
             raise ValueError(f"{workdir} holds a run of another configuration "
                              f"({'; '.join(refused[:5])}{more}); take another --workdir, or start "
-                             "with the configuration it has")
+                             f"with the configuration it has{later}")
         if differing:
             logging.info("the run was first started otherwise: %s", "; ".join(differing.values()))
         _check_data(workdir, vocabulary_text, data, allow_other_data)
+        if goes_on and jax.process_index() == 0:  # all have looked, see `_check_data`
+            content = json.loads(file.read_text())
+            content["train"]["steps"] = now[_STEPS]
+            storage.write(file, json.dumps(content, indent=2))
         return Owner(workdir)
     names = workdir / _NAMES
     there = {p.name for p in workdir.iterdir()} if workdir.exists() else set()
@@ -122,6 +133,22 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
         storage.write(workdir / _DATA, _data_text(data))
         storage.write(file, json.dumps(wanted, indent=2))
     return Owner(workdir)
+
+
+def steps_of(workdir: epath.Path) -> int | None:
+    """How many steps the run in a folder is to do, if there is one."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return None
+    return _flat(typed.read(file, dict[str, typing.Any])).get(_STEPS)
+
+
+def _may_go_on(workdir: epath.Path, before: int | None, now: int | None) -> bool:
+    """Whether a run has done all its steps, and is to do more."""
+    folder = workdir / "checkpoints"
+    if not (isinstance(before, int) and isinstance(now, int) and now > before and folder.exists()):
+        return False
+    return any(is_whole(path) and int(path.name) >= before for path in folder.iterdir())
 
 
 class _Data(typing.TypedDict):

@@ -184,6 +184,9 @@ class RunLog:
             speed["images_per_second"],
             f"  MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else "",
             _duration(seconds * (self._steps - last["step"])))
+        for row in rows:
+            if look := _look_of(row):
+                logging.info("validation after step %d: %s", row["step"], look)
 
     def _measure(self, seconds: float, whole: float) -> dict[str, float]:
         """What `speed.jsonl` holds, where the device tells."""
@@ -258,6 +261,19 @@ def row_of(line: str) -> dict | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _look_of(row: typing.Mapping[str, float]) -> str:
+    """What a look at validation data has found, for people; empty if a step had none."""
+    if "eval/mask_accuracy" not in row:
+        return ""
+    parts = [f"{name} {row[key]:.1f} %" for name, key in (
+        ("mask accuracy", "eval/mask_accuracy"), ("seen classes", "eval/seen"),
+        ("unseen", "eval/unseen")) if key in row]
+    moved = [f"{name} {row[key]:.2g}" for name, key in (
+        ("image", "distance/image"), ("text", "distance/text")) if row.get(key)]
+    return "; ".join(filter(None, [", ".join(parts), moved and
+                                   f"distance from the original weights: {', '.join(moved)}"]))
 
 
 def _step_of(line: str) -> int | None:

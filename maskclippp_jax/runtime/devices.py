@@ -43,3 +43,30 @@ def memory_gib(device: jax.Device) -> float | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     stats = device.memory_stats() or {}
     return stats["bytes_limit"] / 2**30 if "bytes_limit" in stats else None
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """The memory of a device that is free now, of the machine if it is a CPU; None where nothing
+    tells."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    lines = _words_of("/proc/meminfo")
+    if "MemAvailable:" not in lines:
+        return None
+    free = int(lines[lines.index("MemAvailable:") + 1]) * 1024
+    # A container may have less than the machine (control groups, version 2).
+    most, used = (_words_of(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if most and used and most[0].isdigit():
+        free = min(free, int(most[0]) - int(used[0]))
+    return free
+
+
+def _words_of(file: str) -> list[str]:
+    try:
+        with open(file) as content:
+            return content.read().split()
+    except OSError:  # another system
+        return []

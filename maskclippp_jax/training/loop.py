@@ -44,6 +44,7 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
     mesh = connect_devices(config)
     learner = make_learner(config)
     params = loading.load_params(config.weights, config.model, learner.make_model, learner.shapes)
+    steps_before = checkpoint.steps_of(workdir)
     owner = checkpoint.open_run(workdir, config, data.vocabulary.to_text(), data.fingerprints,
                                 allow_other_data=allow_other_data)
     show_parameters(workdir, config, learner)
@@ -55,6 +56,8 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
         del params
         state = resume(workdir, state)
         first_step = int(state["step"])
+        if steps_before is not None and steps_before < steps:
+            say_how_it_goes_on(config, steps_before)
 
         log = run_log.RunLog(
             workdir, first_step, steps, config.train.batch_size,
@@ -232,6 +235,16 @@ def resume(workdir, state: dict) -> dict:
         return state
     logging.info("resuming after step %d", int(restored["step"]))
     return restored
+
+
+def say_how_it_goes_on(config: ml_collections.ConfigDict, before: int) -> None:
+    """Tells the schedule of a run that was finished after some steps and does more now."""
+    steps = config.train.steps
+    rate = optim.schedule(config.optimizer, steps)
+    ended = optim.schedule(config.optimizer, before)(before)
+    logging.info("the run was finished after %d steps and goes on to %d: from here its learning "
+                 "rate follows the schedule of %d steps, %.2g at first (it ended with %.2g), %.2g "
+                 "at the end", before, steps, steps, rate(before), ended, rate(steps))
 
 
 def read_batches(config: ml_collections.ConfigDict, sources: typing.Sequence[records.Source],

@@ -13,7 +13,7 @@ from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.evaluation import tables
 from maskclippp_jax.evaluation.passes import Picture
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
-from maskclippp_jax.naming import inference, loading
+from maskclippp_jax.naming import batch_memory, inference, loading
 from maskclippp_jax.naming.segmenter import Found
 from maskclippp_jax.runtime import hosts, sharding
 from maskclippp_jax.vocabulary import Vocabulary
@@ -99,7 +99,7 @@ def _name_all(config, source, mesh, name_masks, params, names
               ) -> typing.Iterator[tuple[dict, np.ndarray]]:
     """This host's batches of a data set, each with the classes [B, N] of its masks."""
     settings = config.eval
-    batch_size = -(-settings.batch_size // mesh.size) * mesh.size
+    batch_size = batch_memory.fitting(settings, config.model, mesh)
     to_device = lambda arrays: pipeline.to_device(arrays, sharding.batch_sharding(mesh))
     for batch in pipeline.eval_batches(
             source.records, batch_size=batch_size, loader_min=settings.loader_min,

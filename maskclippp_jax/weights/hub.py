@@ -7,6 +7,7 @@ browser must show, is never fetched here: `weights` is looked at, and else a sen
 download, and where to put it.
 """
 
+import logging
 import os
 import pathlib
 
@@ -18,6 +19,7 @@ FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
           "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SCHEME = "hf://"
+_RETRIES = "huggingface_hub.utils._http"  # where it tells that it tries again
 # Where downloads are looked for: where the command is started, then beside our other caches.
 FOLDERS = (pathlib.Path("weights"), storage.CACHE / "weights")
 
@@ -102,6 +104,37 @@ def fetch(path: str) -> str:
     copy = downloaded(name)
     if copy is not None and (not file or (pathlib.Path(copy) / file).is_file()):
         return os.fspath(pathlib.Path(copy) / file) if file else _in_folder(copy)
+    logger, first = logging.getLogger(_RETRIES), _FirstRetry(path)
+    logger.addFilter(first)
+    try:
+        return _fetch(path, owner, name, file)
+    finally:
+        logger.removeFilter(first)
+
+
+class _FirstRetry(logging.Filter):
+    """Of all tries again one line is enough."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path, self._said = path, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said, self._said = self._said, True
+        if not said:
+            record.msg, record.args = (
+                f"{self._path} cannot be reached yet ({_reason(record.getMessage())}); trying "
+                "again for half a minute"), ()
+        return not said
+
+
+def _reason(message: str) -> str:
+    """"'[Errno -2] Name or service not known' thrown while requesting ..." -> what is quoted."""
+    return message.split("' thrown")[0].strip("'") if "' thrown" in message else message[:200]
+
+
+def _fetch(path: str, owner: str, name: str, file: str) -> str:
+    """`fetch` of what is on the hub."""
     import huggingface_hub  # only these paths need it
     from huggingface_hub import errors
 

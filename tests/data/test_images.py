@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from maskclippp_jax.data import (
     generator_input,
     images,
     label_maps,
+    mask_files,
     picture_files,
     regions,
     transforms,
@@ -191,7 +193,7 @@ def test_a_photograph_is_no_label_map(tmp_path):
     path = str(tmp_path / "photo.npy")
     np.save(path, np.arange(5000).reshape(50, 100))
     with pytest.raises(ValueError, match="looks like a photograph: it holds 5000 different values"):
-        label_maps.masks_in(label_maps.read(path), None, path)
+        label_maps.masks_in(mask_files.read(path, (4, 4)), None, path)
 
 
 def test_superpixels_hold_together_on_noise(rng):
@@ -211,3 +213,33 @@ def test_superpixels_of_a_large_picture_have_its_size():
 def test_no_region_at_all_is_refused(cut):
     with pytest.raises(ValueError, match="=0, wanted at least 1"):
         cut(np.zeros((10, 10, 3), np.uint8), 0)
+
+
+@pytest.mark.parametrize("read", [images.size_of, images.shown_size])
+def test_sizes_of_damaged_pictures_are_told_in_a_sentence(read):
+    content = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(content, "JPEG", exif=exif)
+    whole = content.getvalue()
+    assert images.size_of(whole) == (6, 8) and images.shown_size(whole) == (8, 6)
+    for end in range(0, 200, 7):  # within its header
+        with pytest.raises(ValueError, match="a.jpg cannot be read as a picture"):
+            read(whole[:end], "a.jpg")
+
+
+def test_heic_is_read_with_its_plug_in_and_named_without(tmp_path, monkeypatch):
+    file = tmp_path / "a.heic"
+    file.write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    monkeypatch.setattr(images, "_reads_heif", lambda: False)
+    with pytest.raises(ValueError, match="a.heic is a HEIC picture; pip install pillow-heif"):
+        images.header_size(str(file))
+    monkeypatch.setattr(images, "_reads_heif", lambda: True)
+    with pytest.raises(ValueError, match="cannot be read as a picture"):  # it has no pixels
+        images.header_size(str(file))
+    pillow_heif = pytest.importorskip("pillow_heif")
+    monkeypatch.undo()
+    picture = Image.fromarray(np.full((40, 60, 3), 90, np.uint8))
+    pillow_heif.from_pillow(picture).save(file)
+    assert ".heic" in images.endings() and images.header_size(str(file)) == (40, 60)
+    assert abs(images.read_image(str(file)).astype(int) - 90).max() < 4

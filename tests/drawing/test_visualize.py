@@ -1,12 +1,14 @@
 """Drawings: their sizes, what they say and refuse; how they look was judged by eye."""
 
+import logging
+
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from maskclippp_jax.data import images
-from maskclippp_jax.drawing import visualize
+from maskclippp_jax.drawing import fonts, visualize
 
 PAPER = (255, 255, 255)
 
@@ -125,3 +127,36 @@ def test_a_contact_sheet_shows_pictures_plain_and_masked():
     many = visualize.Example(image, np.arange(2400).reshape(40, 60) // 40 + 1, ["x"] * 60,
                              [(9, 9, 9)] * 60, "many small masks")
     visualize.draw_contact_sheet([many], "title")  # only the largest get a name
+
+
+def test_things_of_one_class_have_an_outline_and_a_name_each():
+    image, labels = np.full((400, 400, 3), 100, np.uint8), np.zeros((400, 400), int)
+    segments = np.ones((400, 400), int)
+    segments[:, 200:] = 2
+    one, two = (np.asarray(visualize.draw_overlay(image, labels, ["cat"], segments=s)).astype(int)
+                for s in (None, segments))
+    white = lambda picture, box: (picture[box] >= 200).all(-1).sum()
+    middle = (slice(0, 150), slice(195, 205))
+    assert white(one, middle) == 0 and white(two, middle) >= 150
+    left, right = (slice(10, 390), slice(60, 140)), (slice(10, 390), slice(260, 340))
+    assert white(two, left) > 20 and white(two, right) > 20  # the names
+    assert white(one, left) == white(one, right) == 0  # one name, in the middle
+
+
+def test_names_in_any_script_are_drawn_or_their_font_is_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr(fonts, "_OF_SYSTEMS", ())
+    monkeypatch.setattr(fonts, "_told", set())
+    fonts._name_for.cache_clear()
+    with caplog.at_level(logging.WARNING, "absl"):
+        font = fonts.font_for(14, ["black cat", "\u732b"])
+    assert "has the letters \u732b" in caplog.text and "Noto Sans CJK" in caplog.text
+    assert fonts.fit("\u732b caf\u00e9", font, 100) == "? cafe"
+    assert fonts.font_for(14, ["caf\u00e9"]) is font  # without its accent Pillow's own has it
+    fonts._name_for.cache_clear()
+    monkeypatch.undo()
+    try:
+        ImageFont.truetype("DejaVuSans.ttf", 16)
+    except OSError:
+        pytest.skip("this system has no font for Greek")
+    font = fonts.font_for(14, ["\u03b3\u03ac\u03c4\u03b1"])
+    assert fonts.fit("\u03b3\u03ac\u03c4\u03b1", font, 100) == "\u03b3\u03ac\u03c4\u03b1"

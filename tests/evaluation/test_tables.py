@@ -4,7 +4,6 @@ import types
 
 import numpy as np
 
-from maskclippp_jax.data.images import encode_png
 from maskclippp_jax.drawing import visualize
 from maskclippp_jax.evaluation import passes, tables
 from maskclippp_jax.evaluation.truth import IGNORE
@@ -25,8 +24,7 @@ def test_segments_that_were_found_are_shown_with_what_most_of_each_is():
     true = np.array([[0, 0, 0, 1], [IGNORE, IGNORE, 2, 1]])
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     truth = types.SimpleNamespace(
-        ids=["x", "a"], records=[None, dict(
-            image_id="a", image=encode_png(image), segments=encode_png(true.astype(np.uint16)))],
+        image=dict(a=image).__getitem__,
         vocabulary=Vocabulary.from_names(["cat", "dog, puppy", "grass"]),
         semantic=lambda image_id: true)
     ids = np.array([[7, 7, 7, 4], [9, 9, 7, 4]])

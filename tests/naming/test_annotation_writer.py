@@ -4,9 +4,10 @@ import json
 import sys
 import types
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import maskclippp_jax as mc
 from maskclippp_jax.data import annotation_files, brush_codes, outlines, records
@@ -249,3 +250,37 @@ def test_supervision_gets_boxes_masks_and_names(monkeypatch):
     assert found["xyxy"].tolist() == [[57, 17, 104, 64], [0, 61, 119, 90]]
     assert found["mask"].shape == (2, *SIZE) and found["class_id"].tolist() == [1, 2]
     assert found["data"]["class_name"].tolist() == ["ring", "it's two & more"]
+
+
+@pytest.mark.parametrize("radius", [0.4, 3, 9.3, 20, 41.7])
+def test_polygons_give_the_mask_by_the_rules_of_coco_opencv_and_pillow(radius):
+    """OpenCV's is that of Ultralytics, Pillow's that of LabelMe; both draw the outline as well."""
+    y, x = np.mgrid[:SIZE[0], :SIZE[1]]
+    for mask in (np.hypot(y - 45, x - 60) < radius, (abs(y - 45) < radius) & (abs(x - 60) < 2)):
+        rings = outlines.polygons(mask)
+        by_opencv, by_pillow = np.zeros(SIZE, np.uint8), Image.new("L", SIZE[::-1])
+        for ring in rings:
+            cv2.fillPoly(by_opencv, [ring.astype(np.int32)], 1)
+            ImageDraw.Draw(by_pillow).polygon([tuple(p) for p in ring], outline=1, fill=1)
+        by_coco = run_lengths.decode(run_lengths.of_polygons([r.tolist() for r in rings], SIZE))
+        for drawn in (by_coco, by_opencv > 0, np.asarray(by_pillow) > 0):
+            assert (drawn & mask).sum() >= 0.99 * (drawn | mask).sum()
+
+
+@pytest.mark.slow
+def test_tools_read_what_was_written_for_them(tmp_path):
+    """With the readers of the tools, as far as they are installed: label-studio-converter."""
+    brush = pytest.importorskip("label_studio_converter.brush")
+    place = Place(tmp_path, ["labelstudio"])
+    for task in json_of(tmp_path / "out/labelstudio/tasks.json"):
+        names = set()
+        for region in task["predictions"][0]["result"]:
+            value = region["value"]
+            if "rle" not in value:
+                continue
+            name, = value["brushlabels"]
+            names.add(name)
+            found = brush.decode_rle(value["rle"]).reshape(*SIZE, 4)[..., 3] > 0
+            wanted = place.masks[[n.split(",")[0] for n in NAMES].index(name)]
+            np.testing.assert_array_equal(found, wanted)
+        assert "ring" in names

@@ -46,9 +46,10 @@ from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary, check_names, plain
 
-_PICTURE = r"\.(?i:jpg|jpeg|png|bmp|tif|tiff|webp)"
-_OTHER_PICTURES = ("heic", "heif", "avif", "gif", "jp2", "jxl", "psd", "dng", "cr2", "nef", "arw",
-                   "raw", "dcm", "svg", "ppm", "pgm", "tga")
+_PICTURE = rf"\.(?i:{'|'.join(ending[1:] for ending in images.endings())})"
+_OTHER_PICTURES = tuple(ending for ending in (
+    "heic", "heif", "avif", "gif", "jp2", "jxl", "psd", "dng", "cr2", "nef", "arw", "raw", "dcm",
+    "svg", "ppm", "pgm", "tga") if f".{ending}" not in images.endings())
 # Folders that people keep apart below one: photographs, and what is drawn on them.
 _IMAGES, _LABELS = {"images", "img"}, {"labels", "masks", "ann", "annotations"}
 _LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.json (LabelMe, "
@@ -156,7 +157,8 @@ def _of_other_formats(image_dir: str) -> list[str]:
     counts = collections.Counter(name.rsplit(".", 1)[-1].lower() for name in others)
     told = ", ".join(f"{n} .{ending}" for ending, n in sorted(counts.items()))
     return [f"{len(others)} pictures are in formats that are not read ({told}), e.g. "
-            f"{next(iter(others))}; save them as JPEG or PNG"]
+            f"{next(iter(others))}; save them as JPEG or PNG"
+            + ", or pip install pillow-heif for HEIC" * bool({"heic", "heif"} & set(counts))]
 
 
 def _read_file(pictures_at: Files, path: str, names_file: str | None, choices: Choices) -> OwnData:

@@ -82,10 +82,10 @@ def upright(label: np.ndarray, picture: File) -> np.ndarray:
     One that was drawn on the stored pixels of a photograph with an EXIF orientation is turned with
     it, if it fits in no other way.
     """
-    data = picture.read()
-    if label.shape == images.shown_size(data) or label.shape != images.size_of(data):
+    data, name = picture.read(), str(picture)
+    if label.shape == images.shown_size(data, name) or label.shape != images.size_of(data, name):
         return label
-    return images.turned(label, data)
+    return images.turned(label, data, name)
 
 
 def read_label(file: File) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Makes prepared data sets and tells what they hold; `prepare` on the command line."""
 
+import functools
 import pathlib
 import re
 import sys
@@ -8,12 +9,13 @@ import typing
 from rich.console import Console
 from rich.table import Table
 
-from maskclippp_jax.data import build, catalogue, records
+from maskclippp_jax.data import build, catalogue, records, tiling
 from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.vocabulary import Vocabulary
 
 _CONSOLE = Console()
 _CLASSES = 40  # of a table
+_TILES = 16    # of a large picture, about
 
 
 class Options(typing.NamedTuple):
@@ -36,7 +38,7 @@ def list_datasets() -> None:
         if d.expected:
             line(f"    --raw_dir holds {d.expected}")
     line("folder: your own pictures; see --help for --images, --labels, --names, --name, "
-         "--format, --validation, --group, --nothing, --leave_out, --crowd")
+         "--format, --validation, --group, --nothing, --leave_out, --crowd, --tiles")
 
 
 def prepare(dataset: catalogue.Dataset, raw_dir: str | None, options: Options) -> None:
@@ -70,6 +72,7 @@ class OwnData(typing.NamedTuple):
     names: str | None
     name: str
     choices: folder.Choices
+    tiles: tiling.Tiles | None = None  # None: pictures stay whole
 
 
 def prepare_folder(own: OwnData, options: Options) -> None:
@@ -82,14 +85,45 @@ def prepare_folder(own: OwnData, options: Options) -> None:
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in catalogue.DATASETS:
         raise ValueError(f"--name={name} cannot be the name of a data set of your own; give one in "
                          "small letters, digits and _ that is not taken (see --list)")
+    if own.tiles:
+        tiling.check(own.tiles)
     if _exists(name, options):
+        _tell_of_changes(own, options)
         return
-    found = folder.read(own.images, own.labels, own.names, own.choices)
-    if not found.reading.splits:
-        raise FileNotFoundError(f"none of the pictures that {own.labels} annotates is in "
-                                f"{own.images}")
+    found = _read(own)
     _write(name, found.vocabulary, found.kind, found.reading, f"own data: {own.images}", options,
            own_names=True, check=_check_masks)
+
+
+def _read(own: OwnData) -> folder.OwnData:
+    """What the files hold, cut into tiles if that is wanted."""
+    found = folder.read(own.images, own.labels, own.names, own.choices)
+    reading = found.reading
+    if not reading.splits:
+        raise FileNotFoundError(f"none of the pictures that {own.labels} annotates is in "
+                                f"{own.images}")
+    if own.tiles is None:
+        return found
+    # What has no mask teaches nothing, but belongs to a picture that is joined again.
+    splits = {split: [(split != "train", item) for item in items]
+              for split, items in reading.splits.items()}
+    make = functools.partial(tiling.cut, reading.make_records, own.tiles)
+    return found._replace(reading=reading._replace(
+        splits=splits, make_records=make, tiles=tuple(own.tiles), records_each=_TILES))
+
+
+def _tell_of_changes(own: OwnData, options: Options) -> None:
+    """Says if an own data set was made of other files than those that are there now."""
+    try:
+        found = _read(own)
+    except (ValueError, FileNotFoundError) as error:
+        _complain(f"{own.name} cannot be compared with what it would be made from now: {error}",
+                  options)
+        return
+    if build.made_of_others(options.data_dir, own.name, found.vocabulary, found.kind,
+                            found.reading):
+        _complain(f"{own.name} was made from other labels, pictures or settings than these; "
+                  "--overwrite makes it anew", options)
 
 
 def _exists(name: str, options: Options) -> bool:

@@ -1,0 +1,145 @@
+"""Masks of a picture in files: every form gives the same masks, what is none of them a sentence."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskclippp_jax.data import mask_files, picture_files
+from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.naming import given
+
+SIZE = (6, 8)
+MASKS = np.zeros((11, *SIZE), bool)  # they overlap; eleven, so that 10 comes after 2
+for n in range(11):
+    MASKS[n, n % 5:n % 5 + 2, n % 7:] = True
+
+
+def png(array) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "PNG")
+    return content.getvalue()
+
+
+def write(folder, form) -> str:
+    """The masks in one form; its path."""
+    rows = [dict(segmentation=run_lengths.encode(m), area=int(m.sum()), predicted_iou=0.9)
+            for m in MASKS]
+    path = folder / f"a.{form}"
+    if form == "json":
+        path.write_text(json.dumps(rows))
+    elif form == "sam.json":
+        path.write_text(json.dumps(dict(image=dict(image_id=1, width=8, height=6),
+                                        annotations=rows)))
+    elif form == "npy":
+        np.save(path, MASKS)
+    elif form == "bytes.npy":
+        np.save(path, MASKS[:, None] * np.uint8(255))  # [N, 1, H, W], as SAM's predictor has them
+    elif form == "shares.npy":
+        np.save(path, np.where(MASKS, 0.75, 0.25).astype(np.float16))
+    elif form == "npz":
+        np.savez(path, masks=MASKS)
+    elif form == "each.npz":
+        np.savez(path, **{f"mask {n}": m for n, m in enumerate(MASKS)})
+    else:
+        path.mkdir()
+        (path / "metadata.csv").write_text("id,area\n")
+        for n, mask in enumerate(MASKS):
+            cut_out = np.dstack([np.full((*SIZE, 3), 90, np.uint8), mask * np.uint8(255)])
+            content = (mask * np.uint8(255), mask.astype(np.uint8), cut_out)[n % 3]
+            (path / f"{n}.png").write_bytes(png(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("form", ["json", "sam.json", "npy", "bytes.npy", "shares.npy", "npz",
+                                  "each.npz", "folder"])
+def test_every_form_gives_the_same_overlapping_masks_to_all_commands(tmp_path, form):
+    path = write(tmp_path, form)
+    np.testing.assert_array_equal(mask_files.read_masks(path, SIZE), MASKS)
+    mask_files.check(path, SIZE)
+    named = given.read(np.zeros((*SIZE, 3), np.uint8), path)
+    assert named.segments is None and named.ids.tolist() == list(range(1, 12))
+    np.testing.assert_array_equal(named.masks.masks > 0, MASKS)
+
+
+def save_npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("a.npz", b"x", "is no npz file of arrays"),
+    ("a.npy", save_npy(np.full((1, 6, 8), 2.0)), "numbers in 2 ... 2, wanted shares"),
+    ("a.npy", save_npy(np.full((1, 6, 8), np.nan)), "wanted shares"),
+    ("a.npy", save_npy(np.eye(8, dtype=int)[None] * 7), "numbers in 0 ... 7, wanted bool"),
+    ("a.npy", save_npy(np.arange(48).reshape(1, 6, 8) % 3 * 127 + 1), "wanted bool"),
+    ("a.npy", save_npy(np.zeros(5)), "wanted a label map"),
+    ("a/0.png", b"x", "cannot be read as a picture")])
+def test_arrays_that_are_no_masks_are_refused(tmp_path, name, content, says):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        mask_files.read(str(tmp_path / name.split("/")[0]), SIZE)
+
+
+def test_several_arrays_are_masks_of_one_size(tmp_path):
+    np.savez(tmp_path / "a.npz", masks=MASKS, scores=np.ones(11))
+    with pytest.raises(ValueError, match="wanted one array, or masks"):
+        mask_files.read(str(tmp_path / "a.npz"), SIZE)
+
+
+def test_masks_that_are_not_there_or_of_another_size_are_told_before_anything_is_read(tmp_path):
+    folder = write(tmp_path, "folder")
+    with pytest.raises(ValueError, match="0.png has 8x6 pixels, its picture 8x7"):
+        mask_files.check(folder, (7, 8))
+    (tmp_path / "a.folder/11.png").write_bytes(png(np.zeros((7, 8), np.uint8)))
+    with pytest.raises(ValueError, match="8x6 pixels and 8x7; give masks of one size"):
+        mask_files.read(folder, SIZE)
+    for name, says in (("b.json", "no file"), ("b.png", "no file"), ("b", "no folder of masks")):
+        with pytest.raises(FileNotFoundError, match=says):
+            mask_files.check(str(tmp_path / name), SIZE)
+
+
+def test_one_json_of_coco_and_a_bundle_serve_many_pictures(tmp_path):
+    from maskclippp_jax.data import bundle_writer
+
+    for name in ("x/a.png", "y/a.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_bytes(png(np.zeros((*SIZE, 3), np.uint8)))
+    rows = [dict(image_id=7, segmentation=run_lengths.encode(MASKS[0])), dict(image_id=7, bbox=[])]
+    content = dict(images=[dict(id=7, file_name="C:\\data\\x\\a.png"),
+                           dict(id=8, file_name="y/a.png"), dict(id=9, file_name="z/a.png")],
+                   annotations=rows)
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps(content))
+    first, second = picture_files.find([str(tmp_path / "in")], masks=str(file))
+    found = given.read(first.path, first.masks)
+    np.testing.assert_array_equal(found.masks.masks, [MASKS[0], np.zeros(SIZE, bool)])
+    assert second.name == "y/a" and second.masks == []  # listed, and nothing was found in it
+
+    writer = bundle_writer.Writer(tmp_path / "bundle", masks="binary", classes=dict(kind="none"),
+                                  generator=dict(name="files"))
+    for name in ("x/a", "y/a"):
+        writer.add(name, MASKS[:3 if name == "x/a" else 0], (SIZE,))
+    writer.finish()
+    first, second = picture_files.find([str(tmp_path / "in")], bundle=str(tmp_path / "bundle"))
+    np.testing.assert_array_equal(given.read(first.path, first.masks).masks.masks, MASKS[:3])
+    assert not len(given.read(second.path, second.masks).ids)
+
+    (tmp_path / "in/b.png").write_bytes((tmp_path / "in/x/a.png").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"has no masks of 1 picture \(.*in/b.png\)"):
+        picture_files.find([str(tmp_path / "in")], masks=str(file))
+    file.write_text(json.dumps(dict(content, annotations=[dict(image_id=5)])))
+    with pytest.raises(ValueError, match="a mask of the picture 5, which it does not list"):
+        picture_files.find([str(tmp_path / "in")], masks=str(file))
+
+
+def test_masks_beside_the_pictures_are_no_pictures(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.zeros((*SIZE, 3), np.uint8)))
+    write(tmp_path, "folder")
+    (tmp_path / "a.folder").rename(tmp_path / "a")
+    found, = picture_files.find([str(tmp_path)], masks=f"{tmp_path}/{{stem}}")
+    assert found.name == "a" and found.masks == str(tmp_path / "a")
