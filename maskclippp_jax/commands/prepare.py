@@ -27,8 +27,7 @@ again. `--list` shows what there is. Own data:
     labels/{stem}_mask.png        is a pattern of files with other names
 
     maskclippp prepare folder --images=photos --labels=photos --names=names.txt --name=mine
-    maskclippp prepare folder --images=train/images --labels=train/labels --names=data.yaml \
-        --name=mine
+    maskclippp prepare folder --images=images --labels=labels --names=data.yaml --name=mine
     maskclippp prepare folder --images=photos --labels=instances.json --name=mine
 
 docs/own-data.md shows each. `--names` is a names file (one class a line, synonyms after commas) or
