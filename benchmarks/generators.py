@@ -50,7 +50,7 @@ def measure(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict[
     """One row of the table."""
     config = published_generators.find(name).config
     build, shapes = eomt.abstract(config, dtype=jax.numpy.dtype(dtype),
-                                  by_head=configuration.heads_apart())
+                                  heads=configuration.heads_on())
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: jax.device_put(rng.standard_normal(x.shape, np.float32) / 50), shapes)

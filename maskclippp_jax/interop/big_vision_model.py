@@ -45,9 +45,11 @@ class Model:
                  remat: str = "none"):
         del num_classes
         self.config = config_of(variant)
+        # big_vision splits arrays over devices without a mesh that a kernel could ask for.
+        heads = "apart" if configuration.heads_on() == "apart" else "together"
         self._make = lambda rngs: maskclippp.MaskCLIPpp(
             self.config, dtype=jnp.dtype(dtype_mm), remat=remat, rngs=rngs,
-            by_head=configuration.heads_apart())
+            heads=heads)
         self._build, self.shapes = parameters.abstract(lambda: self._make(parameters.Keys(0)))
 
     def init(self, rng: jax.Array | dict, *unused_inputs, **unused_settings) -> dict:
