@@ -465,15 +465,30 @@ def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     Returns:
       [B, L, A, K] in the dtype of `tokens`.
     """
-    cos, sin = (x[:, :, None] for x in rotary)
-    pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
-    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
-    return (tokens * cos + turned * sin).astype(tokens.dtype)
+    def quarter(tokens):
+        pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
+        return jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
+
+    return _turn(tokens, rotary, quarter)
 
 
 def rotate_halves(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     """The same for channels paired across the two halves of a head: 0 with K/2, 1 with K/2 + 1."""
+    def quarter(tokens):
+        first, second = jnp.split(tokens, 2, -1)
+        return jnp.concatenate([-second, first], -1)
+
+    return _turn(tokens, rotary, quarter)
+
+
+def _turn(tokens, rotary, quarter):
+    """Turns pairs of channels by their angles; `quarter` turns all by a right angle."""
     cos, sin = (x[:, :, None] for x in rotary)
-    first, second = jnp.split(tokens, 2, -1)
-    turned = jnp.concatenate([-second, first], -1)
+    if tokens.dtype == jnp.bfloat16:
+        # By a matrix of 0, 1 and -1, which is as exact: moving channels about writes them to memory
+        # several times. By the count of a TPU v5e, that takes three times as long.
+        matrix = quarter(jnp.eye(tokens.shape[-1], dtype=tokens.dtype))
+        turned = jnp.einsum("blak,kj->blaj", tokens, matrix)
+    else:
+        turned = quarter(tokens)
     return (tokens * cos + turned * sin).astype(tokens.dtype)

@@ -114,9 +114,8 @@ class Attention(nnx.Module):
         values = layers.split_heads(self.value(image), self.num_heads)
         of_image, of_masks = queries[:, :num_image_tokens], queries[:, num_image_tokens:]
         if rotary is not None:
-            p = self.prefix_tokens
-            turn = lambda t: jnp.concatenate([t[:, :p], self.rotate(t[:, p:], rotary)], 1)
-            of_image, keys = turn(of_image), turn(keys)
+            angles = unturned_prefix(rotary, self.prefix_tokens)
+            of_image, keys = self.rotate(of_image, angles), self.rotate(keys, angles)
         seen = behind_prefix(patch_valid, self.prefix_tokens)[:, None]  # [B, 1, P+L]
         mixed = layers.attend(of_image, keys, values, allowed=seen, heads=self.heads)
         if masks is not None:
@@ -150,6 +149,14 @@ def make_blocks(depth: int, width: int, num_heads: int, epsilon: float,
 def behind_prefix(valid: jax.Array, prefix: int) -> jax.Array:
     """[B, L] bool of patches -> [B, P+L] of all tokens; those in front exist in every picture."""
     return jnp.pad(valid, ((0, 0), (prefix, 0)), constant_values=True)
+
+
+def unturned_prefix(rotary: tuple[jax.Array, jax.Array], prefix: int
+                    ) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of patches [B, L, K] -> of all tokens [B, P+L, K]: those in front stay."""
+    cos, sin = rotary
+    rows = ((0, 0), (prefix, 0), (0, 0))
+    return jnp.pad(cos, rows, constant_values=1), jnp.pad(sin, rows)
 
 
 def masks_on_keys(grid_masks: jax.Array, threshold: float | None, prefix: int = 0

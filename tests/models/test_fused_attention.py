@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import eva_vit, fused_attention, layers
+from maskclippp_jax.models import eva_vit, fused_attention, layers, vit
 from maskclippp_jax.runtime import sharding
 from tests.models.test_laws import near
 
@@ -119,3 +119,17 @@ def test_what_the_kernel_cannot_do_is_left_to_plain_attention(queries, keys, all
     like = lambda shape, dtype: shape and jax.ShapeDtypeStruct(shape, dtype)
     assert taken == fused_attention.fits(
         like(*queries), like(keys, queries[1]), like(allowed, bool))
+
+
+@pytest.mark.parametrize("rotate", [layers.rotate, layers.rotate_halves])
+def test_channels_turn_the_same_by_a_matrix_and_by_moving_them(rng, rotate):
+    """In bfloat16 a matrix of 0, 1 and -1 turns them; tokens in front of the patches stay."""
+    tokens = jnp.asarray(rng.normal(size=(2, 9, 2, 8)), jnp.bfloat16)
+    angles = jnp.asarray(rng.normal(size=(2, 7, 8)), jnp.float32)
+    of_all = vit.unturned_prefix((jnp.cos(angles), jnp.sin(angles)), 2)
+    moved = rotate(tokens.astype(jnp.float32), of_all).astype(jnp.bfloat16)
+    turned = jax.jit(rotate)(tokens, of_all)
+    assert turned.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(turned, moved)
+    np.testing.assert_array_equal(turned[:, :2], tokens[:, :2])
+    assert not np.array_equal(turned[:, 2:], tokens[:, 2:])
