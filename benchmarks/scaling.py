@@ -36,8 +36,9 @@ FLOPs, at the share of the matrix unit that a head fills, or of its bytes, which
 it does beside matrix products is left out, and so is the waiting of chips for each other. Bodies of
 loops count once. The times compare slices and promise nothing.
 
-Of the transformers, `coco_stuff_eva02_l14_336` alone was made with that kernel. The other rows are
-from before it: they tell more memory and time than it takes now.
+Of the transformers, `coco_stuff_eva02_l14_336`, `coco_panoptic_eva02_b16` and
+`coco_stuff_siglip2_so400m16` were made with that kernel. The others are from before it: they tell
+more memory and time than it takes now.
 """
 
 
