@@ -51,7 +51,7 @@ def main(argv):
 def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
     """One row of the table."""
     config = getattr(MaskCLIPppConfig, name)(1)
-    make = lambda: maskclippp.MaskCLIPpp(config, by_head=configuration.heads_apart(),
+    make = lambda: maskclippp.MaskCLIPpp(config, heads=configuration.heads_on(),
                                          rngs=parameters.Keys(0))
     params = jax.jit(lambda: parameters.initialize(make))()
     network = np.array([side * SHORT_SIDES[name] // min(_LOADED) for side in _LOADED], np.int32)

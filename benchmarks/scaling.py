@@ -31,9 +31,14 @@ its configuration, and with less care than for a real run (`--fast`), so slightl
 does not fit so is tried with recomputation (`remat`), then with the parameters split over up to 16
 chips (`mesh.fsdp`, the second number of the mesh) as well, then with fewer images.
 Memory and FLOPs are the compiler's own. Times are what it can price, plus the bytes sent over the
-full speed of a chip's links, as if nothing overlapped. They leave out custom kernels and the
-waiting of chips for each other, and bodies of loops count once: they compare slices and promise
-nothing.
+full speed of a chip's links, as if nothing overlapped. The attention kernel takes the time of its
+FLOPs, at the share of the matrix unit that a head fills, or of its bytes, whichever is longer; what
+it does beside matrix products is left out, and so is the waiting of chips for each other. Bodies of
+loops count once. The times compare slices and promise nothing.
+
+Of the transformers, `coco_stuff_eva02_l14_336`, `coco_panoptic_eva02_b16` and
+`coco_stuff_siglip2_so400m16` were made with that kernel. The others are from before it: they tell
+more memory and time than it takes now.
 """
 
 

@@ -85,7 +85,7 @@ def main(_):
     phases = [phase._replace(steps=round(phase.steps * SCALE.value)) for phase in stage.phases]
     total = sum(phase.steps for phase in phases)
 
-    make = lambda: maskclippp.MaskCLIPpp(config, by_head=True, rngs=nnx.Rngs(SEED.value))
+    make = lambda: maskclippp.MaskCLIPpp(config, heads="apart", rngs=nnx.Rngs(SEED.value))
     build, shapes = parameters.abstract(make)
     params = parameters.initialize(make)
     if START.value:

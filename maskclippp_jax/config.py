@@ -143,13 +143,13 @@ def dtype(config: ml_collections.ConfigDict) -> typing.Any:
     return jax.numpy.dtype(config.dtype)
 
 
-def heads_apart(platform: str | None = None) -> bool:
-    """Whether attention takes its heads one after the other, see `layers.attend`.
+def heads_on(platform: str | None = None) -> str:
+    """How attention takes its heads on a platform, see `layers.attend`.
 
     Args:
       platform: what is compiled for; None: the device at hand.
     """
-    return (platform or jax.default_backend()) == "cpu"
+    return {"cpu": "apart", "tpu": "fused"}.get(platform or jax.default_backend(), "together")
 
 
 def to_json(config: typing.Any) -> typing.Any:

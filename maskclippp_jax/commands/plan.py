@@ -6,9 +6,10 @@
 
 Slices need `jax[tpu]` beside the requirements, but no TPU: the compiler of libtpu runs on any
 machine. `--topology=local` compiles for the devices at hand, whatever they are. Memory and FLOPs
-are the compiler's own. For TPUs the seconds are the compiler's as well, which leave out what it
-cannot price (collectives, custom kernels); for GPUs those of the FLOPs or of the bytes at full
-speed, whichever take longer. The seconds of collectives are their bytes over the device's links.
+are the compiler's own. For TPUs the seconds are the compiler's as well, which leave out the
+collectives; for GPUs those of the FLOPs or of the bytes at full speed, whichever take longer. So
+does the attention kernel on TPUs, at the share of the matrix unit that a head fills (64 of 128
+columns: half the speed). The seconds of collectives are their bytes over the device's links.
 Added up, as if nothing overlapped, they compare plans and promise nothing.
 
 `--step=evaluation` is the naming of a generator's masks, with the data sets of `config.eval`.

@@ -174,9 +174,9 @@ class EoMT(nnx.Module):
     before intermediate predictions.
     """
 
-    def __init__(self, config: EoMTConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: EoMTConfig, *, dtype=jnp.float32, heads: str = "apart",
                  rngs: nnx.Rngs):
-        """See `layers.attend` for `by_head`; `dtype` is that of the arithmetic."""
+        """See `layers.attend` for `heads`; `dtype` is that of the arithmetic."""
         c = self.config = config
         self.dtype = dtype
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
@@ -187,7 +187,7 @@ class EoMT(nnx.Module):
         self.registers = normal(c.num_registers, c.width)
         self.position_table = normal(math.prod(c.grid), c.width)
         self.blocks = nnx.List([
-            Block(c, dtype=dtype, by_head=by_head, rngs=rngs) for _ in range(c.depth)])
+            Block(c, dtype=dtype, heads=heads, rngs=rngs) for _ in range(c.depth)])
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.queries = normal(c.num_queries, c.width)
         self.class_head = linear(c.num_classes + 1)
@@ -306,10 +306,10 @@ class EoMT(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm block whose branches have a learnt scale for each channel (LayerScale)."""
 
-    def __init__(self, c: EoMTConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, c: EoMTConfig, *, dtype, heads: str, rngs: nnx.Rngs):
         norm = lambda: layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.norm1 = norm()
-        self.attention = SelfAttention(c.width, c.num_heads, dtype=dtype, by_head=by_head,
+        self.attention = SelfAttention(c.width, c.num_heads, dtype=dtype, heads=heads,
                                        rngs=rngs)
         self.scale1 = nnx.Param(jnp.ones(c.width))
         self.norm2 = norm()
@@ -329,9 +329,9 @@ class Block(nnx.Module):
 class SelfAttention(nnx.Module):
     """Attention of all tokens to all."""
 
-    def __init__(self, width: int, num_heads: int, *, dtype, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, *, dtype, heads: str, rngs: nnx.Rngs):
         linear = lambda: nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.num_heads, self.by_head = num_heads, by_head
+        self.num_heads, self.heads = num_heads, heads
         self.query, self.key, self.value, self.out = (linear() for _ in range(4))
 
     def __call__(self, x, allowed=None):
@@ -345,7 +345,7 @@ class SelfAttention(nnx.Module):
         queries, keys, values = (layers.split_heads(f(x), self.num_heads)
                                  for f in (self.query, self.key, self.value))  # [B, T, A, K]
         attend = lambda q, allowed=None: layers.attend(
-            q, keys, values, allowed=allowed, by_head=self.by_head)
+            q, keys, values, allowed=allowed, heads=self.heads)
         if allowed is None:
             mixed = attend(queries)
         else:  # the other tokens apart, for which no table of [T, T] is needed

@@ -78,16 +78,16 @@ class Predictions(typing.NamedTuple):
 class FCCLIP(nnx.Module):
     """The network.
 
-    `dtype` is the arithmetic of the trunk; the decoders run in float32. `by_head` is the way for a
+    `dtype` is the arithmetic of the trunk; the decoders run in float32. `heads` is the way for a
     CPU, see `layers.attend` and `clip_convnext.ConvNeXt`.
     """
 
-    def __init__(self, config: FCCLIPConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: FCCLIPConfig, *, dtype=jnp.float32, heads: str = "apart",
                  rngs: nnx.Rngs):
         c = self.config = config
-        self.image = Trunk(c.image, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.image = Trunk(c.image, dtype=dtype, heads=heads, rngs=rngs)
         self.pixel_decoder = PixelDecoder(c.pixel_decoder, rngs=rngs)
-        self.decoder = MaskDecoder(c.decoder, by_head=by_head, rngs=rngs)
+        self.decoder = MaskDecoder(c.decoder, heads=heads, rngs=rngs)
         self.class_head = ClassHead(c.decoder.width, c.decoder.mask_width, c.image.embed_dim,
                                     rngs=rngs)
         self.void_embedding = nnx.Param(jax.random.normal(rngs.params(), (c.image.embed_dim,)))
@@ -137,11 +137,11 @@ class FCCLIP(nnx.Module):
 class Trunk(nnx.Module):
     """A ConvNeXt without its head, that gives the maps of all stages and sees all of the canvas."""
 
-    def __init__(self, c: ConvNeXtConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, c: ConvNeXtConfig, *, dtype, heads: str, rngs: nnx.Rngs):
         self.stem = clip_convnext.Stem(c, dtype=dtype, rngs=rngs)
         self.stages = nnx.List([
             clip_convnext.Stage(c.widths[i - 1] if i else None, width, c.norm_epsilon,
-                                [0.0] * depth, dtype=dtype, by_head=by_head, rngs=rngs)
+                                [0.0] * depth, dtype=dtype, heads=heads, rngs=rngs)
             for i, (width, depth) in enumerate(zip(c.widths, c.depths))])
 
     def __call__(self, pixels: jax.Array) -> list[jax.Array]:

@@ -76,16 +76,16 @@ class Predictions(typing.NamedTuple):
 class Mask2Former(nnx.Module):
     """The network.
 
-    `dtype` is the arithmetic of the trunk; the decoders run in float32. `by_head`: see
+    `dtype` is the arithmetic of the trunk; the decoders run in float32. `heads`: see
     `layers.attend`.
     """
 
-    def __init__(self, config: Mask2FormerConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: Mask2FormerConfig, *, dtype=jnp.float32, heads: str = "apart",
                  rngs: nnx.Rngs):
         c = self.config = config
         self.image = Swin(c.image, dtype=dtype, rngs=rngs)
         self.pixel_decoder = PixelDecoder(c.pixel_decoder, rngs=rngs)
-        self.decoder = MaskDecoder(c.decoder, by_head=by_head, rngs=rngs)
+        self.decoder = MaskDecoder(c.decoder, heads=heads, rngs=rngs)
         self.class_head = nnx.Linear(c.decoder.width, c.num_classes + 1, rngs=rngs)
 
     def __call__(self, image: jax.Array, image_size: jax.Array) -> Predictions:

@@ -39,15 +39,15 @@ class DecodedMasks(typing.NamedTuple):
 
 
 class MaskDecoder(nnx.Module):
-    """`by_head`: see `layers.attend`."""
+    """`heads`: see `layers.attend`."""
 
-    def __init__(self, config: MaskDecoderConfig, *, by_head: bool = True, rngs: nnx.Rngs):
+    def __init__(self, config: MaskDecoderConfig, *, heads: str = "apart", rngs: nnx.Rngs):
         c = self.config = config
         normal = lambda count: nnx.Param(jax.random.normal(rngs.params(), (count, c.width)))
         self.queries, self.query_positions = normal(c.num_queries), normal(c.num_queries)
         self.level_embed = normal(c.num_levels)
         self.layers = nnx.List([
-            DecoderLayer(c, by_head=by_head, rngs=rngs) for _ in range(c.depth)])
+            DecoderLayer(c, heads=heads, rngs=rngs) for _ in range(c.depth)])
         self.norm = _norm(c.width, rngs)
         self.mask_head = ThreeLayers(c.width, c.mask_width, rngs=rngs)
 
@@ -92,10 +92,10 @@ class MaskDecoder(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Attention to a map, attention of the queries to each other, an MLP; a norm behind each."""
 
-    def __init__(self, c: MaskDecoderConfig, *, by_head: bool, rngs: nnx.Rngs):
-        self.cross = Attention(c.width, c.num_heads, by_head=by_head, rngs=rngs)
+    def __init__(self, c: MaskDecoderConfig, *, heads: str, rngs: nnx.Rngs):
+        self.cross = Attention(c.width, c.num_heads, heads=heads, rngs=rngs)
         self.cross_norm = _norm(c.width, rngs)
-        self.own = Attention(c.width, c.num_heads, by_head=by_head, rngs=rngs)
+        self.own = Attention(c.width, c.num_heads, heads=heads, rngs=rngs)
         self.own_norm = _norm(c.width, rngs)
         self.mlp = layers.MLP(c.width, c.mlp_width, jax.nn.relu, dtype=jnp.float32, rngs=rngs)
         self.mlp_norm = _norm(c.width, rngs)
@@ -110,16 +110,16 @@ class DecoderLayer(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, width: int, num_heads: int, *, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, *, heads: str, rngs: nnx.Rngs):
         linear = lambda: nnx.Linear(width, width, rngs=rngs)
-        self.num_heads, self.by_head = num_heads, by_head
+        self.num_heads, self.heads = num_heads, heads
         self.query, self.key, self.value, self.out = (linear() for _ in range(4))
 
     def __call__(self, queries, keys, values, allowed=None):
         """[B, Q, C], [B, S, C], [B, S, C] and [B, Q, S] bool -> [B, Q, C]."""
         heads = (layers.split_heads(linear(x), self.num_heads) for linear, x in (
             (self.query, queries), (self.key, keys), (self.value, values)))
-        mixed = layers.attend(*heads, allowed=allowed, by_head=self.by_head)
+        mixed = layers.attend(*heads, allowed=allowed, heads=self.heads)
         return self.out(layers.merge_heads(mixed))
 
 

@@ -72,9 +72,11 @@ class Model:
         if remat not in configuration.REMAT:
             raise ValueError(f"remat is {remat!r}; it can be "
                              f"{', '.join((*configuration.REMAT, *_REMAT))}")
+        # big_vision splits arrays over devices without a mesh that a kernel could ask for.
+        heads = "apart" if configuration.heads_on() == "apart" else "together"
         self._make = lambda rngs: maskclippp.MaskCLIPpp(
             self.config, dtype=jnp.dtype(dtype_mm), remat=remat, rngs=rngs,
-            by_head=configuration.heads_apart())
+            heads=heads)
         self._build, self.shapes = parameters.abstract(lambda: self._make(parameters.Keys(0)))
 
     def init(self, rng: jax.Array | dict, *unused_inputs, **unused_settings) -> dict:

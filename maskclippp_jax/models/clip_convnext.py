@@ -70,12 +70,12 @@ class ConvNeXtConfig:
 class ConvNeXt(nnx.Module):
     """The image tower.
 
-    `remat` as in `layers.rematerialize`, for every block. `by_head` is the way for a CPU, as in
+    `remat` as in `layers.rematerialize`, for every block. `heads` is the way for a CPU, as in
     `layers.attend`: here it takes each 7x7 convolution as a sum of shifted maps, ten times faster
     there.
     """
 
-    def __init__(self, config: ConvNeXtConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: ConvNeXtConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -85,7 +85,7 @@ class ConvNeXt(nnx.Module):
         for i, (width, depth) in enumerate(zip(c.widths, c.depths)):
             self.stages.append(Stage(
                 c.widths[i - 1] if i else None, width, c.norm_epsilon,
-                [next(rates) for _ in range(depth)], dtype=dtype, by_head=by_head, rngs=rngs))
+                [next(rates) for _ in range(depth)], dtype=dtype, heads=heads, rngs=rngs))
         width = c.widths[-1]
         self.norm = layers.layer_norm(width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.head = Head(width, c.head_width, c.embed_dim, dtype=dtype, rngs=rngs)
@@ -157,11 +157,11 @@ class Stage(nnx.Module):
     """A halving of the map (but in the first stage, `width_in` None), and blocks."""
 
     def __init__(self, width_in: int | None, width: int, epsilon: float, rates: list[float], *,
-                 dtype, by_head: bool, rngs: nnx.Rngs):
+                 dtype, heads: str, rngs: nnx.Rngs):
         self.downsample = None if width_in is None else Downsample(
             width_in, width, epsilon, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([
-            Block(width, epsilon, rate, dtype=dtype, by_head=by_head, rngs=rngs) for rate in rates])
+            Block(width, epsilon, rate, dtype=dtype, heads=heads, rngs=rngs) for rate in rates])
 
     def enter(self, x):
         return x if self.downsample is None else self.downsample(x)
@@ -177,9 +177,9 @@ class Downsample(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, width: int, epsilon: float, drop_path: float, *, dtype, by_head: bool,
+    def __init__(self, width: int, epsilon: float, drop_path: float, *, dtype, heads: str,
                  rngs: nnx.Rngs):
-        self.dtype, self.drop_path, self.by_head = dtype, drop_path, by_head
+        self.dtype, self.drop_path, self.heads = dtype, drop_path, heads
         self.kernel = nnx.Param(nnx.initializers.truncated_normal(0.02)(
             rngs.params(), (7, 7, 1, width)))  # HWIO, one filter a channel
         self.bias = nnx.Param(jnp.zeros(width))
@@ -189,7 +189,7 @@ class Block(nnx.Module):
 
     def __call__(self, x, inside, key):
         """x [B, h, w, D], inside [B, h, w] bool, key of stochastic depth or None -> like x."""
-        convolve = shifted_convolution if self.by_head else depthwise_convolution
+        convolve = shifted_convolution if self.heads == "apart" else depthwise_convolution
         branch = convolve(jnp.where(inside[..., None], x, 0.0), self.kernel[...].astype(self.dtype))
         branch = self.mlp(self.norm(branch + self.bias[None, None, None].astype(self.dtype)))
         branch = branch * self.gamma[None, None, None].astype(self.dtype)

@@ -73,7 +73,7 @@ class Statistic(nnx.Param):
 class ResNet(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`, for every bottleneck."""
 
-    def __init__(self, config: ResNetConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: ResNetConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -87,7 +87,7 @@ class ResNet(nnx.Module):
                                          c.norm_epsilon, dtype=dtype, rngs=rngs))
                 channels = _EXPANSION * (c.width << i)
             self.stages.append(blocks)
-        self.pool = AttentionPool(c, channels, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.pool = AttentionPool(c, channels, dtype=dtype, heads=heads, rngs=rngs)
         # As in `EvaViT`, without blocks: the head pools once.
         self.mask_logit_scale = nnx.Param(jnp.full(c.num_heads, -5.0))
 
@@ -265,9 +265,9 @@ class Shortcut(nnx.Module):
 class AttentionPool(nnx.Module):
     """Attention with the mean of all cells as the only query; masks hide cells from it."""
 
-    def __init__(self, c: ResNetConfig, channels: int, *, dtype, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, c: ResNetConfig, channels: int, *, dtype, heads: str, rngs: nnx.Rngs):
         linear = lambda width: nnx.Linear(channels, width, dtype=dtype, rngs=rngs)
-        self.config, self.dtype, self.by_head = c, dtype, by_head
+        self.config, self.dtype, self.heads = c, dtype, heads
         cells = (c.image_size // _STRIDE)**2
         self.position_table = nnx.Param(
             channels**-0.5 * jax.random.normal(rngs.params(), (1 + cells, channels)))
@@ -289,7 +289,7 @@ class AttentionPool(nnx.Module):
 
         def pool(queries, first, valid, **masks):
             mixed = layers.attend(queries, keys[:, first:], heads(values[:, first:]),
-                                  allowed=valid[:, None], by_head=self.by_head, **masks)
+                                  allowed=valid[:, None], heads=self.heads, **masks)
             return self.out(layers.merge_heads(mixed))
 
         image = pool(query, 0, jnp.pad(grid.valid, ((0, 0), (1, 0)), constant_values=True))

@@ -76,7 +76,7 @@ class ClipViTConfig:
 class ClipViT(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`."""
 
-    def __init__(self, config: ClipViTConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: ClipViTConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -91,7 +91,7 @@ class ClipViT(nnx.Module):
         activation = layers.quick_gelu if c.quick_gelu else layers.exact_gelu
         mlp = lambda: layers.MLP(c.width, c.mlp_width, activation, dtype=dtype, rngs=rngs)
         self.blocks = vit.make_blocks(c.depth, c.width, c.num_heads, c.norm_epsilon, mlp,
-                                      dtype=dtype, by_head=by_head, rngs=rngs)
+                                      dtype=dtype, heads=heads, rngs=rngs)
         self.norm = norm()
         self.projection = normal(c.width, c.embed_dim)
         # As in `EvaViT`.

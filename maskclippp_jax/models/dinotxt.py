@@ -62,7 +62,7 @@ def text_config() -> TextConfig:
 class DinoTxtImageTower(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`."""
 
-    def __init__(self, config: DinoTxtConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: DinoTxtConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -74,9 +74,9 @@ class DinoTxtImageTower(nnx.Module):
         self.blocks = vit.make_blocks(
             c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, biased=("query", "value"),
             prefix_tokens=1 + c.num_registers, rotate=layers.rotate_halves, layer_scale=True,
-            dtype=dtype, by_head=by_head, rngs=rngs)
+            dtype=dtype, heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.head = VisionHead(c, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.head = VisionHead(c, dtype=dtype, heads=heads, rngs=rngs)
         # As in `EvaViT`.
         self.mask_logit_scale = nnx.Param(jnp.full((c.mask_layers, c.num_heads), -5.0))
 
@@ -126,11 +126,11 @@ class DinoTxtImageTower(nnx.Module):
 class VisionHead(nnx.Module):
     """The blocks that were trained together with the text tower, on a backbone that was not."""
 
-    def __init__(self, c: DinoTxtConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, c: DinoTxtConfig, *, dtype, heads: str, rngs: nnx.Rngs):
         mlp = lambda: layers.SwiGLU(c.width, c.head_mlp_width, dtype=dtype, rngs=rngs)
         self.blocks = vit.make_blocks(
             c.head_depth, c.width, c.num_heads, c.norm_epsilon, mlp, biased=(),
-            prefix_tokens=1 + c.num_registers, layer_scale=True, dtype=dtype, by_head=by_head,
+            prefix_tokens=1 + c.num_registers, layer_scale=True, dtype=dtype, heads=heads,
             rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
 

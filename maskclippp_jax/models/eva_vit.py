@@ -69,7 +69,7 @@ class EvaViTConfig:
 class EvaViT(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`."""
 
-    def __init__(self, config: EvaViTConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: EvaViTConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -86,7 +86,7 @@ class EvaViT(nnx.Module):
             else layers.MLP(c.width, c.mlp_width, layers.exact_gelu, dtype=dtype, rngs=rngs))
         self.blocks = vit.make_blocks(
             c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, biased=("query", "value"),
-            inner_norm=inner_norm, dtype=dtype, by_head=by_head, rngs=rngs)
+            inner_norm=inner_norm, dtype=dtype, heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(c.width, c.embed_dim, dtype=dtype, rngs=rngs)
         # exp(-5) is close to 0: training starts from a nearly binary mask. Row 0 is the last block.

@@ -150,17 +150,17 @@ class MaskCLIPppConfig:
 class MaskCLIPpp(nnx.Module):
     """Encoders and similarity head.
 
-    `dtype` is the arithmetic of the towers; parameters, logits and softmax are float32. `by_head`,
+    `dtype` is the arithmetic of the towers; parameters, logits and softmax are float32. `heads`,
     `remat` and `layout` are about speed and memory only (`layers.attend`,
     `layers.rematerialize`, `layers.Layout`).
     """
 
-    def __init__(self, config: MaskCLIPppConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: MaskCLIPppConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         self.config = config
-        self.image = config.image.make(dtype=dtype, by_head=by_head, remat=remat,
+        self.image = config.image.make(dtype=dtype, heads=heads, remat=remat,
                                        layout=layout, rngs=rngs)
-        self.text = config.text.make(dtype=dtype, by_head=by_head, remat=remat, rngs=rngs)
+        self.text = config.text.make(dtype=dtype, heads=heads, remat=remat, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))  # a logarithm
         if config.has_logit_bias:
             self.logit_bias = nnx.Param(jnp.asarray(-10.0))

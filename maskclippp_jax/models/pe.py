@@ -74,7 +74,7 @@ class PEImageTower(nnx.Module):
     Norm after the blocks, pooling and head are float32 whatever `dtype` is, as in SigLIP's tower.
     """
 
-    def __init__(self, config: PEConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: PEConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -89,9 +89,9 @@ class PEImageTower(nnx.Module):
         self.pre_norm = norm(dtype)
         mlp = lambda: layers.MLP(c.width, c.mlp_width, layers.exact_gelu, dtype=dtype, rngs=rngs)
         self.blocks = vit.make_blocks(c.depth, c.width, c.num_heads, c.norm_epsilon, mlp,
-                                      prefix_tokens=prefix, dtype=dtype, by_head=by_head, rngs=rngs)
+                                      prefix_tokens=prefix, dtype=dtype, heads=heads, rngs=rngs)
         self.norm = norm(jnp.float32)
-        self.pool = AttentionPool(c.pool, by_head=by_head, rngs=rngs)
+        self.pool = AttentionPool(c.pool, heads=heads, rngs=rngs)
         self.head = nnx.Linear(c.width, c.embed_dim, rngs=rngs)
         # One row, as masks are pooled in one place; its start as in `EvaViT`.
         self.mask_logit_scale = nnx.Param(jnp.full((1, c.pool.num_heads), -5.0))

@@ -30,10 +30,10 @@ class AttentionPool(nnx.Module):
     The probe itself is not added to what it pools, and nothing is normalised at the end.
     """
 
-    def __init__(self, c: PoolConfig, *, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, c: PoolConfig, *, heads: str, rngs: nnx.Rngs):
         """`c` may be the configuration of a tower that has these fields."""
         linear = lambda: nnx.Linear(c.width, c.width, rngs=rngs)
-        self.config, self.by_head = c, by_head
+        self.config, self.heads = c, heads
         self.probe = nnx.Param(c.width**-0.5 * jax.random.normal(rngs.params(), (c.width,)))
         self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
         self.norm = layers.layer_norm(
@@ -82,7 +82,7 @@ class AttentionPool(nnx.Module):
             return jnp.einsum("bnl,blk->bnk", jax.nn.softmax(logits), values)
 
         each = (jnp.moveaxis(scores, 1, 0), jnp.moveaxis(values, 2, 0), mask_scale)
-        mixed = jax.lax.map(one_head, each) if self.by_head else jax.vmap(one_head)(each)
+        mixed = jax.lax.map(one_head, each) if self.heads == "apart" else jax.vmap(one_head)(each)
         return self._finish(layers.merge_heads(jnp.moveaxis(mixed, 0, 2)))
 
     def value_path(self, tokens: jax.Array) -> jax.Array:

@@ -132,13 +132,13 @@ class SigLIPTextConfig:
         return SigLIPTextTower(self, **settings)
 
 
-def _make_blocks(c: SigLIPConfig | SigLIPTextConfig, *, dtype, by_head: bool,
+def _make_blocks(c: SigLIPConfig | SigLIPTextConfig, *, dtype, heads: str,
                  rngs: nnx.Rngs) -> nnx.List:
     """The blocks of either tower; all tokens of one picture or prompt see each other."""
     mlp = lambda: layers.MLP(c.width, c.mlp_width, layers.gelu(c.exact_gelu), dtype=dtype,
                              rngs=rngs)
     return vit.make_blocks(c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, prefix_tokens=0,
-                           dtype=dtype, by_head=by_head, rngs=rngs)
+                           dtype=dtype, heads=heads, rngs=rngs)
 
 
 class SigLIPImageTower(nnx.Module):
@@ -147,7 +147,7 @@ class SigLIPImageTower(nnx.Module):
     Norm after the blocks, pooling and head are float32 whatever `dtype` is, as in big_vision.
     """
 
-    def __init__(self, config: SigLIPConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: SigLIPConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat, self.layout = dtype, remat, layout
@@ -159,10 +159,10 @@ class SigLIPImageTower(nnx.Module):
             c.patch_size, 3, c.width, use_bias=True, dtype=dtype, rngs=rngs)
         self.position_table = nnx.Param(
             c.width**-0.5 * jax.random.normal(rngs.params(), (cells, c.width)))
-        self.blocks = _make_blocks(c, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.blocks = _make_blocks(c, dtype=dtype, heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(
             c.width, epsilon=c.norm_epsilon, dtype=jnp.float32, rngs=rngs)
-        self.pool = AttentionPool(c, by_head=by_head, rngs=rngs)
+        self.pool = AttentionPool(c, heads=heads, rngs=rngs)
         self.head = nnx.Linear(c.width, c.embed_dim, rngs=rngs) if c.has_head else None
         # One row, as masks are pooled in one place; its start as in `EvaViT`.
         self.mask_logit_scale = nnx.Param(jnp.full((1, c.num_heads), -5.0))
@@ -205,7 +205,7 @@ class SigLIPTextTower(nnx.Module):
     `remat` as in `layers.rematerialize`.
     """
 
-    def __init__(self, config: SigLIPTextConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: SigLIPTextConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat = dtype, remat
@@ -213,7 +213,7 @@ class SigLIPTextTower(nnx.Module):
             c.width**-0.5 * jax.random.normal(rngs.params(), shape))
         self.token_embedding = normal(c.vocab_size, c.width)
         self.position_table = normal(c.context_length, c.width)
-        self.blocks = _make_blocks(c, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.blocks = _make_blocks(c, dtype=dtype, heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(
             c.width, c.embed_dim, dtype=dtype, rngs=rngs) if c.has_head else None

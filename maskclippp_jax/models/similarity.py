@@ -138,7 +138,7 @@ class PseudoTextSimilarity(nnx.Module):
         mixed = layers.attend(
             *(layers.split_heads(x, c.num_heads) for x in (queries, *of_patches)),
             allowed=None if condition.valid is None else condition.valid[:, None],
-            dropout=c.attention_dropout, dropout_key=keys[0], by_head=False)
+            dropout=c.attention_dropout, dropout_key=keys[0], heads="together")
         looked = self.out(layers.merge_heads(mixed))  # [B, S, E]
         if keys[1] is not None and c.hidden_dropout:
             looked = layers.drop(looked, c.hidden_dropout, keys[1])

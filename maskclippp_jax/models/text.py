@@ -67,7 +67,7 @@ class TextConfig:
 class TextTower(nnx.Module):
     """The text tower; `remat` as in `layers.rematerialize`."""
 
-    def __init__(self, config: TextConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: TextConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat = dtype, remat
@@ -75,7 +75,7 @@ class TextTower(nnx.Module):
         self.token_embedding = normal(0.02, c.vocab_size, c.width)
         self.position_table = normal(0.01, c.context_length, c.width)
         self.blocks = nnx.List(
-            [TextBlock(c, dtype=dtype, by_head=by_head, rngs=rngs) for _ in range(c.depth)])
+            [TextBlock(c, dtype=dtype, heads=heads, rngs=rngs) for _ in range(c.depth)])
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.projection = normal(c.width**-0.5, c.width, c.embed_dim)
 
@@ -107,10 +107,10 @@ class TextTower(nnx.Module):
 class TextBlock(nnx.Module):
     """A pre-norm block with one fused projection to queries, keys and values."""
 
-    def __init__(self, c: TextConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
+    def __init__(self, c: TextConfig, *, dtype, heads: str, rngs: nnx.Rngs):
         norm = lambda: layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.norm1 = norm()
-        self.attention = TextAttention(c, dtype=dtype, by_head=by_head, rngs=rngs)
+        self.attention = TextAttention(c, dtype=dtype, heads=heads, rngs=rngs)
         self.norm2 = norm()
         activation = layers.quick_gelu if c.quick_gelu else layers.exact_gelu
         self.mlp = layers.MLP(c.width, 4 * c.width, activation, dtype=dtype, rngs=rngs)
@@ -121,15 +121,15 @@ class TextBlock(nnx.Module):
 
 
 class TextAttention(nnx.Module):
-    def __init__(self, c: TextConfig, *, dtype, by_head: bool, rngs: nnx.Rngs):
-        self.num_heads, self.by_head = c.num_heads, by_head
+    def __init__(self, c: TextConfig, *, dtype, heads: str, rngs: nnx.Rngs):
+        self.num_heads, self.heads = c.num_heads, heads
         self.qkv = nnx.Linear(
             c.width, 3 * c.width, use_bias=c.qkv_bias, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(c.width, c.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, causal):
         q, k, v = (layers.split_heads(t, self.num_heads) for t in jnp.split(self.qkv(x), 3, -1))
-        mixed = layers.attend(q, k, v, allowed=causal, by_head=self.by_head)
+        mixed = layers.attend(q, k, v, allowed=causal, heads=self.heads)
         return self.out(layers.merge_heads(mixed))
 
 

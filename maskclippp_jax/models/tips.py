@@ -112,7 +112,7 @@ class TIPSTextConfig:
 class TIPSImageTower(nnx.Module):
     """The image tower; `remat` as in `layers.rematerialize`."""
 
-    def __init__(self, config: TIPSConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: TIPSConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", layout: layers.Layout = layers.Layout(), rngs: nnx.Rngs):
         c = self.config = config
         if c.class_token not in (1, 2):
@@ -129,7 +129,7 @@ class TIPSImageTower(nnx.Module):
                                        dtype=dtype, rngs=rngs))
         self.blocks = vit.make_blocks(
             c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, prefix_tokens=2, layer_scale=True,
-            dtype=dtype, by_head=by_head, rngs=rngs)
+            dtype=dtype, heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         # As in `EvaViT`.
         self.mask_logit_scale = nnx.Param(jnp.full((c.mask_layers, c.num_heads), -5.0))
@@ -169,7 +169,7 @@ class TIPSTextTower(nnx.Module):
     `remat` as in `layers.rematerialize`.
     """
 
-    def __init__(self, config: TIPSTextConfig, *, dtype=jnp.float32, by_head: bool = True,
+    def __init__(self, config: TIPSTextConfig, *, dtype=jnp.float32, heads: str = "apart",
                  remat: str = "none", rngs: nnx.Rngs):
         c = self.config = config
         self.dtype, self.remat = dtype, remat
@@ -178,7 +178,7 @@ class TIPSTextTower(nnx.Module):
         mlp = lambda: layers.MLP(c.width, c.mlp_width, jax.nn.relu, dtype=dtype, rngs=rngs)
         self.blocks = vit.make_blocks(
             c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, prefix_tokens=0, dtype=dtype,
-            by_head=by_head, rngs=rngs)
+            heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:

@@ -97,10 +97,10 @@ class Attention(nnx.Module):
     def __init__(self, width: int, num_heads: int, *,
                  biased: typing.Collection[str] = ("query", "key", "value"),
                  inner_norm: float | None = None, prefix_tokens: int = 1,
-                 rotate: typing.Callable = layers.rotate, dtype, by_head: bool, rngs: nnx.Rngs):
+                 rotate: typing.Callable = layers.rotate, dtype, heads: str, rngs: nnx.Rngs):
         linear = lambda name: nnx.Linear(width, width, use_bias=name in biased, dtype=dtype,
                                          rngs=rngs)
-        self.num_heads, self.by_head = num_heads, by_head
+        self.num_heads, self.heads = num_heads, heads
         self.prefix_tokens, self.rotate = prefix_tokens, rotate
         self.query, self.key, self.value = linear("query"), linear("key"), linear("value")
         self.inner_norm = None if inner_norm is None else layers.layer_norm(
@@ -114,16 +114,15 @@ class Attention(nnx.Module):
         values = layers.split_heads(self.value(image), self.num_heads)
         of_image, of_masks = queries[:, :num_image_tokens], queries[:, num_image_tokens:]
         if rotary is not None:
-            p = self.prefix_tokens
-            turn = lambda t: jnp.concatenate([t[:, :p], self.rotate(t[:, p:], rotary)], 1)
-            of_image, keys = turn(of_image), turn(keys)
+            angles = unturned_prefix(rotary, self.prefix_tokens)
+            of_image, keys = self.rotate(of_image, angles), self.rotate(keys, angles)
         seen = behind_prefix(patch_valid, self.prefix_tokens)[:, None]  # [B, 1, P+L]
-        mixed = layers.attend(of_image, keys, values, allowed=seen, by_head=self.by_head)
+        mixed = layers.attend(of_image, keys, values, allowed=seen, heads=self.heads)
         if masks is not None:
             skip = keys.shape[1] - masks[0].shape[-1]  # keys that masks do not see
             pooled = layers.attend(
                 of_masks, keys[:, skip:], values[:, skip:], allowed=seen[..., skip:],
-                masks=masks[0], inside=masks[1], mask_scale=mask_scale, by_head=self.by_head)
+                masks=masks[0], inside=masks[1], mask_scale=mask_scale, heads=self.heads)
             mixed = jnp.concatenate([mixed, pooled], 1)
         return self._output(layers.merge_heads(mixed))
 
@@ -136,9 +135,9 @@ class Attention(nnx.Module):
 
 def make_blocks(depth: int, width: int, num_heads: int, epsilon: float,
                 make_mlp: typing.Callable[[], nnx.Module], *, layer_scale: bool = False, dtype,
-                by_head: bool, rngs: nnx.Rngs, **attention) -> nnx.List:
+                heads: str, rngs: nnx.Rngs, **attention) -> nnx.List:
     """All blocks of a tower; `attention` goes to `Attention`."""
-    make_attention = lambda: Attention(width, num_heads, dtype=dtype, by_head=by_head, rngs=rngs,
+    make_attention = lambda: Attention(width, num_heads, dtype=dtype, heads=heads, rngs=rngs,
                                        **attention)
     return nnx.List([Block(width, epsilon, make_attention, make_mlp, layer_scale=layer_scale,
                            dtype=dtype, rngs=rngs) for _ in range(depth)])
@@ -150,6 +149,14 @@ def make_blocks(depth: int, width: int, num_heads: int, epsilon: float,
 def behind_prefix(valid: jax.Array, prefix: int) -> jax.Array:
     """[B, L] bool of patches -> [B, P+L] of all tokens; those in front exist in every picture."""
     return jnp.pad(valid, ((0, 0), (prefix, 0)), constant_values=True)
+
+
+def unturned_prefix(rotary: tuple[jax.Array, jax.Array], prefix: int
+                    ) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of patches [B, L, K] -> of all tokens [B, P+L, K]: those in front stay."""
+    cos, sin = rotary
+    rows = ((0, 0), (prefix, 0), (0, 0))
+    return jnp.pad(cos, rows, constant_values=1), jnp.pad(sin, rows)
 
 
 def masks_on_keys(grid_masks: jax.Array, threshold: float | None, prefix: int = 0

@@ -28,7 +28,7 @@ def bytes_of_picture(image: typing.Any, tokens: int, num_masks: int) -> int:
       tokens: patches of the picture.
       num_masks: of it.
     """
-    heads = 1 if configuration.heads_apart() else image.num_heads
+    heads = 1 if configuration.heads_on() == "apart" else image.num_heads
     queries = tokens + num_masks
     return 4 * queries * (_PAIRS * heads * tokens + _CHANNELS * image.width)
 

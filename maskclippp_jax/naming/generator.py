@@ -331,7 +331,7 @@ def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: s
       dtype: of the arithmetic of the trunk.
       platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
-    build, _ = abstract(config, dtype=dtype, by_head=configuration.heads_apart(platform))
+    build, _ = abstract(config, dtype=dtype, heads=configuration.heads_on(platform))
 
     def predict(params, image, loaded, resized, canvas):
         if isinstance(config, EoMTConfig):  # its padding is black, and seen as such

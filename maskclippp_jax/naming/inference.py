@@ -145,7 +145,7 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     used); `canvas` is static, see `canvas_of`. With `semantic` false the label maps are empty.
     """
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
     @functools.partial(jax.jit, static_argnames="canvas")
@@ -173,7 +173,7 @@ def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
     They are unit vectors, as those of names are. The arguments: see `make_namer`.
     """
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
     @functools.partial(jax.jit, static_argnames="canvas")

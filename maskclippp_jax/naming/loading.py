@@ -52,7 +52,7 @@ def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str 
 def _make_model(model_config, dtype, remat, layout, seed, platform=None):
     return maskclippp.MaskCLIPpp(
         model_config, dtype=dtype, remat=remat, layout=layout,
-        by_head=configuration.heads_apart(platform), rngs=parameters.Keys(seed))
+        heads=configuration.heads_on(platform), rngs=parameters.Keys(seed))
 
 
 def load_params(file: str, model: maskclippp.MaskCLIPppConfig, make_model: typing.Callable,
@@ -301,5 +301,5 @@ def _chunks_of_like_length(config: maskclippp.TextConfig, token_ids: np.ndarray
 @functools.lru_cache
 def _text_encoder(config: maskclippp.TextConfig):
     build, _ = parameters.abstract(lambda: config.make(
-        by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+        heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     return jax.jit(lambda params, ids: similarity.unit(build(params)(ids)))

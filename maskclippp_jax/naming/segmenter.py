@@ -242,7 +242,7 @@ def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
     """The jitted program `(params, batch, network, canvas) -> mask embeddings`, unit vectors
     [B, N, E] float32. The arguments: see `make_segmenter`."""
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(), rngs=parameters.Keys(0)))
+        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
     @functools.partial(jax.jit, static_argnames="canvas")
@@ -264,7 +264,7 @@ def _classifier(model_config, kind: str, *, ensemble: bool, dtype,
                 platform: str | None = None) -> typing.Callable[..., MaskScores]:
     """`(params, batch, network, names, opinion, canvas) -> MaskScores`, to be part of a program."""
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, by_head=configuration.heads_apart(platform),
+        model_config, dtype=dtype, heads=configuration.heads_on(platform),
         rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 

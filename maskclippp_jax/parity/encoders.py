@@ -65,7 +65,8 @@ def image_tower(case: Case) -> list[Check]:
     config, arrays, encoder = image_config(case), case.arrays, case.spec["encoder_cfg"]
     cell, is_conv = config.patch_size, case.spec["kind"] == "conv"
     build, shapes = parameters.abstract(
-        lambda: config.make(dtype=case.dtype, by_head=not is_conv, rngs=nnx.Rngs(0)))
+        lambda: config.make(dtype=case.dtype, heads="together" if is_conv else "apart",
+                            rngs=nnx.Rngs(0)))
     table = (*weights.image_rules("visual.", config), _MASK_SCALE)
     source = {k: x for k, x in case.weights.items() if k.startswith("visual")}
     params = load_part(source, table, shapes, "image")

@@ -346,7 +346,7 @@ def published_shapes(case: Case) -> list[Check]:
     for file, spec in case.spec.items():
         model = entries[file.split("/")[-1]].model
         _, shapes = parameters.abstract(
-            lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+            lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
         wanted = {path: x.shape for path, x in parameters.flatten(shapes).items()
                   if not path.startswith(weights.ABSENT)}
         source = ShapesOnly({name.removeprefix("params/"): shape

@@ -222,6 +222,6 @@ def _entry(name: str) -> published.Published:
 
 def _leaves(model: maskclippp.MaskCLIPppConfig) -> dict:
     _, shapes = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        dataclasses.replace(model, similarity=None), by_head=False, rngs=parameters.Keys(0)))
+        dataclasses.replace(model, similarity=None), heads="together", rngs=parameters.Keys(0)))
     return {path: x for path, x in parameters.flatten(shapes).items()
             if not path.startswith(weights.ABSENT)}

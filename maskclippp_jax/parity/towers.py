@@ -71,7 +71,7 @@ class _Model:
 @functools.lru_cache
 def _abstract(config: maskclippp.MaskCLIPppConfig, dtype) -> tuple[typing.Callable, typing.Any]:
     return parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        config, dtype=dtype, by_head=False, rngs=parameters.Keys(0)))
+        config, dtype=dtype, heads="together", rngs=parameters.Keys(0)))
 
 
 def _load(case: Case, config: maskclippp.MaskCLIPppConfig, file: str) -> parameters.Tree:

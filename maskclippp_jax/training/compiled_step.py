@@ -161,6 +161,26 @@ def collectives(program: str) -> list[tuple[str, int]]:
     return found
 
 
+class Kernel(typing.NamedTuple):
+    """A kernel in a compiled program, as its author counts it."""
+
+    flops: float
+    bytes: float
+    used: float  # share of the matrix unit's columns, as its name tells it
+
+
+def kernels(program: str) -> list[Kernel]:
+    """The kernels for TPUs in a compiled program that tell what they cost."""
+    found = []
+    for line in program.splitlines():
+        cost = re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', line)
+        if cost and 'custom_call_target="tpu_custom_call"' in line:
+            columns = re.search(r"(\d+)_of_(\d+)", line)
+            used = int(columns[1]) / int(columns[2]) if columns else 1.0
+            found.append(Kernel(float(cost[1]), float(cost[2]), used))
+    return found
+
+
 def largest_batch(fits: typing.Callable[[int], bool], most: int) -> int:
     """The largest number of images that fits, to an eighth: by doubling, then bisection.
 

@@ -126,7 +126,7 @@ def compare_encoders(encoders: typing.Sequence[str], workdir: epath.Path,
 
 def millions(model: MaskCLIPppConfig) -> float:
     """Parameters of both towers."""
-    _, shapes = parameters.abstract(functools.partial(MaskCLIPpp, model, by_head=False,
+    _, shapes = parameters.abstract(functools.partial(MaskCLIPpp, model, heads="together",
                                                       rngs=parameters.Keys(0)))
     return (parameters.count(shapes["image"]) + parameters.count(shapes["text"])) / 1e6
 

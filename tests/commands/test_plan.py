@@ -77,6 +77,31 @@ def test_collectives_are_counted_by_kind_and_size():
         ("all-gather", 64), ("all-gather", 32), ("all-reduce", 14), ("all-reduce", 4)]
 
 
+def test_kernels_are_priced_as_they_say():
+    program = """
+      %a_64_of_128.1 = bf16[4,8] custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="f/a_64_of_128/pallas_call"}, backend_config={"custom_call_config":{"body":"TU","cost_estimate":{"flops":"1000","transcendentals":"3","bytes_accessed":"200","remote_bytes_transferred":"0"}}}
+      %b = bf16[4,8] custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TU","cost_estimate":{"flops":"50","transcendentals":"3","bytes_accessed":"70"}}}
+      %c = bf16[4,8] custom-call(%x), custom_call_target="tpu_custom_call", backend_config={}
+      %d = bf16[4,8] custom-call(%x), custom_call_target="ConcatBitcast"
+      ROOT %e = f32[8]{0} all-reduce(%x), to_apply=%sum"""  # noqa: E501
+    assert compiled_step.kernels(program) == [(1000, 200, 0.5), (50, 70, 1.0)]
+
+
+@needs_libtpu
+def test_the_attention_of_a_tpu_never_writes_its_logits():
+    namespace = {}
+    exec(CONFIG, namespace)
+    config = namespace["get_config"]("256").unlock()  # four heads of 64 channels
+    config.train.size = 96  # 144 patches of 8 pixels
+    mesh = sharding.make_mesh(2, "v5e:2x2")
+    program = compiled_step.lower_training(config, mesh, mesh.size).compile().as_text()
+    forward, backward = sorted(compiled_step.kernels(program))
+    pairs = 4 * 145**2
+    assert (forward.flops, backward.flops) == (2 * 2 * pairs * 64, 5 * 2 * pairs * 64)
+    assert forward.used == backward.used == 0.5
+    assert "145,145" not in program and "all-to-all" not in program
+
+
 @pytest.mark.parametrize("room", [0, 1, 2, 3, 11, 12, 100, 255, 256, 400])
 def test_the_largest_batch_is_found_to_an_eighth(room):
     asked = []

@@ -30,8 +30,8 @@ PUBLISHED = {
 
 
 @functools.cache
-def network(dtype="float32", by_head=True):
-    build, _ = files.abstract(tiny_eomt.CONFIG, dtype=jnp.dtype(dtype), by_head=by_head)
+def network(dtype="float32", heads="apart"):
+    build, _ = files.abstract(tiny_eomt.CONFIG, dtype=jnp.dtype(dtype), heads=heads)
     return build(tiny_eomt.params())
 
 
@@ -61,7 +61,7 @@ def test_pictures_of_a_batch_do_not_depend_on_each_other(image):
 
 
 def test_heads_apart_and_together_give_the_same(image):
-    apart, together = (compiled("float32", by_head)(image) for by_head in (True, False))
+    apart, together = (compiled("float32", heads)(image) for heads in ("apart", "together"))
     np.testing.assert_allclose(apart.mask_logits, together.mask_logits, atol=1e-4)
 
 

@@ -51,8 +51,8 @@ def naive_attention(q, k, v, bias):
     return jnp.einsum("bats,bsak->btak", jax.nn.softmax(logits, -1), v)
 
 
-@pytest.mark.parametrize("by_head", [True, False])
-def test_split_attention_equals_one_attention_with_a_dense_bias(rng, by_head):
+@pytest.mark.parametrize("heads", ["apart", "together"])
+def test_split_attention_equals_one_attention_with_a_dense_bias(rng, heads):
     batch, masks, patches, heads, width = 2, 5, 12, 2, 8
     draw = lambda n: jnp.asarray(rng.normal(size=(batch, n, heads, width)), jnp.float32)
     q, k, v = draw(masks + 1 + patches), draw(masks + 1 + patches), draw(masks + 1 + patches)
@@ -71,9 +71,9 @@ def test_split_attention_equals_one_attention_with_a_dense_bias(rng, by_head):
         return naive_attention(q, k, v, bias)
 
     def split(q, k, v, log_scale):
-        image = layers.attend(q[:, masks:], k[:, masks:], v[:, masks:], by_head=by_head)
+        image = layers.attend(q[:, masks:], k[:, masks:], v[:, masks:], heads=heads)
         pooled = layers.attend(q[:, :masks], k[:, masks + 1:], v[:, masks + 1:], masks=soft,
-                               inside=inside, mask_scale=jnp.exp(log_scale), by_head=by_head)
+                               inside=inside, mask_scale=jnp.exp(log_scale), heads=heads)
         return jnp.concatenate([pooled, image], 1)
 
     near(split(q, k, v, log_scale), naive(q, k, v, log_scale))

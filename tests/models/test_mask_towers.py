@@ -32,7 +32,8 @@ def near(got, want, within=1e-5):
 
 @functools.lru_cache
 def make(config):
-    build, shapes = parameters.abstract(lambda: config.make(by_head=False, rngs=parameters.Keys(0)))
+    build, shapes = parameters.abstract(
+        lambda: config.make(heads="together", rngs=parameters.Keys(0)))
     rng = np.random.default_rng(1)
     params = parameters.unflatten({
         path: rng.normal(size=x.shape).astype(np.float32) * 0.4 + path.endswith("/scale")
@@ -228,7 +229,7 @@ def test_dinotxt_equals_a_plain_forward_pass(changes, rng):
 def test_what_learns_and_how_a_configuration_is_stored(image, words, kind, wanted):
     model = maskclippp.MaskCLIPppConfig.of_uncut(image, words)
     _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
     learns = optim.trainable_predicate(kind, "none", model)
     tuned = {path.removeprefix("image/") for path in parameters.flatten(shapes) if learns(path)}
     if wanted is None:
@@ -255,7 +256,8 @@ def test_a_configuration_stored_before_a_size_existed_has_its_default():
 
 def test_words_of_tips_do_not_depend_on_padding_and_no_word_is_zero(rng):
     config = tips.TIPSTextConfig(12, 40, 24, 2, 2, 32)
-    build, shapes = parameters.abstract(lambda: config.make(by_head=False, rngs=parameters.Keys(0)))
+    build, shapes = parameters.abstract(
+        lambda: config.make(heads="together", rngs=parameters.Keys(0)))
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.4, shapes)
     ids = np.zeros((3, 12), np.int32)
     ids[0, :3], ids[1, :9] = rng.integers(1, 40, 3), rng.integers(1, 40, 9)

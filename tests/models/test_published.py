@@ -64,7 +64,7 @@ ENTRIES = {entry.name: entry for entry in published.MODELS}
 def abstract(name):
     model = ENTRIES[name].model
     return parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
 
 
 # Towers that another row has as well take too long by default.
@@ -87,7 +87,7 @@ def test_the_count_of_parameters_is_the_published_one(name):
 
 @functools.lru_cache
 def count(tower):
-    _, shapes = parameters.abstract(lambda: tower.make(by_head=False, rngs=parameters.Keys(0)))
+    _, shapes = parameters.abstract(lambda: tower.make(heads="together", rngs=parameters.Keys(0)))
     return sum(parameters.count(x) for path, x in parameters.flatten(shapes).items()
                if path != "mask_logit_scale")
 

@@ -38,7 +38,7 @@ def near(got, want, within=2e-5):
 def make_pool(threshold=None):
     config = dataclasses.replace(IMAGE, mask_threshold=threshold)
     return parameters.abstract(lambda: siglip.AttentionPool(
-        config, by_head=False, rngs=parameters.Keys(0)))
+        config, heads="together", rngs=parameters.Keys(0)))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_one_score_for_all_masks_equals_attention_of_one_query_a_mask(pool, rng)
         mixed = layers.attend(
             heads(query), heads(module.key(tokens)), heads(module.value(tokens)),
             allowed=valid[:, None], masks=masks, inside=layers.inside_masks(masks, None),
-            mask_scale=jnp.exp(scale), by_head=False)
+            mask_scale=jnp.exp(scale), heads="together")
         pooled = module.out(layers.merge_heads(mixed))
         return pooled + module.mlp(module.norm(pooled))
 
@@ -153,7 +153,8 @@ def test_what_masks_may_and_may_not_change(pool, stored, rng):
 
 @pytest.fixture(scope="module")
 def words():
-    build, shapes = parameters.abstract(lambda: TEXT.make(by_head=False, rngs=parameters.Keys(0)))
+    build, shapes = parameters.abstract(
+        lambda: TEXT.make(heads="together", rngs=parameters.Keys(0)))
     rng = np.random.default_rng(2)
     return build, jax.tree.map(
         lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.5, jnp.float32), shapes)
@@ -224,7 +225,7 @@ def test_tuning_attention_means_the_last_blocks_and_the_pooling_head():
     model = dataclasses.replace(maskclippp.MaskCLIPppConfig.siglip2_b16_256(1),
                                 text=TEXT)
     _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
     tuned = lambda image, text: {p for p in parameters.flatten(shapes) if optim.trainable_predicate(
         image, text, model)(p) and not p.startswith("similarity/")}
     kernels = lambda path: {f"{path}/{x}/kernel" for x in ("query", "key", "value")}

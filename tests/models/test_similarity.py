@@ -66,10 +66,10 @@ def test_dropout_acts_in_training_only_and_follows_its_key(rng):
 
 def test_dropped_attention_weights_keep_their_mean(rng):
     q, k, v = (drawn(rng, 1, 5, 2, 4) for _ in range(3))
-    plain = layers.attend(q, k, v, by_head=False)
+    plain = layers.attend(q, k, v, heads="together")
     run = jax.jit(jax.vmap(lambda key: layers.attend(
-        q, k, v, dropout=0.3, dropout_key=key, by_head=True)))
+        q, k, v, dropout=0.3, dropout_key=key, heads="apart")))
     mean = run(jax.random.split(jax.random.key(0), 4000)).mean(0)
     np.testing.assert_allclose(mean, plain, atol=0.06)
-    one = layers.attend(q, k, v, dropout=0.3, dropout_key=jax.random.key(0), by_head=False)
+    one = layers.attend(q, k, v, dropout=0.3, dropout_key=jax.random.key(0), heads="together")
     np.testing.assert_allclose(run(jax.random.key(0)[None])[0], one, atol=1e-5)

@@ -50,7 +50,7 @@ def near(got, want, relative=1e-5):
 
 def make(config, **settings):
     """(parameters -> tower, parameters that are random everywhere)."""
-    make_tower = lambda: config.make(by_head=False, rngs=parameters.Keys(3), **settings)
+    make_tower = lambda: config.make(heads="together", rngs=parameters.Keys(3), **settings)
     build, shapes = parameters.abstract(make_tower)
     rng = np.random.default_rng(5)
     draw = lambda path, x: jnp.asarray(
@@ -177,7 +177,7 @@ def test_a_cell_of_the_resnet_that_sees_itself_only_gives_its_own_value(rng):
                for n in ("query", "key", "value"))
     mixed = layers.merge_heads(layers.attend(
         *(layers.split_heads(t, 2) for t in (q, k, v)), masks=jnp.zeros((1, 6, 6)),
-        inside=jnp.eye(6, dtype=bool)[None], mask_scale=jnp.ones(2), by_head=False))
+        inside=jnp.eye(6, dtype=bool)[None], mask_scale=jnp.ones(2), heads="together"))
     near(got, mixed @ pool["out"]["kernel"] + pool["out"]["bias"][None, None])
 
 
@@ -243,7 +243,7 @@ def test_masks_reach_a_finer_grid_unchanged_where_nothing_is_to_do(method, rng):
 
 def test_dense_cells_of_a_resnet_see_others_where_logits_exceed_the_bias():
     config = TOWERS["resnet"]
-    pool = clip_resnet.AttentionPool(config, 8, dtype=jnp.float32, by_head=True, rngs=nnx.Rngs(0))
+    pool = clip_resnet.AttentionPool(config, 8, dtype=jnp.float32, heads="apart", rngs=nnx.Rngs(0))
     side = config.image_size // 32
     x = 30 * jax.random.normal(jax.random.key(1), (1, side, side, 8))
     pool.key.kernel[...] *= 40

@@ -107,7 +107,7 @@ CONFIG = maskclippp.MaskCLIPppConfig.of_uncut(
 @pytest.fixture(scope="module")
 def shapes():
     return parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(CONFIG, by_head=False, rngs=parameters.Keys(0)))[1]
+        lambda: maskclippp.MaskCLIPpp(CONFIG, heads="together", rngs=parameters.Keys(0)))[1]
 
 
 def test_the_temperature_of_a_hub_file_lies_beside_it(folder, shapes, tmp_path):

@@ -84,7 +84,7 @@ def test_the_readme_lists_what_is_tried_here():
 def test_a_file_of_this_layout_fills_the_model(make, tmp_path):
     file, model = make(tmp_path)
     _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
     params, missing = weights.load_weights(str(file), model, shapes)
     assert set(parameters.flatten(params)) | missing == set(parameters.flatten(shapes))
     assert all(path.startswith(weights.ABSENT) for path in missing)

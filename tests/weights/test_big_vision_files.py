@@ -182,7 +182,7 @@ def test_a_model_of_transformers_gives_the_same_embeddings(name, resize):
     same(weights.export(params, model, "hugging_face"), load_file(file))
     params["image"]["mask_logit_scale"] = np.zeros((1, 2), np.float32)
     build, _ = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
     # The second picture of NaFlex is one row of patches lower.
     sizes = np.array([[12, 12], [12 if name == "siglip" else 8, 12]])
 

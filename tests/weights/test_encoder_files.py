@@ -22,7 +22,7 @@ DINO = maskclippp.MaskCLIPppConfig.of_uncut(
 def draw(model, rng):
     """Shapes, and random parameters that every layout can hold."""
     _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
     leaves = {path: rng.normal(size=x.shape).astype(np.float32)
               for path, x in parameters.flatten(shapes).items()}
     leaves["logit_scale"] = np.float32(4.5)

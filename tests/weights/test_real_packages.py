@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 
 
 def abstract(model):
-    return parameters.abstract(lambda: MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+    return parameters.abstract(lambda: MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
 
 
 def test_a_file_of_each_package_is_read_and_comes_back_as_it_was(folder):

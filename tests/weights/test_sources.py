@@ -130,7 +130,7 @@ def test_a_model_of_transformers_gives_the_same_embeddings():
     assert missing == {"image/mask_logit_scale"}
     params["image"]["mask_logit_scale"] = np.zeros((1, 2), np.float32)
     build, _ = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(model, by_head=False, rngs=parameters.Keys(0)))
+        lambda: maskclippp.MaskCLIPpp(model, heads="together", rngs=parameters.Keys(0)))
     images = jnp.asarray(stored["images"]).transpose(0, 2, 3, 1)
     i_embs, t_embs = jax.jit(lambda p: (
         build(p).encode_image(images, jnp.full((2, 2), 24)).image_embedding,

@@ -1,0 +1,212 @@
+"""Self-attention of image tokens as one TPU kernel, which never writes the logits to memory.
+
+A chip holds the logits of a few hundred queries and all keys of one image in the memory beside its
+matrix unit, so the softmax is taken in one go and the backward pass recomputes it from queries,
+keys and values alone. The kernels read and write [B, T, A * K] as the projections around them do.
+The attention that JAX ships (splash attention) computes the same, but wants [B, A, T, K] padded to
+128 tokens, with heads of 64 channels padded to 128 in memory: for EVA02-L at 448 pixels, copying
+there and back would cost more than half of what it saves.
+"""
+
+import functools
+import math
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+_LANES = 128    # columns of a register, and of the matrix unit
+_ROWS = 16      # rows of a register of bfloat16
+_LOGITS = 2**19  # numbers of one head that a kernel holds at a time: 2 MB
+_MOST = 3072     # tokens whose keys and values leave room for them, backwards, in 16 MB
+_HIDDEN = -1e30  # added to the logits of a hidden key
+
+
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array,
+           allowed: jax.Array | None = None, *, interpret: bool = False) -> jax.Array:
+    """Softmax attention among the tokens of each image, with its gradient.
+
+    Args:
+      queries, keys, values: [B, T, A, K] float; B a multiple of the devices of the active mesh.
+      allowed: bool, broadcastable to [B, 1, T]; False hides a key from all queries. At least one
+        key of each image is left.
+      interpret: run step by step, on any device (tests).
+
+    Returns:
+      [B, T, A, K] in the dtype of `queries`. Logits, softmax and sums are float32.
+    """
+    num_heads, width = queries.shape[2:]
+    padding = _columns(num_heads, width) - width
+    flat = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padding))).reshape(*x.shape[:2], -1)
+            for x in (queries * width ** -0.5, keys, values))
+    hidden = jnp.where(True if allowed is None else allowed, 0.0, _HIDDEN)
+    hidden = jnp.broadcast_to(hidden, (len(queries), 1, queries.shape[1]))
+    run = functools.partial(_attend, Sizes(num_heads, width, interpret))
+    mixed = _on_own_rows(run)(*flat, hidden)
+    return mixed.reshape(*queries.shape[:3], -1)[..., :width]
+
+
+def fits(queries: jax.Array, keys: jax.Array, allowed: jax.Array | None) -> bool:
+    """Whether `attend` can take the place of `layers.attend`, and pays.
+
+    Numbers of fewer bits than float32 alone: kernels multiply as the matrix unit likes best, and
+    float32 is asked for to be exact.
+    """
+    return (queries.dtype == jnp.bfloat16 and queries.shape == keys.shape
+            and _LANES <= queries.shape[1] <= _MOST
+            and (allowed is None or (allowed.ndim == 3 and allowed.shape[1] == 1))
+            and len(queries) % math.prod(_free_axes().values()) == 0)
+
+
+def _free_axes() -> dict[str, int]:
+    """Axes of the active mesh over which the compiler still splits arrays, with their sizes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def _on_own_rows(run):
+    """`run` of arrays [B, ...] on every device's own rows: the compiler cannot split a kernel."""
+    axes = tuple(_free_axes())
+    if not axes:
+        return run
+    rows = jax.sharding.PartitionSpec(axes)
+    return jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)
+
+
+class Sizes(typing.NamedTuple):
+    """What the shapes of the arrays do not tell."""
+
+    num_heads: int
+    width: int       # K before padding
+    interpret: bool
+
+
+def _columns(num_heads: int, width: int) -> int:
+    """What the channels of a head are padded to, so that a few heads fill whole registers."""
+    if _LANES % width == 0 and num_heads % (_LANES // width) == 0:
+        return width
+    return -(-width // _LANES) * _LANES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(sizes, queries, keys, values, hidden):
+    """[B, T, A * columns] three times, [B, 1, T] -> [B, T, A * columns]."""
+    some, whole, of_hidden, grid = _blocks(sizes, queries)
+    return _call(_forward, "attention", sizes, queries, 2, 4)(
+        grid=grid, in_specs=[some, whole, whole, of_hidden], out_specs=some,
+        out_shape=_like(queries))(queries, keys, values, hidden)
+
+
+def _attend_forward(sizes, *arrays):
+    return _attend(sizes, *arrays), arrays
+
+
+def _attend_backward(sizes, arrays, change):
+    queries, keys, values, hidden = arrays
+    some, whole, of_hidden, grid = _blocks(sizes, queries)
+    sums = pltpu.VMEM(whole.block_shape[1:], jnp.float32)
+    changes = _call(_backward, "attention_backward", sizes, queries, 5, 7)(
+        grid=grid, in_specs=[some, whole, whole, of_hidden, some],
+        out_specs=[some, whole, whole], out_shape=[_like(x) for x in (queries, keys, values)],
+        scratch_shapes=[sums, sums])(queries, keys, values, hidden, change)
+    return *changes, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _call(kernel, name, sizes, queries, num_products, num_arrays):
+    """A kernel with its cost, which the compiler believes: FLOPs of so many matrix products of
+    queries and keys, bytes of so many arrays. Its name tells how many of a matrix unit's columns
+    its heads use (`training/compiled_step.py`)."""
+    batch, num_tokens, width = queries.shape
+    columns = width // sizes.num_heads
+    logits = batch * sizes.num_heads * num_tokens**2
+    cost = pl.CostEstimate(
+        flops=2 * num_products * logits * sizes.width, transcendentals=logits,
+        bytes_accessed=num_arrays * queries.size * queries.dtype.itemsize)
+    return functools.partial(
+        pl.pallas_call, functools.partial(kernel, columns=columns), cost_estimate=cost,
+        name=f"{name}_{sizes.width}_of_{-(-columns // _LANES) * _LANES}",
+        interpret=sizes.interpret, compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")))
+
+
+def _blocks(sizes, queries):
+    """What one call of a kernel sees of [B, T, A * columns] (some or all tokens of a few heads)
+    and of [B, 1, T], and the grid of its calls: images, groups of heads, parts of the queries."""
+    batch, num_tokens, width = queries.shape
+    group = max(_LANES, width // sizes.num_heads)
+    parts = -(-num_tokens // max(_ROWS, _LOGITS // num_tokens))
+    rows = min(num_tokens, _ROWS * -(-num_tokens // (parts * _ROWS)))
+    some = pl.BlockSpec((1, rows, group), lambda b, g, i: (b, i, g))
+    whole = pl.BlockSpec((1, num_tokens, group), lambda b, g, i: (b, 0, g))
+    of_hidden = pl.BlockSpec((1, 1, num_tokens), lambda b, g, i: (b, 0, 0))
+    return some, whole, of_hidden, (batch, width // group, -(-num_tokens // rows))
+
+
+def _forward(q_ref, k_ref, v_ref, hidden_ref, out_ref, *, columns):
+    hidden = hidden_ref[0]  # [1, T]
+    for head in _heads(q_ref, columns):
+        v = v_ref[0, :, head]
+        weights, total = _softmax(q_ref[0, :, head], k_ref[0, :, head], hidden)
+        mixed = _product(weights.astype(v.dtype), v, (1, 0)) / total
+        out_ref[0, :, head] = mixed.astype(out_ref.dtype)
+
+
+def _backward(q_ref, k_ref, v_ref, hidden_ref, change_ref, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum,
+              *, columns):
+    part, hidden = pl.program_id(2), hidden_ref[0]
+    num_rows, num_tokens = q_ref.shape[1], k_ref.shape[1]
+    row = part * num_rows + jax.lax.broadcasted_iota(jnp.int32, (num_rows, 1), 0)
+    # The last part may reach beyond the array, where anything may stand.
+    load = lambda ref, head: jnp.where(
+        row < num_tokens, ref[0, :, head].astype(jnp.float32), 0.0).astype(ref.dtype)
+
+    @pl.when(part == 0)
+    def _():
+        dk_sum[...] = jnp.zeros_like(dk_sum)
+        dv_sum[...] = jnp.zeros_like(dv_sum)
+
+    for head in _heads(q_ref, columns):
+        k, v, change = k_ref[0, :, head], v_ref[0, :, head], load(change_ref, head)
+        q = load(q_ref, head)
+        weights, total = _softmax(q, k, hidden)
+        weights = weights / total
+        dv_sum[:, head] += _product(weights.astype(v.dtype), change, (0, 0))
+        of_weights = _product(change, v, (1, 1))  # [rows, T]
+        mean = (weights * of_weights).sum(-1, keepdims=True)
+        of_logits = (weights * (of_weights - mean)).astype(k.dtype)
+        dk_sum[:, head] += _product(of_logits, q, (0, 0))
+        dq_ref[0, :, head] = _product(of_logits, k, (1, 0)).astype(dq_ref.dtype)
+
+    @pl.when(part == pl.num_programs(2) - 1)
+    def _():
+        dk_ref[0] = dk_sum[...].astype(dk_ref.dtype)
+        dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)
+
+
+def _heads(ref, columns):
+    """Slices of the channels of each head that a block [1, rows, group] holds."""
+    return [slice(start, start + columns) for start in range(0, ref.shape[-1], columns)]
+
+
+def _softmax(q, k, hidden):
+    """Weights [rows, T] before the division by their sum [rows, 1]."""
+    logits = _product(q, k, (1, 1)) + hidden
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return weights, weights.sum(-1, keepdims=True)
+
+
+def _product(a, b, axes):
+    """The matrix product over an axis of each, with float32 sums."""
+    # Products of bfloat16 are exact as they are, and Mosaic refuses to be asked for more.
+    precision = "default" if a.dtype == jnp.bfloat16 else "highest"
+    return jax.lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), precision=precision,
+                               preferred_element_type=jnp.float32)

@@ -1,0 +1,135 @@
+"""The fused attention kernel, step by step on a CPU, against attention that writes its logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskclippp_jax import params as parameters
+from maskclippp_jax.models import eva_vit, fused_attention, layers, vit
+from maskclippp_jax.runtime import sharding
+from tests.models.test_laws import near
+
+pytestmark = pytest.mark.usefixtures("explicit_ranks")
+fused = functools.partial(fused_attention.attend, interpret=True)
+plain = functools.partial(layers.attend, heads="together")
+
+
+def value_and_gradients(attend, arrays, allowed, probe):
+    """[B, T, A, K], and the gradients with respect to the arrays of its product with `probe`."""
+    @jax.jit
+    def run(*arrays):
+        value, pull = jax.vjp(lambda *a: attend(*a, allowed=allowed), *arrays)
+        return value, *pull(probe)
+    return run(*arrays)
+
+
+def draw(rng, *shape):
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(4)]
+
+
+@pytest.mark.parametrize("heads, width, turned, parts", [
+    (4, 64, True, 3), (2, 88, False, 3), (3, 64, False, 1), (2, 88, True, 1)])
+def test_the_kernel_gives_what_plain_attention_gives(rng, monkeypatch, heads, width, turned, parts):
+    # The last of three parts of 16 queries reaches beyond the 41 tokens.
+    monkeypatch.setattr(fused_attention, "_LOGITS", 41 * 48 // parts)
+    *arrays, probe = draw(rng, 2, 41, heads, width)
+    allowed = jnp.asarray(rng.random((2, 1, 41)) < 0.6).at[..., 0].set(True)
+    angles = jnp.asarray(rng.normal(size=(2, 41, width)), jnp.float32)
+
+    def attend(how):
+        def run(q, k, v, allowed):
+            if turned:
+                q, k = (layers.rotate(x, (jnp.sin(angles), jnp.cos(angles))) for x in (q, k))
+            return how(q, k, v, allowed=allowed)
+        return run
+
+    found, want = (value_and_gradients(attend(f), arrays, allowed, probe) for f in (fused, plain))
+    for one, other in zip(found, want, strict=True):
+        near(one, other)
+
+
+def test_a_padded_image_in_a_batch_gives_what_it_gives_alone(rng):
+    *arrays, probe = draw(rng, 2, 40, 2, 64)  # what is hidden holds noise
+    allowed = (jnp.arange(40)[None] < jnp.asarray([40, 25])[:, None])[:, None]
+    probe = jnp.where(allowed[:, 0, :, None, None], probe, 0)
+    together = value_and_gradients(fused, arrays, allowed, probe)
+    for image, length in enumerate((40, 25)):
+        own = lambda x: x[image, None, :length]
+        alone = value_and_gradients(fused, [own(x) for x in arrays], None, own(probe))
+        for one, other in zip(together, alone, strict=True):
+            near(own(one), other)
+        assert not any(np.any(change[image, length:]) for change in together[1:])
+
+
+def test_devices_attend_to_their_own_images(rng):
+    *arrays, probe = draw(rng, 16, 24, 2, 64)
+    allowed = jnp.asarray(rng.random((16, 1, 24)) < 0.6).at[..., 0].set(True)
+    whole = value_and_gradients(fused, arrays, allowed, probe)
+    mesh = sharding.make_mesh(2)
+    assert mesh.size == 8
+    with jax.set_mesh(mesh):
+        split = sharding.put([np.asarray(x) for x in (*arrays, allowed, probe)],
+                             sharding.batch_sharding(mesh))
+        found = value_and_gradients(fused, split[:3], *split[3:])
+        one_by_one = sharding.each_picture(  # the devices are parted already
+            lambda x, _: fused(*(a[None] for a in x[:3]), x[3][None])[0], (*split[:3], split[3]))
+        half = jax.ShapeDtypeStruct((4, 200, 2, 64), jnp.bfloat16)
+        assert not fused_attention.fits(half, half, None)  # too few images for eight devices
+    assert found[0].sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+    for one, other in zip(found, whole, strict=True):
+        near(one, other)
+    near(one_by_one, whole[0])
+
+
+def test_image_tokens_in_bfloat16_take_the_kernel_and_nothing_else_does(rng, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fused_attention, "attend", lambda q, k, v, seen: calls.append(
+        jax.typeof(q)) or fused(q, k, v, seen))
+    config = eva_vit.EvaViTConfig(image_size=96, patch_size=8, width=128, depth=1, num_heads=2,
+                                  mlp_width=64, embed_dim=16, mask_layers=1)
+    image = jnp.asarray(rng.integers(0, 256, (1, 96, 96, 3)), jnp.uint8)
+    masks = jnp.asarray(rng.random((1, 2, 144)), jnp.float32)
+    size = jnp.asarray([[96, 80]])
+
+    def embed(heads, dtype):
+        build, _ = parameters.abstract(make := lambda: config.make(
+            heads=heads, dtype=dtype, rngs=parameters.Keys(3)))
+        params = parameters.initialize(make)
+        return jax.jit(lambda p: build(p)(image, size, masks).mask_embeddings)(params)
+
+    want, plain_half = embed("together", "float32"), embed("together", "bfloat16")
+    half = embed("fused", "bfloat16")
+    assert len(calls) == 1  # the attention of masks has a bias of its own
+    assert calls[0].shape == (1, 145, 2, 64) and calls[0].dtype == jnp.bfloat16
+    near(half, plain_half, 0.02)
+    assert np.abs(half - want).max() <= 2 * np.abs(plain_half - want).max()
+
+
+@pytest.mark.parametrize("queries, keys, allowed, taken", [
+    (((2, 145, 2, 64), "bfloat16"), (2, 145, 2, 64), (2, 1, 145), True),
+    (((2, 145, 2, 64), "float32"), (2, 145, 2, 64), (2, 1, 145), False),  # asked for to be exact
+    (((2, 145, 2, 64), "bfloat16"), (2, 144, 2, 64), None, False),
+    (((2, 145, 2, 64), "bfloat16"), (2, 145, 2, 64), (145, 145), False),  # of words
+    (((2, 17, 2, 64), "bfloat16"), (2, 17, 2, 64), None, False),          # does not pay
+    (((2, 9000, 2, 64), "bfloat16"), (2, 9000, 2, 64), None, False)])     # no room
+def test_what_the_kernel_cannot_do_is_left_to_plain_attention(queries, keys, allowed, taken):
+    like = lambda shape, dtype: shape and jax.ShapeDtypeStruct(shape, dtype)
+    assert taken == fused_attention.fits(
+        like(*queries), like(keys, queries[1]), like(allowed, bool))
+
+
+@pytest.mark.parametrize("rotate", [layers.rotate, layers.rotate_halves])
+def test_channels_turn_the_same_by_a_matrix_and_by_moving_them(rng, rotate):
+    """In bfloat16 a matrix of 0, 1 and -1 turns them; tokens in front of the patches stay."""
+    tokens = jnp.asarray(rng.normal(size=(2, 9, 2, 8)), jnp.bfloat16)
+    angles = jnp.asarray(rng.normal(size=(2, 7, 8)), jnp.float32)
+    of_all = vit.unturned_prefix((jnp.cos(angles), jnp.sin(angles)), 2)
+    moved = rotate(tokens.astype(jnp.float32), of_all).astype(jnp.bfloat16)
+    turned = jax.jit(rotate)(tokens, of_all)
+    assert turned.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(turned, moved)
+    np.testing.assert_array_equal(turned[:, :2], tokens[:, :2])
+    assert not np.array_equal(turned[:, 2:], tokens[:, 2:])
