@@ -281,10 +281,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(place):
 
 def test_a_folder_of_another_run_is_refused(place, whole):
     before = sorted((place / "whole").rglob("*"))
-    done = train(place, "whole", "--config.train.steps=20")
-    assert done.returncode == 2
-    assert "train.steps was 12, is now 20" in done.stderr and "Traceback" not in done.stderr
-    assert sorted((place / "whole").rglob("*")) == before
+    for flag, words in (("train.steps=8", "train.steps was 12, is now 8"),
+                        ("seed=5", "seed was 0, is now 5")):
+        done = train(place, "whole", f"--config.{flag}")
+        assert done.returncode == 2
+        assert words in done.stderr and "Traceback" not in done.stderr
+        assert sorted((place / "whole").rglob("*")) == before
 
 
 @pytest.mark.parametrize("flags, words", [
