@@ -9,8 +9,9 @@ those of the batch, and the other way round. Captions say what is in a picture, 
 are not used. Colours and textures tell most captions apart, so a model could do well without ever
 reading a digit; hence the first stage mostly leaves the textures out of the captions, and begins
 with small pictures of one digit, a quarter of the work. The second stage shows scenes and asks for
-digits, textures, or both. Beside the weights (EVA-CLIP's names, float16) it writes a JSON file with
-the command and the loss curve.
+digits, textures, or both. Beside the weights (float16; EVA-CLIP's names, or ours for an encoder of
+another kind, such as `--config=quickstart_pe`) it writes a JSON file with the command and the loss
+curve.
 """
 
 import concurrent.futures
@@ -29,14 +30,16 @@ from absl import app, flags, logging
 from flax import nnx
 from safetensors.numpy import save_file
 
-from maskclippp_jax import params as parameters, weights
+from maskclippp_jax import configs, params as parameters, weights
 from maskclippp_jax.data import scenes
 from maskclippp_jax.data.tokenizer import Tokenizer
-from maskclippp_jax.models import maskclippp, similarity
+from maskclippp_jax.models import eva_vit, maskclippp, similarity
 from maskclippp_jax.models.text import truncate_prompts
 from maskclippp_jax.naming import loading
 
 OUTPUT = flags.DEFINE_string("output", None, "file for the weights, .safetensors", required=True)
+CONFIG = flags.DEFINE_string("config", "quickstart", "the experiment whose encoders are trained, "
+                             "as other commands take it")
 STAGE = flags.DEFINE_enum("stage", None, ["digits", "scenes"], "see above", required=True)
 START = flags.DEFINE_string("start", None, "weights to start from, written by the stage before")
 SCALE = flags.DEFINE_float("scale", 1.0, "multiplies the steps of all phases")
@@ -79,7 +82,7 @@ class Pool(typing.NamedTuple):
 
 
 def main(_):
-    config = maskclippp.MaskCLIPppConfig.quickstart(num_templates=1)
+    config = configs.read(CONFIG.value).model
     tokenizer = Tokenizer(config.text.context_length, words=config.text.words)
     stage = STAGES[STAGE.value]
     phases = [phase._replace(steps=round(phase.steps * SCALE.value)) for phase in stage.phases]
@@ -184,7 +187,8 @@ def write(params: parameters.Tree, config: maskclippp.MaskCLIPppConfig, curve: l
           seconds: float) -> None:
     output = pathlib.Path(OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    named = weights.export(jax.device_get(params), config, "eva_clip")  # without head and masks
+    layout = "eva_clip" if isinstance(config.image, eva_vit.EvaViTConfig) else "ours"
+    named = weights.export(jax.device_get(params), config, layout)
     save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
     record = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=steps,
                   pairs=steps * BATCH.value, seconds=round(seconds), jax=jax.__version__,
