@@ -7,23 +7,20 @@ short time (docs/encoders.md):
         --output=encoders/pe_digits.safetensors
     python launch/pretrain_quickstart.py --config=quickstart_pe --stage=scenes \
         --start=encoders/pe_digits.safetensors --output=encoders/pe.safetensors
-    maskclippp evaluate --config=quickstart_pe --config.weights=encoders/pe.safetensors \
-        --checkpoint=untuned --workdir=runs/pe
+    maskclippp sweep --encoders="quickstart|quickstart_pe" --workdir=runs/encoders
 """
 
 import dataclasses
 
-from maskclippp_jax.configs import common, quickstart
+from maskclippp_jax.configs import quickstart
 from maskclippp_jax.models.pe import PEConfig
 
 
-def get_config(arg: str = ""):
-    """The argument `weights=FILE` names what was trained."""
-    weights = common.parse_arg(arg, weights="").weights
+def get_config():
     config = quickstart.get_config().unlock()
     small = config.model.image
     config.model = dataclasses.replace(config.model, image=PEConfig(
         small.image_size, small.patch_size, width=small.width, depth=small.depth,
         num_heads=small.num_heads, mlp_width=4 * small.width, embed_dim=small.embed_dim))
-    config.weights = weights
+    config.weights = "encoders/pe.safetensors"
     return config.lock()

@@ -97,7 +97,7 @@ def main(_):
         optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98),
         optax.add_decayed_weights(0.05),
         optax.scale_by_learning_rate(optax.warmup_cosine_decay_schedule(
-            0.0, stage.learning_rate, 300, total, stage.learning_rate / 100)))
+            0.0, stage.learning_rate, min(300, total // 4), total, stage.learning_rate / 100)))
     opt = optimizer.init(params)
 
     def loss_of(params, image, ids, same):
