@@ -9,9 +9,8 @@ those of the batch, and the other way round. Captions say what is in a picture, 
 are not used. Colours and textures tell most captions apart, so a model could do well without ever
 reading a digit; hence the first stage mostly leaves the textures out of the captions, and begins
 with small pictures of one digit, a quarter of the work. The second stage shows scenes and asks for
-digits, textures, or both. Beside the weights (float16; EVA-CLIP's names, or ours for an encoder of
-another kind, such as `--config=quickstart_pe`) it writes a JSON file with the command and the loss
-curve.
+digits, textures, or both. Beside the weights (float16; EVA-CLIP's names, or timm's for the encoder
+of another kind, `--config=quickstart_pe`) it writes a JSON file with command and loss curve.
 """
 
 import concurrent.futures
@@ -33,7 +32,7 @@ from safetensors.numpy import save_file
 from maskclippp_jax import configs, params as parameters, weights
 from maskclippp_jax.data import scenes
 from maskclippp_jax.data.tokenizer import Tokenizer
-from maskclippp_jax.models import eva_vit, maskclippp, similarity
+from maskclippp_jax.models import maskclippp, pe, similarity
 from maskclippp_jax.models.text import truncate_prompts
 from maskclippp_jax.naming import loading
 
@@ -187,7 +186,8 @@ def write(params: parameters.Tree, config: maskclippp.MaskCLIPppConfig, curve: l
           seconds: float) -> None:
     output = pathlib.Path(OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    layout = "eva_clip" if isinstance(config.image, eva_vit.EvaViTConfig) else "ours"
+    # Of a plain CLIP, without head and masks.
+    layout = "timm" if isinstance(config.image, pe.PEConfig) else "eva_clip"
     named = weights.export(jax.device_get(params), config, layout)
     save_file({k: np.asarray(v, np.float16, order="C") for k, v in named.items()}, output)
     record = dict(command=" ".join(["python", *sys.argv]), seed=SEED.value, steps=steps,
