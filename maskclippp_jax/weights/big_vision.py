@@ -10,7 +10,7 @@ import numpy as np
 
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.siglip import SigLIPConfig
-from maskclippp_jax.weights.rules import Change, Rule, keep, leading_ones
+from maskclippp_jax.weights.rules import HEADS, Change, Rule, keep, leading_ones
 
 _BLOCK = re.compile(r"(.*/encoderblock)_(\d+)/(.*)")
 
@@ -91,9 +91,9 @@ def _attention(source: str, ours: str, num_heads: int) -> tuple[Rule, ...]:
         lambda x, shape: x.reshape(num_heads, -1, x.shape[-1]))
     return (
         *(Rule(f"{source}/{name}/kernel", f"{ours}/{name}/kernel", kernel)
-          for name in ("query", "key", "value")),
+          for name in HEADS),
         *(Rule(f"{source}/{name}/bias", f"{ours}/{name}/bias", bias)
-          for name in ("query", "key", "value")),
+          for name in HEADS),
         Rule(f"{source}/out/kernel", f"{ours}/out/kernel", out),
         Rule(f"{source}/out/bias", f"{ours}/out/bias"),
     )

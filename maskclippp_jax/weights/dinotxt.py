@@ -4,6 +4,7 @@ The backbone is also on the hub, under the names of transformers; `halves` joins
 """
 
 from maskclippp_jax.weights.rules import (
+    HEADS,
     Rule,
     conv_rules,
     joined_rules,
@@ -12,8 +13,6 @@ from maskclippp_jax.weights.rules import (
     linear_rules,
     norm_rules,
 )
-
-_HEADS = ("query", "key", "value")
 
 
 def rules() -> tuple[Rule, ...]:
@@ -24,7 +23,7 @@ def rules() -> tuple[Rule, ...]:
         Rule("storage_tokens", "image/registers", leading_ones(1)),
         *conv_rules("patch_embed.proj", "image/patch_embed"),
         *norm_rules(f"{block}.norm1", f"{ours}/norm1"),
-        Rule(f"{block}.attn.qkv.weight", tuple(f"{ours}/attention/{x}/kernel" for x in _HEADS),
+        Rule(f"{block}.attn.qkv.weight", tuple(f"{ours}/attention/{x}/kernel" for x in HEADS),
              linear),
         # The authors multiply the middle third by 0, whatever is stored there.
         Rule(f"{block}.attn.qkv.bias",
@@ -52,7 +51,7 @@ def transformers_rules() -> tuple[Rule, ...]:
         Rule("embeddings.register_tokens", "image/registers", leading_ones(1)),
         *conv_rules("embeddings.patch_embeddings", "image/patch_embed"),
         *norm_rules(f"{block}.norm1", f"{ours}/norm1"),
-        *(rule for x in _HEADS for rule in linear_rules(
+        *(rule for x in HEADS for rule in linear_rules(
             f"{block}.attention.{x[0]}_proj", f"{ours}/attention/{x}")),
         *linear_rules(f"{block}.attention.o_proj", f"{ours}/attention/out"),
         Rule(f"{block}.layer_scale1.lambda1", f"{ours}/scale1"),
@@ -72,7 +71,7 @@ def _head_and_text_rules() -> tuple[Rule, ...]:
     words, our_words = "text_model.backbone.blocks.{i}", "text/blocks/{i}"
     return (
         *norm_rules(f"{head}.norm1", f"{ours}/norm1"),
-        *joined_rules(f"{head}.attn.qkv.", f"{ours}/attention", _HEADS),  # without biases
+        *joined_rules(f"{head}.attn.qkv.", f"{ours}/attention"),  # without biases
         *linear_rules(f"{head}.attn.proj", f"{ours}/attention/out"),
         Rule(f"{head}.ls1.gamma", f"{ours}/scale1"),
         *norm_rules(f"{head}.norm2", f"{ours}/norm2"),

@@ -15,8 +15,8 @@ from maskclippp_jax.weights import files, rules
 from maskclippp_jax.weights.rules import (
     Rule,
     conv_rules,
+    joined_rules,
     leading_ones,
-    linear,
     linear_rules,
     norm_rules,
 )
@@ -45,17 +45,15 @@ _LEFT_OUT = (
 def authors_rules(*, swiglu: bool) -> tuple[Rule, ...]:
     """The table of the authors' names; queries, keys and values are one tensor there."""
     trunk, block = "network.encoder.backbone.", "network.encoder.backbone.blocks.{i}."
-    attention = "blocks/{i}/attention/"
-    thirds = lambda leaf: tuple(f"{attention}{p}/{leaf}" for p in ("query", "key", "value"))
+    attention = "blocks/{i}/attention"
     return (
         Rule(f"{trunk}cls_token", "class_token", leading_ones(2)),
         Rule(f"{trunk}reg_token", "registers", leading_ones(1)),
         Rule(f"{trunk}pos_embed", "position_table", leading_ones(1)),
         *conv_rules(f"{trunk}patch_embed.proj", "patch_embed"),
         *norm_rules(f"{block}norm1", "blocks/{i}/norm1"),
-        Rule(f"{block}attn.qkv.weight", thirds("kernel"), linear),
-        Rule(f"{block}attn.qkv.bias", thirds("bias")),
-        *linear_rules(f"{block}attn.proj", f"{attention}out"),
+        *joined_rules(f"{block}attn.qkv.", attention),
+        *linear_rules(f"{block}attn.proj", f"{attention}/out"),
         Rule(f"{block}ls1.gamma", "blocks/{i}/scale1"),
         *norm_rules(f"{block}norm2", "blocks/{i}/norm2"),
         *(_packed_rules(f"{block}mlp.fc1", f"{block}mlp.fc2") if swiglu else
@@ -114,9 +112,8 @@ def _mlp_rules(prefix: str) -> tuple[Rule, ...]:
 
 def _packed_rules(first: str, second: str) -> tuple[Rule, ...]:
     """A gated MLP whose first tensor holds the rows of the gate, then those of the other half."""
-    halves = lambda leaf: tuple(f"blocks/{{i}}/mlp/{p}/{leaf}" for p in ("w1", "w2"))
-    return (Rule(f"{first}.weight", halves("kernel"), linear),
-            Rule(f"{first}.bias", halves("bias")), *linear_rules(second, "blocks/{i}/mlp/w3"))
+    return (*joined_rules(f"{first}.", "blocks/{i}/mlp", ("w1", "w2")),
+            *linear_rules(second, "blocks/{i}/mlp/w3"))
 
 
 def _upscale_rules(prefix: str, norm: str) -> tuple[Rule, ...]:

@@ -6,6 +6,7 @@ from maskclippp_jax.models import layers
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.weights import open_clip
 from maskclippp_jax.weights.rules import (
+    HEADS,
     Rule,
     conv_rules,
     leading_ones,
@@ -21,7 +22,7 @@ def image_rules(prefix: str, config: EvaViTConfig) -> tuple[Rule, ...]:
     block, ours = f"{prefix}blocks.{{i}}", "image/blocks/{i}"
     qkv = (
         Rule(f"{block}.attn.qkv.weight",  # rows q, k, v
-             tuple(f"{ours}/attention/{x}/kernel" for x in ("query", "key", "value")), linear),
+             tuple(f"{ours}/attention/{x}/kernel" for x in HEADS), linear),
     ) if config.fused_qkv else (
         Rule(f"{block}.attn.q_proj.weight", f"{ours}/attention/query/kernel", linear),
         Rule(f"{block}.attn.k_proj.weight", f"{ours}/attention/key/kernel", linear),

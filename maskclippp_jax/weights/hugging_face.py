@@ -7,9 +7,11 @@ import numpy as np
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.siglip import SigLIPTextConfig
 from maskclippp_jax.weights.rules import (
+    HEADS,
     Change,
     Rule,
     conv,
+    joined_rules,
     leading_ones,
     linear,
     linear_rules,
@@ -17,7 +19,6 @@ from maskclippp_jax.weights.rules import (
     scalar,
 )
 
-_HEADS = ("query", "key", "value")
 _TEXT_HEAD = "text_model.head"
 
 
@@ -67,9 +68,7 @@ def siglip_rules(model: MaskCLIPppConfig) -> tuple[Rule, ...]:
         *_block(vision, "image"), *_apart(vision, "image"),
         *norm_rules(f"{vision}.post_layernorm", "image/norm"),
         Rule(f"{pool}.probe", f"{ours}/probe", leading_ones(2)),
-        Rule(f"{pool}.attention.in_proj_weight", tuple(f"{ours}/{x}/kernel" for x in _HEADS),
-             linear),
-        Rule(f"{pool}.attention.in_proj_bias", tuple(f"{ours}/{x}/bias" for x in _HEADS)),
+        *joined_rules(f"{pool}.attention.in_proj_", ours),
         *linear_rules(f"{pool}.attention.out_proj", f"{ours}/out"),
         *norm_rules(f"{pool}.layernorm", f"{ours}/norm"),
         *linear_rules(f"{pool}.mlp.fc1", f"{ours}/mlp/fc1"),
@@ -104,7 +103,7 @@ def absent_head(text: SigLIPTextConfig) -> dict[str, np.ndarray]:
 def _apart(source: str, ours: str) -> tuple[Rule, ...]:
     """Queries, keys and values of a tower's blocks, three matrices there and here."""
     attention = f"{source}.encoder.layers.{{i}}.self_attn"
-    return tuple(rule for name in _HEADS for rule in linear_rules(
+    return tuple(rule for name in HEADS for rule in linear_rules(
         f"{attention}.{name[0]}_proj", f"{ours}/blocks/{{i}}/attention/{name}"))
 
 

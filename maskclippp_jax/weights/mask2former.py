@@ -17,9 +17,11 @@ from maskclippp_jax.weights.mask_decoders import (
     pixel_decoder_rules,
 )
 from maskclippp_jax.weights.rules import (
+    HEADS,
     Rule,
     conv,
     conv_rules,
+    joined_rules,
     linear,
     linear_rules,
     norm_rules,
@@ -71,8 +73,7 @@ HEAD_RULES = (
 def transformers_rules() -> tuple[Rule, ...]:
     """The table of transformers' names, in which its files are kept; in memory it has others."""
     block, ours = f"{TRANSFORMERS}encoder.layers.{{i}}.blocks.{{j}}.", "image/stages/{i}/blocks/{j}"
-    thirds = lambda leaf: tuple(f"{block}attention.self.{x}.{leaf}"
-                                for x in ("query", "key", "value"))
+    thirds = lambda leaf: tuple(f"{block}attention.self.{x}.{leaf}" for x in HEADS)
     return (
         *conv_rules(f"{TRANSFORMERS}embeddings.patch_embeddings.projection", "image/patch_embed"),
         *norm_rules(f"{TRANSFORMERS}embeddings.norm", "image/patch_norm"),
@@ -117,7 +118,6 @@ def _transformers_decoder_rules() -> tuple[Rule, ...]:
         *conv_rules(f"{_PIXELS}mask_projection", "pixel_decoder/mask_features"),
     )
     layer, ours = f"{_DECODER}decoder.layers.{{i}}.", "decoder/layers/{i}"
-    thirds = lambda leaf: tuple(f"{ours}/cross/{x}/{leaf}" for x in ("query", "key", "value"))
     return (
         *pixels,
         Rule(f"{_DECODER}queries_features.weight", "decoder/queries"),
@@ -126,8 +126,7 @@ def _transformers_decoder_rules() -> tuple[Rule, ...]:
         *norm_rules(f"{_DECODER}decoder.layernorm", "decoder/norm"),
         *linear_rules(f"{_DECODER}decoder.mask_predictor.mask_embedder.{{i}}.0",
                       "decoder/mask_head/layers/{i}"),
-        Rule(f"{layer}cross_attn.in_proj_weight", thirds("kernel"), linear),
-        Rule(f"{layer}cross_attn.in_proj_bias", thirds("bias")),
+        *joined_rules(f"{layer}cross_attn.in_proj_", f"{ours}/cross"),
         *linear_rules(f"{layer}cross_attn.out_proj", f"{ours}/cross/out"),
         *norm_rules(f"{layer}cross_attn_layer_norm", f"{ours}/cross_norm"),
         *(r for theirs, path in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"),

@@ -14,7 +14,7 @@ from maskclippp_jax.weights.rules import (
     Rule,
     conv,
     conv_rules,
-    linear,
+    joined_rules,
     linear_rules,
     norm_rules,
 )
@@ -64,9 +64,7 @@ def mask_decoder_rules(queries: str, prefix: str = f"{_HEAD}predictor.") -> tupl
                                   ("self", "self_attn", "own")):
         layer = f"{prefix}transformer_{kind}_attention_layers.{{i}}."
         ours = f"decoder/layers/{{i}}/{path}"
-        thirds = lambda leaf: tuple(f"{ours}/{x}/{leaf}" for x in ("query", "key", "value"))
-        rules += [Rule(f"{layer}{attention}.in_proj_weight", thirds("kernel"), linear),
-                  Rule(f"{layer}{attention}.in_proj_bias", thirds("bias")),
+        rules += [*joined_rules(f"{layer}{attention}.in_proj_", ours),
                   *linear_rules(f"{layer}{attention}.out_proj", f"{ours}/out"),
                   *norm_rules(f"{layer}norm", f"{ours}_norm")]
     layer, ours = f"{prefix}transformer_ffn_layers.{{i}}.", "decoder/layers/{i}"

@@ -9,6 +9,7 @@ from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.clip_resnet import ResNetConfig
 from maskclippp_jax.models.clip_vit import ClipViTConfig
 from maskclippp_jax.weights.rules import (
+    HEADS,
     Rule,
     conv,
     conv_rules,
@@ -18,8 +19,6 @@ from maskclippp_jax.weights.rules import (
     norm_rules,
     scalar,
 )
-
-_HEADS = ("query", "key", "value")
 
 
 def vit_rules(prefix: str, config: ClipViTConfig) -> tuple[Rule, ...]:
@@ -38,7 +37,7 @@ def vit_trunk_rules(prefix: str) -> tuple[Rule, ...]:
         Rule(f"{prefix}conv1.weight", "image/patch_embed/kernel", conv),
         *norm_rules(f"{prefix}ln_pre", "image/pre_norm"),
         *norm_rules(f"{block}.ln_1", f"{ours}/norm1"),
-        *joined_rules(f"{block}.attn.in_proj_", f"{ours}/attention", _HEADS),
+        *joined_rules(f"{block}.attn.in_proj_", f"{ours}/attention"),
         *linear_rules(f"{block}.attn.out_proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.ln_2", f"{ours}/norm2"),
         *linear_rules(f"{block}.mlp.c_fc", f"{ours}/mlp/fc1"),
@@ -86,7 +85,7 @@ def resnet_rules(prefix: str, config: ResNetConfig) -> tuple[Rule, ...]:
                   *_batch_norm(f"{block}.downsample.1", f"{ours}/shortcut/norm")]
     pool = f"{prefix}attnpool"
     rules.append(Rule(f"{pool}.positional_embedding", "image/pool/position_table"))
-    for letter, name in zip("qkvc", (*_HEADS, "out")):
+    for letter, name in zip("qkvc", (*HEADS, "out")):
         rules += linear_rules(f"{pool}.{letter}_proj", f"image/pool/{name}")
     return (*rules, Rule(r".*(bn\d|downsample\.1)\.num_batches_tracked", None,
                          why="a count of training steps"))

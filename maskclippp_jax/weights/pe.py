@@ -17,7 +17,7 @@ def image_rules(prefix: str, config) -> tuple[Rule, ...]:
     return (
         *open_clip.vit_trunk_rules(prefix),
         Rule(f"{pool}.probe", f"{ours}/probe", leading_ones(2)),
-        *joined_rules(f"{pool}.attn.in_proj_", ours, ("query", "key", "value")),
+        *joined_rules(f"{pool}.attn.in_proj_", ours),
         *linear_rules(f"{pool}.attn.out_proj", f"{ours}/out"),
         *norm_rules(f"{pool}.layernorm", f"{ours}/norm"),
         *linear_rules(f"{pool}.mlp.c_fc", f"{ours}/mlp/fc1"),

@@ -67,7 +67,11 @@ def linear_rules(source: str, path: str) -> tuple[Rule, Rule]:
             Rule(f"{source}.bias", f"{path}/bias"))
 
 
-def joined_rules(source: str, path: str, parts: typing.Sequence[str]) -> tuple[Rule, Rule]:
+HEADS = ("query", "key", "value")  # what attention projects to
+
+
+def joined_rules(source: str, path: str, parts: typing.Sequence[str] = HEADS
+                 ) -> tuple[Rule, Rule]:
     """Several linear layers `path/part` that are the rows of one there, below each other.
 
     `source` lacks the last word of its names only: "weight" and "bias".

@@ -10,6 +10,7 @@ from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.weights import eva_clip, open_clip
 from maskclippp_jax.weights.rules import (
+    HEADS,
     Rule,
     conv_rules,
     joined_rules,
@@ -20,7 +21,6 @@ from maskclippp_jax.weights.rules import (
 )
 
 _TRUNK = "visual.trunk."
-_HEADS = ("query", "key", "value")
 # EVA02's blocks have EVA-CLIP's names but for these (EVA-CLIP's, timm's); EVA01's all the same.
 _EVA02_NAMES = (
     ("attn.q_bias", "attn.q_proj.bias"), ("attn.v_bias", "attn.v_proj.bias"),
@@ -64,7 +64,7 @@ def vit_rules() -> tuple[Rule, ...]:
         *conv_rules(f"{_TRUNK}patch_embed.proj", "image/patch_embed"),
         Rule(f"{_TRUNK}pos_embed", "image/position_table", leading_ones(1)),
         *norm_rules(f"{block}.norm1", f"{ours}/norm1"),
-        *joined_rules(f"{block}.attn.qkv.", f"{ours}/attention", _HEADS),
+        *joined_rules(f"{block}.attn.qkv.", f"{ours}/attention"),
         *linear_rules(f"{block}.attn.proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.norm2", f"{ours}/norm2"),
         *linear_rules(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
@@ -72,7 +72,7 @@ def vit_rules() -> tuple[Rule, ...]:
         *norm_rules(f"{_TRUNK}norm", "image/norm"),
         Rule(f"{pool}.latent", f"{our_pool}/probe", leading_ones(2)),
         *linear_rules(f"{pool}.q", f"{our_pool}/query"),
-        *joined_rules(f"{pool}.kv.", our_pool, _HEADS[1:]),
+        *joined_rules(f"{pool}.kv.", our_pool, HEADS[1:]),
         *linear_rules(f"{pool}.proj", f"{our_pool}/out"),
         *norm_rules(f"{pool}.norm", f"{our_pool}/norm"),
         *linear_rules(f"{pool}.mlp.fc1", f"{our_pool}/mlp/fc1"),
@@ -86,7 +86,7 @@ def _siglip_text_rules() -> tuple[Rule, ...]:
         Rule("text.token_embedding.weight", "text/token_embedding"),
         Rule("text.positional_embedding", "text/position_table"),
         *norm_rules(f"{block}.ln_1", f"{ours}/norm1"),
-        *joined_rules(f"{block}.attn.in_proj_", f"{ours}/attention", _HEADS),
+        *joined_rules(f"{block}.attn.in_proj_", f"{ours}/attention"),
         *linear_rules(f"{block}.attn.out_proj", f"{ours}/attention/out"),
         *norm_rules(f"{block}.ln_2", f"{ours}/norm2"),
         *linear_rules(f"{block}.mlp.c_fc", f"{ours}/mlp/fc1"),

@@ -21,8 +21,6 @@ from maskclippp_jax.weights.rules import (
 )
 from maskclippp_jax.weights.source import Source
 
-_HEADS = ("query", "key", "value")
-
 TEMPERATURES = ("temperature", "temperature_contrastive")
 _TOKENS = "encoder/ToTokenSequence_0"
 
@@ -51,7 +49,7 @@ def rules(image: str = "", text: str = "") -> tuple[Rule, ...]:
         Rule(f"{image}pos_embed", "image/position_table", leading_ones(1)),
         *conv_rules(f"{image}patch_embed.proj", "image/patch_embed"),
         *norm_rules(f"{block}.norm1", f"{ours}/norm1"),
-        *joined_rules(f"{block}.attn.qkv.", f"{ours}/attention", _HEADS),
+        *joined_rules(f"{block}.attn.qkv.", f"{ours}/attention"),
         *linear_rules(f"{block}.attn.proj", f"{ours}/attention/out"),
         Rule(f"{block}.ls1.gamma", f"{ours}/scale1"),
         *norm_rules(f"{block}.norm2", f"{ours}/norm2"),
@@ -66,7 +64,7 @@ def rules(image: str = "", text: str = "") -> tuple[Rule, ...]:
 
         Rule(f"{text}token_embedding.weight", "text/token_embedding"),
         *norm_rules(f"{words}.ln_1", f"{our_words}/norm1"),
-        *joined_rules(f"{words}.attn.in_proj_", f"{our_words}/attention", _HEADS),
+        *joined_rules(f"{words}.attn.in_proj_", f"{our_words}/attention"),
         *linear_rules(f"{words}.attn.out_proj", f"{our_words}/attention/out"),
         *norm_rules(f"{words}.ln_2", f"{our_words}/norm2"),
         *linear_rules(f"{words}.mlp.c_fc", f"{our_words}/mlp/fc1"),
