@@ -113,6 +113,13 @@ def equal(name: str, got, want) -> Check:
     return Check(name, 0.0, 0.0) if same else miss(name)
 
 
+def same_parameters(name: str, got: parameters.Tree, want: parameters.Tree) -> Check:
+    """Compares nested dicts of arrays bit by bit."""
+    got, want = parameters.flatten(got), parameters.flatten(want)
+    same = [path for path in want if np.array_equal(got.get(path), want[path])]
+    return equal(f"{name}: parameters", same, list(want))
+
+
 def cosine(name: str, got, want, at_least: float) -> Check:
     """Compares embeddings of reduced precision, row by row, by their direction."""
     if got.shape != want.shape:

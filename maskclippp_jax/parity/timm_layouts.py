@@ -15,7 +15,15 @@ from maskclippp_jax.models import layers, maskclippp, similarity
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
-from maskclippp_jax.parity.case import Case, Check, channels_last, close, cosine, equal
+from maskclippp_jax.parity.case import (
+    Case,
+    Check,
+    channels_last,
+    close,
+    cosine,
+    equal,
+    same_parameters,
+)
 from maskclippp_jax.weights import published
 from maskclippp_jax.weights.source import ShapesOnly
 
@@ -50,7 +58,8 @@ def model(case: Case) -> list[Check]:
     checks, got = [], run(first) | _trunk_results(case, config, build, first, wanted)
     for file in (spec["weights"], *spec["other_weights"]):
         params, is_half = load(file), ".f16." in file
-        checks += _same(file, params, jax.tree.map(_half, first) if is_half else first)
+        checks.append(same_parameters(
+            file, params, jax.tree.map(_half, first) if is_half else first))
         checks += _written_again(str(case.file.with_name(file)), config, params)
         if is_half:
             found = run(params)
@@ -61,12 +70,6 @@ def model(case: Case) -> list[Check]:
 
 def _half(x) -> np.ndarray:
     return np.asarray(x).astype(np.float16).astype(np.float32)
-
-
-def _same(label: str, got: parameters.Tree, want: parameters.Tree) -> list[Check]:
-    got, want = parameters.flatten(got), parameters.flatten(want)
-    same = [path for path in want if np.array_equal(got.get(path), want[path])]
-    return [equal(f"{label}: parameters", same, list(want))]
 
 
 def _written_again(path: str, config: maskclippp.MaskCLIPppConfig,

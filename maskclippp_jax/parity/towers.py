@@ -29,6 +29,7 @@ from maskclippp_jax.parity.case import (
     cosine,
     equal,
     miss,
+    same_parameters,
 )
 from maskclippp_jax.weights import pe as pe_files, published, rules, tips as tips_files
 from maskclippp_jax.weights.rules import Rule
@@ -82,12 +83,6 @@ def _load(case: Case, config: maskclippp.MaskCLIPppConfig, file: str) -> paramet
     params, _ = weights.load_weights(paths, config, shapes)
     scale = {"image": {"mask_logit_scale": case.arrays["in/mask_logit_scale"]}}
     return parameters.combine(params, scale)
-
-
-def _same(label: str, got: parameters.Tree, want: parameters.Tree) -> Check:
-    got, want = parameters.flatten(got), parameters.flatten(want)
-    same = [path for path in want if np.array_equal(got.get(path), want[path])]
-    return equal(f"{label}: parameters", same, list(want))
 
 
 def _written_again(label: str, model: _Model, layout: str,
@@ -185,7 +180,8 @@ def pe_core(case: Case) -> list[Check]:
         return _directions(case, got, ("image_emb", "text_emb", "m_embs"))
     stored = [weights.read(str(case.file.with_name(file))) for file in files]
     return [*_compare(case, got),
-            *(_same(file, params, loaded[0]) for file, params in zip(files[1:], loaded[1:])),
+            *(same_parameters(file, params, loaded[0])
+              for file, params in zip(files[1:], loaded[1:])),
             *(_written_again(file, model, weights.layout_of(source, file), source)
               for file, source in zip(files, stored)),
             *_gradients(model, pe_files.image_rules("visual.", config.image))]
@@ -261,7 +257,7 @@ def tips_model(case: Case) -> list[Check]:
               for wide in ("", "_wide") for name in ("cls1", "cls2", "patches")
               if f"out/{name}{wide}" in case.arrays]
     return [*_compare(case, got), *folded,
-            _same(case.spec["weights"], _hub_params(case, config, hub), model.params),
+            same_parameters(case.spec["weights"], _hub_params(case, config, hub), model.params),
             _written_again(case.spec["weights"], model, "tips", {
                 k: x for k, x in hub.items() if k != "vision_encoder.mask_token"}),
             *_gradients(model, tips_files.hub_rules())]
