@@ -114,8 +114,8 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
         one, or as its file tells.
       dtype: "float32" or "bfloat16", of the arithmetic (of the trunk, where there is a decoder).
       fast: whether pictures are padded to sides that are multiples of 160 in place of 32, so that
-        most share a program and a batch. All but an EoMT see padding, and their masks differ a
-        little then; an EoMT's input is always a square of one size.
+        most share a program and a batch. All but an EoMT see padding, so their masks differ then
+        (nobody has measured by how much); an EoMT's input is always a square of one size.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -246,11 +246,11 @@ class Model:
         if total is None and hasattr(pictures, "__len__"):
             total = len(pictures)
         if tiles is not None:
-            results = self._each_in_tiles(
-                pictures, lambda image, masks: self._name_in_tiles(
-                    image, masks, words, unnamed, nothing, Tiles(tiles, overlap), batch_size),
-                on_error)
-            return progress.track(results, "naming", total=total, shown=show_progress)
+            # One large picture after the other; none is read ahead.
+            results = (self._try_in_tiles(pair, words, unnamed, nothing, Tiles(tiles, overlap),
+                                          batch_size) for pair in pictures)
+            return progress.track(_usable(results, on_error), "naming", total=total,
+                                  shown=show_progress)
         read = batching.read_ahead(functools.partial(_read, nothing=nothing), pictures,
                                    _AHEAD * batch_size)
         results = self._in_batches(read, words, unnamed, batch_size)
@@ -320,7 +320,7 @@ class Model:
                        ) -> Result:
         cut = tiled.Cut(image, masks, nothing, tiles)
         if len(cut.windows) == 1:
-            return self._name([given.read(image, masks, nothing)], words, unnamed)[0]
+            return self._name([cut.alone()], words, unnamed)[0]
         read = (part if isinstance(part, Given) else _read(part, nothing=nothing)
                 for part in cut.parts())
         for result in _usable(self._in_batches(read, words, Unnamed(), batch_size), None):
@@ -328,18 +328,12 @@ class Model:
         whole, scores = cut.finish()
         return Result(self._namer, whole, words.vocabulary, scores, unnamed)
 
-    def _each_in_tiles(self, pictures, name: typing.Callable[[ImageLike, MasksLike], Result],
-                       on_error) -> typing.Iterator[Result | None]:
-        """One large picture after the other; none is read ahead."""
-        for place, (image, masks) in enumerate(pictures):
-            try:
-                result = name(image, masks)
-            except (ValueError, OSError) as error:
-                if on_error is None:
-                    raise
-                on_error(place, error)
-                result = None
-            yield result
+    def _try_in_tiles(self, pair: tuple[ImageLike, MasksLike], *settings) -> Result | Exception:
+        """What `_name_in_tiles` gives, or why a picture cannot be used."""
+        try:
+            return self._name_in_tiles(*_checked_pair(pair), *settings)
+        except (ValueError, OSError) as error:
+            return error
 
 
 def _vocabulary_of(classes: ClassesLike) -> Vocabulary:
@@ -366,13 +360,17 @@ def _read(pair: tuple[ImageLike, MasksLike], nothing: typing.Sequence[int] | Non
           ) -> Given | Waiting | Exception:
     """A picture with its masks or waiting for them, or why it cannot be used."""
     try:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"got {pair!r:.80}, wanted a pair: the picture and its masks")
-        image, masks = pair
+        image, masks = _checked_pair(pair)
         return masks.enter(image) if isinstance(masks, Generator) else given.read(
             image, masks, nothing)
     except (ValueError, OSError) as error:
         return error
+
+
+def _checked_pair(pair: tuple[ImageLike, MasksLike]) -> tuple[ImageLike, MasksLike]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"got {pair!r:.80}, wanted a pair: the picture and its masks")
+    return tuple(pair)
 
 
 def _finder_of_masks(generator: str | os.PathLike | Generator) -> Generator:

@@ -208,6 +208,8 @@ def test_a_picture_that_cannot_be_used_ends_all_or_is_left_out(model, tmp_path):
         list(model.name_many(pictures, CLASSES))
     with pytest.raises(ValueError, match="got 'a.jpg', wanted a pair"):
         list(model.name_many(["a.jpg"], CLASSES))
+    with pytest.raises(ValueError, match="wanted a pair"):
+        list(model.name_many(["a.jpg"], CLASSES, tiles=64))
     with pytest.raises(ValueError, match="got batch_size=0"):
         model.name_many(pictures, CLASSES, batch_size=0)
     problems = []

@@ -62,7 +62,7 @@ OVERLAP = flags.DEFINE_integer("overlap", 128, "pixels by which --tiles overlap 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "pictures the device works on at once; "
                                   "without it 1 on a CPU, 8 on accelerators", lower_bound=1)
 FAST = flags.DEFINE_bool("fast", False, "pad pictures so that most share the generator's program "
-                         "and batch; all but an EoMT find slightly other masks then")
+                         "and batch; all but an EoMT see padding and find other masks then")
 
 
 def main(arguments):

@@ -39,8 +39,8 @@ _FILES = {EoMTConfig: eomt, FCCLIPConfig: fcclip, Mask2FormerConfig: mask2former
 PREPARATIONS = {EoMTConfig: None,
                 FCCLIPConfig: Preparation(800, 2560, None, FCCLIPConfig.patch_size),
                 Mask2FormerConfig: Preparation(800, 1333, None, Mask2FormerConfig.patch_size)}
-# What `fast` pads pictures to in place of 32: of the sizes that a shorter side of 800 has, five in
-# six are gone, and that side itself needs no padding.
+# What `fast` pads pictures to in place of 32: of the sizes that a shorter side of 800 has, four in
+# five are gone, and that side itself needs no padding.
 FAST_MULTIPLE = 160
 _VOCABULARIES = 8  # whose names stay embedded
 

@@ -218,6 +218,13 @@ class Cut:
         self._pieces: list[list[list[_Piece]]] = []  # of each mask of each named tile
         self._scores: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
+    def alone(self) -> Given:
+        """The picture with its masks as it is given without tiles, of which it is one."""
+        if not self._of_tile:
+            return self._whole
+        given_back = given.read(self._whole.image, self._of_tile)
+        return given_back._replace(path=self._whole.path)
+
     def parts(self) -> typing.Iterator[Given | tuple[ImageLike, MasksLike]]:
         """The tiles with their masks, or with what makes them, as `add` wants them named."""
         for window in self.windows:

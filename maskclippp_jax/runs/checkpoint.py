@@ -101,7 +101,7 @@ def open_run(workdir: epath.Path, config: ml_collections.ConfigDict, vocabulary_
         found, now = _flat(typed.read(file, dict[str, typing.Any])), _flat(wanted)
         differing = {k: f"{k.replace('/', '.')} was {found.get(k)!r}, is now {now.get(k)!r}"
                      for k in sorted(set(found) | set(now)) if found.get(k) != now.get(k)}
-        goes_on = _STEPS in differing and _may_go_on(workdir, found[_STEPS], now[_STEPS])
+        goes_on = _STEPS in differing and _may_go_on(workdir, found.get(_STEPS), now[_STEPS])
         free = (*_FREE_KEYS, *[_STEPS] * goes_on)
         refused = [words for k, words in differing.items() if k not in free]
         if refused:

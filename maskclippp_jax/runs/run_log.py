@@ -3,9 +3,9 @@
 `metrics.jsonl` has what follows from seed and step, and so is the same however often a run was
 stopped; `speed.jsonl` has what does not: images/s, the share of time spent waiting for data, the
 share of the device's peak FLOP/s (MFU), and its memory; `times.jsonl` where the time of all starts
-went (`ledger`). The first two go to TensorBoard as well, and to
-Weights & Biases if asked for. Metrics stay on the device until `flush`, so that the device never
-waits for the host. Only process 0 writes.
+went (`ledger`). The first two go to TensorBoard as well, and to Weights & Biases if asked for.
+Metrics stay on the device until `flush`, so that the device never waits for the host. Only process
+0 writes.
 """
 
 import contextlib

@@ -39,9 +39,9 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable, config.model)
     state = train_step.abstract_state(config, trainable, frozen, optimizer)
     shardings = sharding.state_shardings(state, mesh)
-    state = jax.tree.map(_lying, state, shardings)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     like = lambda shape, dtype, where: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    state = jax.tree.map(lambda x, where: like(x.shape, x.dtype, where), state, shardings)
     size = config.train.size
     batch = dict(image=like((batch_size, size, size, 3), jnp.uint8, split),
                  image_size=like((batch_size, 2), jnp.int32, split),
@@ -54,10 +54,6 @@ def lower_training(config, mesh, batch_size: int) -> jax.stages.Lowered:
     step = train_step.make_step(config, build, optimizer, shardings, mesh)
     with jax.set_mesh(mesh):
         return step.lower(state, batch, rows, text)
-
-
-def _lying(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
 def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], num_masks: int
