@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax.models import layers
+from maskclippp_jax.models import layers, positions
 
 _STRIDE = 32  # pixels; side of a cell of the last feature map
 _EXPANSION = 4  # channels of a bottleneck's output, in widths of its middle
@@ -281,7 +281,7 @@ class AttentionPool(nnx.Module):
         weights = grid.valid.astype(jnp.float32)
         mean = jnp.einsum("bl,bld->bd", weights, cells) / weights.sum(-1, keepdims=True)
         tokens = jnp.concatenate([mean[:, None], cells], 1)  # [B, 1+L, D]
-        tokens = tokens + layers.resize_position_table(
+        tokens = tokens + positions.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
         tokens = tokens.astype(self.dtype)
         query, keys = heads(self.query(tokens[:, :1])), heads(self.key(tokens))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models import layers, positions, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class ClipViT(nnx.Module):
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
         tokens = vit.prepend([self.class_token[...]], vit.embed_patches(
             self.patch_embed, image, image_size, c.pixel_mean, c.pixel_std))  # [B, 1+L, D]
-        tokens = tokens + layers.resize_position_table(
+        tokens = tokens + positions.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
         tokens = self.layout.rows(self.pre_norm(tokens))
         passed = vit.pass_blocks(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models import layers, positions, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +117,12 @@ class EvaViT(nnx.Module):
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
         tokens = vit.prepend([self.class_token[...]], vit.embed_patches(
             self.patch_embed, image, image_size))  # [B, 1+L, D]
-        tokens = tokens + layers.resize_position_table(
+        tokens = tokens + positions.resize_position_table(
             self.position_table[...], grid.size, grid.canvas)
         tokens = self.layout.rows(tokens.astype(self.dtype))
         rotary = None
         if c.rotary_grid is not None:
-            rotary = layers.rotary_table(
+            rotary = positions.rotary_table(
                 grid.size, grid.canvas, c.width // c.num_heads, c.rotary_grid)
         passed = vit.pass_blocks(
             self.blocks, tokens, grid, rotary=rotary, remat=self.remat,

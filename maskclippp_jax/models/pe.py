@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models import layers, positions, vit
 from maskclippp_jax.models.pooling import AttentionPool, PoolConfig
 
 
@@ -127,11 +127,11 @@ class PEImageTower(nnx.Module):
         tokens = vit.embed_patches(
             self.patch_embed, image, image_size, c.pixel_mean, c.pixel_std)  # [B, L, D]
         if c.has_class_token:
-            tokens = vit.prepend([self.class_token[...]], tokens) + layers.resize_position_table(
-                table, grid.size, grid.canvas, layers.half_pixel_matrix)
+            tokens = vit.prepend([self.class_token[...]], tokens) + positions.resize_position_table(
+                table, grid.size, grid.canvas, positions.half_pixel_matrix)
         else:
-            tokens = tokens + layers.resize_table(
-                table, grid.size, grid.canvas, layers.half_pixel_matrix)
+            tokens = tokens + positions.resize_table(
+                table, grid.size, grid.canvas, positions.half_pixel_matrix)
         return self.layout.rows(self.pre_norm(tokens))
 
 
@@ -151,7 +151,7 @@ def rotary_table(canvas: tuple[int, int], head_width: int) -> tuple[jax.Array, j
     """
     half = head_width // 2
     frequencies = 10000.0 ** (-2.0 * jnp.arange(half // 2, dtype=jnp.float32) / half)
-    rows, columns = layers.over_cells(*(
+    rows, columns = positions.over_cells(*(
         jnp.repeat(jnp.arange(1.0, cells + 1)[None, :, None] * frequencies[None, None], 2, axis=-1)
         for cells in canvas))  # [1, h*w, K/2]
     table = jnp.concatenate([columns, rows], -1)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax.models import layers
+from maskclippp_jax.models import positions
 
 
 class Taps(typing.NamedTuple):
@@ -284,7 +284,7 @@ def _bicubic_taps(num_in: int, num_out: int) -> Taps:
     first = np.floor(source).astype(np.int32)
     near = np.arange(-1, 3)  # the four rows around
     part = jnp.asarray((source - first).astype(np.float32))
-    weight = layers.cubic(jnp.asarray(near, jnp.float32)[None] - part[:, None])
+    weight = positions.cubic(jnp.asarray(near, jnp.float32)[None] - part[:, None])
     return Taps(jnp.asarray(np.clip(first[:, None] + near, 0, num_in - 1)), weight)
 
 

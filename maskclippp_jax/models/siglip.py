@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models import layers, positions, vit
 from maskclippp_jax.models.pooling import AttentionPool
 
 # How a position table is laid over another grid than its own.
-RESIZE = {"linear": layers.linear_matrix, "bicubic": layers.bicubic_matrix,
-           "antialiased": layers.antialiased_matrix}
+RESIZE = {"linear": positions.linear_matrix, "bicubic": positions.bicubic_matrix,
+           "antialiased": positions.antialiased_matrix}
 
 # Width, blocks, heads, hidden channels of the MLP; both towers take them from here.
 _B = dict(width=768, depth=12, num_heads=12, mlp_width=3072)
@@ -179,7 +179,7 @@ class SigLIPImageTower(nnx.Module):
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
         patches = vit.embed_patches(
             self.patch_embed, image, image_size, c.pixel_mean, c.pixel_std)  # [B, L, D]
-        tokens = patches + layers.resize_table(
+        tokens = patches + positions.resize_table(
             self.position_table[...], grid.size, grid.canvas, RESIZE[c.position_resize])
         encoded = self.encode(tokens, grid.valid)
         embed = lambda x: (x if self.head is None else self.head(x)).astype(self.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax.models import layers, vit
+from maskclippp_jax.models import layers, positions, vit
 from maskclippp_jax.models.text import cut_after
 
 # Width, blocks and heads of both towers, but for the text tower's blocks.
@@ -156,8 +156,8 @@ class TIPSImageTower(nnx.Module):
         c = self.config
         patches = vit.embed_patches(
             self.patch_embed, image, image_size, c.pixel_mean, c.pixel_std)  # [B, L, D]
-        table = layers.resize_position_table(
-            self.position_table[...], grid.size, grid.canvas, layers.antialiased_matrix)
+        table = positions.resize_position_table(
+            self.position_table[...], grid.size, grid.canvas, positions.antialiased_matrix)
         first = self.class_token[...][None, None] + table[:, :1]  # [B, 1, D]
         rest = vit.prepend([self.second_class_token[...]], patches + table[:, 1:])
         return self.layout.rows(jnp.concatenate([first, rest], 1).astype(self.dtype))

@@ -1,7 +1,7 @@
 """What the transformer towers over images are made of; each tower's own file says how.
 
 A tower is: pictures to patches (`embed_patches`), tokens in front of them (`prepend`), a position
-rule (`layers.resize_position_table`, or angles that `Attention` turns by), pre-norm blocks
+rule (`positions.resize_position_table`, or angles that `Attention` turns by), pre-norm blocks
 (`make_blocks`, `pass_blocks`), and what becomes of the tokens after them (`pooling`, or a norm and
 a map).
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskclippp_jax.models import layers
+from maskclippp_jax.models import layers, positions
 
 # ---- Before the blocks --------------------------------------------------------------------------
 
@@ -91,13 +91,13 @@ class Attention(nnx.Module):
       inner_norm: epsilon of a norm over the mixed heads, before the output; None: no such norm.
       prefix_tokens: tokens in front of the patches, which every token of the image sees and no
         rotation turns.
-      rotate: turns queries or keys of patches by angles; see `layers.rotate`.
+      rotate: turns queries or keys of patches by angles; see `positions.rotate`.
     """
 
     def __init__(self, width: int, num_heads: int, *,
                  biased: typing.Collection[str] = ("query", "key", "value"),
                  inner_norm: float | None = None, prefix_tokens: int = 1,
-                 rotate: typing.Callable = layers.rotate, dtype, heads: str, rngs: nnx.Rngs):
+                 rotate: typing.Callable = positions.rotate, dtype, heads: str, rngs: nnx.Rngs):
         linear = lambda name: nnx.Linear(width, width, use_bias=name in biased, dtype=dtype,
                                          rngs=rngs)
         self.num_heads, self.heads = num_heads, heads

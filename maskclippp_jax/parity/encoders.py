@@ -16,6 +16,7 @@ from maskclippp_jax.models import (
     eva_vit,
     layers,
     maskclippp,
+    positions,
     resample,
     text,
 )
@@ -114,10 +115,10 @@ def image_tower(case: Case) -> list[Check]:
                                 np.moveaxis(arrays["out/p_embs"][b], 0, -1)[:h, :w], **_DENSE))
     if "out/pos_embed" in arrays:
         table_here = (params["pool"] if "pool" in params else params)["position_table"]
-        laid = layers.resize_position_table(table_here, jnp.asarray(grids), cells)
+        laid = positions.resize_position_table(table_here, jnp.asarray(grids), cells)
         checks.append(close("pos_embed", laid[0], arrays["out/pos_embed"], **_EXACT))
     if "out/rope_cos" in arrays:
-        rotary = layers.rotary_table(jnp.asarray(grids), cells, config.width // config.num_heads,
+        rotary = positions.rotary_table(jnp.asarray(grids), cells, config.width // config.num_heads,
                                      config.rotary_grid)
         for name, angles in zip(("rope_cos", "rope_sin"), rotary):
             checks.append(close(name, angles[0], arrays[f"out/{name}"], **_EXACT))

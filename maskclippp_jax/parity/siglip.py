@@ -16,7 +16,7 @@ import numpy as np
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data.tokenizer import SentencePieceTokenizer, canonicalize, lower_ascii
-from maskclippp_jax.models import layers, maskclippp, resample, siglip, similarity
+from maskclippp_jax.models import layers, maskclippp, positions, resample, siglip, similarity
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import inference
 from maskclippp_jax.parity.case import Case, Check, close, cosine, equal
@@ -31,7 +31,7 @@ _ROUNDED = dict(atol=2.5e-3)  # unit embeddings of weights that were stored in b
 _COSINE = 0.9995  # least of bfloat16 arithmetic; the lowest one seen is 0.99993
 _PIXEL = dict(atol=1.0)  # of 255, where the reference cuts to whole numbers
 
-_lay = jax.jit(layers.resize_table, static_argnums=(2, 3))
+_lay = jax.jit(positions.resize_table, static_argnums=(2, 3))
 
 
 def models(case: Case) -> list[Check]:
@@ -119,7 +119,7 @@ def _resized(label: str, model: _Model, params, arrays) -> list[Check]:
     sizes = np.full((len(image), 2), image.shape[1], np.int32)
     got = jax.jit(lambda p: _image_results(model.build(p).image, image, sizes))(params)
     got["pos_embedding"] = _lay(params["image"]["position_table"], sizes[:1] // patch,
-                                (image.shape[1] // patch,) * 2, layers.linear_matrix)
+                                (image.shape[1] // patch,) * 2, positions.linear_matrix)
     checks = []
     for key in ("pos_embedding", "img/stem", "img/with_posemb", "img/encoded", "img/head_input",
                 "zimg"):
@@ -184,7 +184,7 @@ def _image_results(tower: siglip.SigLIPImageTower, image, sizes) -> dict:
     grid = layers.lay_grid(image, sizes, None, c.patch_size)
     stem = tower.patch_embed(layers.normalize(image, sizes, c.pixel_mean, c.pixel_std))
     stem = stem.reshape(len(image), -1, c.width)
-    table = layers.resize_table(tower.position_table[...], grid.size, grid.canvas,
+    table = positions.resize_table(tower.position_table[...], grid.size, grid.canvas,
                                 siglip.RESIZE[c.position_resize])
     tokens, results = _blocks(tower, stem + table, grid.valid, "img/encoder/block")
     encoded, pool = tower.norm(tokens), tower.pool
@@ -266,7 +266,7 @@ def _resampled(arrays) -> list[Check]:
         # `new` of some pairs has zeros in its last row and column, by rounding.
         want = arrays[f"{pair}/clamped" if f"{pair}/clamped" in arrays else f"{pair}/new"]
         got = _lay(arrays[f"{pair}/old"][0], np.array([[side, side]]), (side, side),
-                   layers.linear_matrix)
+                   positions.linear_matrix)
         checks.append(close(f"posemb_resample/{pair}", got, want, **_WITHIN))
     return checks
 
@@ -278,7 +278,7 @@ def _naflex_tables(arrays) -> list[Check]:
         if size != "table":
             grid, table = tuple(map(int, size.split("x"))), arrays[f"{kind}/table"]
             got = _lay(table.reshape(-1, table.shape[-1]), np.array([grid]), grid,
-                       layers.antialiased_matrix)
+                       positions.antialiased_matrix)
             checks.append(close(f"naflex_posemb/{key}", np.reshape(got, arrays[key].shape),
                                 arrays[key], **_WITHIN))
     return checks
@@ -293,7 +293,7 @@ def _squash(image, side: int):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _shrink(image, size: tuple[int, int]):
-    rows, columns = (layers.antialiased_matrix(n, jnp.int32(side), side)
+    rows, columns = (positions.antialiased_matrix(n, jnp.int32(side), side)
                      for n, side in zip(image.shape[:2], size))
     return jnp.einsum("yh,hwc,xw->yxc", rows, image, columns, precision="highest")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.generators import eomt
-from maskclippp_jax.models import layers, maskclippp, similarity
+from maskclippp_jax.models import layers, maskclippp, positions, similarity
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 from maskclippp_jax.models.text import TextConfig
@@ -127,9 +127,9 @@ def _trunk_results(case: Case, config: maskclippp.MaskCLIPppConfig, build: typin
     if "image_emb_wide" in wanted:
         results["image_emb_wide"] = trunk(params, wide, resized)[2]
     if isinstance(c, EvaViTConfig):
-        corners = layers.resize_position_table(table, jnp.array([grid]), grid)
+        corners = positions.resize_position_table(table, jnp.array([grid]), grid)
     else:
-        corners = layers.resize_table(table, jnp.array([grid]), grid, layers.linear_matrix)
+        corners = positions.resize_table(table, jnp.array([grid]), grid, positions.linear_matrix)
     return results | {"pos_embed_wide": resized, "pos_embed_wide_corners": corners[0]}
 
 
@@ -145,7 +145,7 @@ def _trunk(tower, image: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
         first = jnp.broadcast_to(tower.class_token[...], (len(image), 1, c.width))
         tokens = jnp.concatenate([first, tokens], 1)
         if c.rotary_grid is not None:
-            rotary = layers.rotary_table(grid.size, grid.canvas, c.width // c.num_heads,
+            rotary = positions.rotary_table(grid.size, grid.canvas, c.width // c.num_heads,
                                          c.rotary_grid)
     tokens, after = tokens + table[None], []
     for block in tower.blocks:

@@ -17,7 +17,7 @@ import numpy as np
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data.tokenizer import TIPSTokenizer, Tokenizer, lower_ascii
-from maskclippp_jax.models import dinotxt, layers, maskclippp, pe, similarity, tips
+from maskclippp_jax.models import dinotxt, layers, maskclippp, pe, positions, similarity, tips
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.parity import windows
 from maskclippp_jax.parity.case import (
@@ -193,13 +193,13 @@ def _pe_results(model: _Model, params, wide: str) -> dict:
     grid = layers.lay_grid(image, sizes, None, c.patch_size)
     rotary = pe.rotary_table(grid.canvas, c.width // c.num_heads)
     tokens = _tokens(tower, tower.embed(image, sizes, grid), rotary, grid.valid)
-    resize = layers.resize_position_table if c.has_class_token else layers.resize_table
+    resize = positions.resize_position_table if c.has_class_token else positions.resize_table
     features = model.embed(params, wide)
     limit = parameters.combine(params, {"image": {"mask_logit_scale": jnp.full_like(
         params["image"]["mask_logit_scale"], _LIMIT)}})
     return {"tokens": tokens, "features": tower.norm(tokens[:, -1]),
             "pos_embed": resize(tower.position_table[...], grid.size[:1], grid.canvas,
-                                layers.half_pixel_matrix)[0],
+                                positions.half_pixel_matrix)[0],
             "image_emb": features.image_embedding, "value_patches": features.patch_embeddings,
             "m_embs": features.mask_embeddings,
             "m_embs_seen": model.embed(params, wide, prefix_visible=True).mask_embeddings,
@@ -289,9 +289,9 @@ def _tips_results(model: _Model, params, wide: str) -> dict:
     embedded = tower.embed(image, sizes, grid)
     tokens = _tokens(tower, embedded, None, grid.valid)
     got = {"embedded": embedded, "tokens": tokens, "patches": tower.norm(tokens[:, -1, 2:]),
-           "pos_embed": layers.resize_position_table(
+           "pos_embed": positions.resize_position_table(
                tower.position_table[...], grid.size[:1], grid.canvas,
-               layers.antialiased_matrix)[0]}
+               positions.antialiased_matrix)[0]}
     for k in (1, 2):
         features = model.embed(params, wide, class_token=k)
         got |= {f"cls{k}": features.image_embedding, f"m_embs{k}": features.mask_embeddings,

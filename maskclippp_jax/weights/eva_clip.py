@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from maskclippp_jax.models import layers
+from maskclippp_jax.models import positions
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.weights import open_clip
 from maskclippp_jax.weights.rules import (
@@ -72,7 +72,7 @@ def rotary_buffers(config: EvaViTConfig) -> dict[str, np.ndarray]:
     if config.rotary_grid is None:
         return {}
     side = config.image_size // config.patch_size
-    tables = layers.rotary_table(np.array([[side, side]]), (side, side),
+    tables = positions.rotary_table(np.array([[side, side]]), (side, side),
                                  config.width // config.num_heads, config.rotary_grid)
     places = ("", *(f"blocks.{i}.attn." for i in range(config.depth)))
     return {f"visual.{place}rope.freqs_{name}": np.asarray(table[0])

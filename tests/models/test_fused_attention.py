@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import eva_vit, fused_attention, layers, vit
+from maskclippp_jax.models import eva_vit, fused_attention, layers, positions, vit
 from maskclippp_jax.runtime import sharding
 from tests.models.test_laws import near
 
@@ -42,7 +42,7 @@ def test_the_kernel_gives_what_plain_attention_gives(rng, monkeypatch, heads, wi
     def attend(how):
         def run(q, k, v, allowed):
             if turned:
-                q, k = (layers.rotate(x, (jnp.sin(angles), jnp.cos(angles))) for x in (q, k))
+                q, k = (positions.rotate(x, (jnp.sin(angles), jnp.cos(angles))) for x in (q, k))
             return how(q, k, v, allowed=allowed)
         return run
 
@@ -121,7 +121,7 @@ def test_what_the_kernel_cannot_do_is_left_to_plain_attention(queries, keys, all
         like(*queries), like(keys, queries[1]), like(allowed, bool))
 
 
-@pytest.mark.parametrize("rotate", [layers.rotate, layers.rotate_halves])
+@pytest.mark.parametrize("rotate", [positions.rotate, positions.rotate_halves])
 def test_channels_turn_the_same_by_a_matrix_and_by_moving_them(rng, rotate):
     """In bfloat16 a matrix of 0, 1 and -1 turns them; tokens in front of the patches stay."""
     tokens = jnp.asarray(rng.normal(size=(2, 9, 2, 8)), jnp.bfloat16)

@@ -15,6 +15,7 @@ from maskclippp_jax.models import (
     clip_vit,
     eva_vit,
     layers,
+    positions,
     resample,
     siglip,
 )
@@ -172,7 +173,8 @@ def test_a_cell_of_the_resnet_that_sees_itself_only_gives_its_own_value(rng):
     got = jax.jit(lambda p, x: build(p).pool(x, grid, jnp.ones(2), dense=True).patch_embeddings)(
         params, x)
     cells = x.reshape(1, 6, -1)
-    tokens = cells + layers.resize_position_table(pool["position_table"], grid.size, (2, 3))[:, 1:]
+    table = positions.resize_position_table(pool["position_table"], grid.size, (2, 3))
+    tokens = cells + table[:, 1:]
     q, k, v = (tokens @ pool[n]["kernel"] + pool[n]["bias"][None, None]
                for n in ("query", "key", "value"))
     mixed = layers.merge_heads(layers.attend(

@@ -1,0 +1,200 @@
+"""Where a token lies: learnt tables laid over any grid, and rotary angles.
+
+An image's table is laid over its own grid, in the top left corner of a padded canvas, see `layers`.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+
+# ---- Position tables ----------------------------------------------------------------------------
+
+
+def cubic(x: jax.Array) -> jax.Array:
+    """The cubic convolution kernel with a = -0.75, as torch's bicubic interpolation has it."""
+    a = -0.75
+    x = jnp.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def bicubic_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a bicubic resize with aligned corners, for a true size known only at run time.
+
+    Args:
+      num_in: cells of the learnt table.
+      num_out: int32 scalar, cells of the true grid.
+      canvas: rows of the result; rows from `num_out` on repeat the border and mean nothing.
+
+    Returns:
+      [canvas, num_in] float32. The identity where `num_out == num_in`.
+    """
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    steps = jnp.maximum(num_out - 1, 1)
+    first = row * (num_in - 1) // steps  # exact: the whole part in integers
+    part = (row * (num_in - 1) % steps) / steps  # [canvas] float32 in [0, 1)
+    matrix = jnp.zeros((canvas, num_in), jnp.float32)
+    for tap in (-1, 0, 1, 2):
+        column = jnp.clip(first + tap, 0, num_in - 1)
+        weight = cubic(tap - part.astype(jnp.float32))
+        matrix = matrix + weight[:, None] * jax.nn.one_hot(column, num_in, dtype=jnp.float32)
+    return matrix
+
+
+def linear_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a linear resize with aligned corners; shapes as in `bicubic_matrix`."""
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    steps = jnp.maximum(num_out - 1, 1)
+    first = row * (num_in - 1) // steps
+    part = (row * (num_in - 1) % steps) / steps  # [canvas] float32 in [0, 1)
+    one_hot = lambda column: jax.nn.one_hot(jnp.minimum(column, num_in - 1), num_in)
+    return one_hot(first) * (1 - part)[:, None] + one_hot(first + 1) * part[:, None]
+
+
+def antialiased_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a linear resize with half-pixel centres that averages where it shrinks.
+
+    Shapes as in `bicubic_matrix`.
+    """
+    step = num_in / num_out.astype(jnp.float32)
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    centre = (row + 0.5) * step - 0.5  # [canvas]
+    apart = jnp.abs(centre[:, None] - jnp.arange(num_in)[None])
+    weights = jnp.maximum(0.0, 1.0 - apart / jnp.maximum(step, 1.0))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def half_pixel_matrix(num_in: int, num_out: jax.Array, canvas: int) -> jax.Array:
+    """Weights of a linear resize with half-pixel centres that averages nothing.
+
+    Shapes as in `bicubic_matrix`.
+    """
+    row = jnp.minimum(jnp.arange(canvas), num_out - 1)
+    # Twice num_out times the source coordinate: whole numbers, so that its parts are exact.
+    twice = jnp.maximum((2 * row + 1) * num_in - num_out, 0)
+    first, part = twice // (2 * num_out), (twice % (2 * num_out)) / (2 * num_out)
+    one_hot = lambda column: jax.nn.one_hot(jnp.minimum(column, num_in - 1), num_in)
+    return one_hot(first) * (1 - part)[:, None] + one_hot(first + 1) * part[:, None]
+
+
+def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int],
+                          matrix: typing.Callable = bicubic_matrix) -> jax.Array:
+    """Lays a learnt square position table over the true grid of every image.
+
+    Args:
+      table: [1 + g*g, D] float32; row 0 belongs to the class token and is never resized.
+      grid: [B, 2] int32, true (gh, gw) of each image, at least 1.
+      canvas: (h, w), cells of the padded canvas.
+      matrix: weights of the resize along one axis.
+
+    Returns:
+      [B, 1 + h*w, D] float32; cells outside the true grid repeat the border.
+    """
+    patches = resize_table(table[1:], grid, canvas, matrix)
+    first = jnp.broadcast_to(table[:1], (len(patches), 1, table.shape[-1]))
+    return jnp.concatenate([first, patches], 1)
+
+
+def resize_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int],
+                 matrix: typing.Callable) -> jax.Array:
+    """Lays a learnt square table over the true grid of every image.
+
+    Args:
+      table: [g*g, D] float32.
+      grid: [B, 2] int32, true (gh, gw) of each image, at least 1.
+      canvas: (h, w), cells of the padded canvas.
+      matrix: weights of the resize along one axis, e.g. `bicubic_matrix`.
+
+    Returns:
+      [B, h*w, D] float32; cells outside the true grid mean nothing.
+    """
+    side = int(round(table.shape[0] ** 0.5))
+    square = table.reshape(side, side, -1)
+
+    def one_image(size):
+        rows, columns = (matrix(side, size[i], canvas[i]) for i in range(2))
+        patches = jnp.einsum("hi,ijd,wj->hwd", rows, square, columns, precision="highest")
+        return patches.reshape(-1, table.shape[-1])
+
+    return jax.vmap(one_image)(grid)
+
+
+# ---- Rotary angles ------------------------------------------------------------------------------
+
+
+def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int,
+                 base_grid: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary position angles of EVA-02 (arXiv 2303.11331).
+
+    Positions are rescaled so that every image spans `base_grid` cells. The first half of a head's
+    channels turns with the row, the second half with the column; neighbours share an angle.
+
+    Args:
+      grid: [B, 2] int32, true (gh, gw) of each image.
+      canvas: (h, w), cells of the padded canvas.
+      head_width: K, a multiple of 4.
+      base_grid: side of the grid the angles were made for (16 in both published models).
+
+    Returns:
+      cos and sin, each [B, h*w, K] float32.
+    """
+    half = head_width // 2
+    frequencies = 10000.0 ** (-2.0 * jnp.arange(half // 2, dtype=jnp.float32) / half)
+
+    def angles(cells, true_cells):  # -> [B, cells, K/2]
+        position = jnp.arange(cells, dtype=jnp.float32)[None] / true_cells[:, None] * base_grid
+        return jnp.repeat(position[..., None] * frequencies[None, None], 2, axis=-1)
+
+    rows, columns = over_cells(*(angles(cells, grid[:, axis].astype(jnp.float32))
+                                 for axis, cells in enumerate(canvas)))
+    table = jnp.concatenate([rows, columns], -1)
+    return jnp.cos(table), jnp.sin(table)
+
+
+def over_cells(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What rows [B, h, n] and columns [B, w, n] have, for every cell: two arrays [B, h*w, n]."""
+    batch, h, n = rows.shape
+    shape = (batch, h, columns.shape[1], n)
+    return tuple(jnp.broadcast_to(x, shape).reshape(batch, -1, n)
+                 for x in (rows[:, :, None], columns[:, None]))
+
+
+def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns each pair of neighbouring channels by its angle.
+
+    Args:
+      tokens: [B, L, A, K] patches (the tokens before them, and mask tokens, are not rotated).
+      rotary: cos and sin, [B, L, K].
+
+    Returns:
+      [B, L, A, K] in the dtype of `tokens`.
+    """
+    def quarter(tokens):
+        pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
+        return jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
+
+    return _turn(tokens, rotary, quarter)
+
+
+def rotate_halves(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The same for channels paired across the two halves of a head: 0 with K/2, 1 with K/2 + 1."""
+    def quarter(tokens):
+        first, second = jnp.split(tokens, 2, -1)
+        return jnp.concatenate([-second, first], -1)
+
+    return _turn(tokens, rotary, quarter)
+
+
+def _turn(tokens, rotary, quarter):
+    """Turns pairs of channels by their angles; `quarter` turns all by a right angle."""
+    cos, sin = (x[:, :, None] for x in rotary)
+    if tokens.dtype == jnp.bfloat16:
+        # By a matrix of 0, 1 and -1, which is as exact: moving channels about writes them to memory
+        # several times. By the count of a TPU v5e, that takes three times as long.
+        matrix = quarter(jnp.eye(tokens.shape[-1], dtype=tokens.dtype))
+        turned = jnp.einsum("blak,kj->blaj", tokens, matrix)
+    else:
+        turned = quarter(tokens)
+    return (tokens * cos + turned * sin).astype(tokens.dtype)
