@@ -1,23 +1,27 @@
 """Ends writing commands by force and looks at what is left: python benchmarks/interruptions.py
 
 Starts each command that writes, ends it at a random moment of its work (SIGKILL, SIGTERM, SIGINT as
-Ctrl-C sends it, or a disk that takes no more), looks at its output and for processes that outlive
-it, gives the same line again, and compares with what an unbroken run wrote. Training has its own
-program, faults.py.
+Ctrl-C sends it, files that may not grow, or a disk that is full), looks at its output and for
+processes that outlive it, gives the same line again, and compares with what an unbroken run wrote.
+The full disk is a tmpfs of a tenth to nine tenths of the output, which only root may mount.
+Training has its own program, faults.py.
 
     damaged     files that were there under their final name, but not whole
     differs     outputs that are not those of the unbroken run after the line was given again
     left over   files there then that the unbroken run does not have
     orphans     processes still there 10 s after the end of the one that was started
-    other ends  Ctrl-C without exit code 130 and its one line; full disks without 1 and a sentence
+    other ends  Ctrl-C without exit code 130 and its one line; a full disk without a sentence
 """
 
 import collections
+import contextlib
 import hashlib
 import os
 import pathlib
 import random
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,13 +37,14 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = pathlib.Path(__file__).parents[1]
+ENDS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT,
+        "file limit": None, "full disk": None}
 TIMES = flags.DEFINE_integer("times", 6, "each command is ended in each way")
 PICTURES = flags.DEFINE_integer("pictures", 96, "of the data set", lower_bound=40)
+WAYS = flags.DEFINE_multi_enum("way", list(ENDS), list(ENDS), "how they are ended")
 ONLY = flags.DEFINE_list("only", [], "commands, by their number in the table")
 SEED = flags.DEFINE_integer("seed", 0, "of the moments")
 
-ENDS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT,
-        "full disk": None}
 COLUMNS = ("damaged", "differs", "left over", "orphans", "other ends")
 _PATIENCE = 10  # seconds
 
@@ -67,6 +72,13 @@ COMMANDS = (
     Command("convert", f"convert --config={ROOT}/configs/quickstart.py --layout=ours --overwrite "
             f"--source={ROOT}/maskclippp_jax/assets/quickstart_clip.safetensors "
             "--output={out}/x.safetensors"),
+    Command("masks export", "masks export --generator=quickstart --dataset=own --split=train "
+            "--data_dir=data --output={out}/b"),
+    Command("predict", "predict images --config=quickstart --checkpoint=untuned "
+            "--names_file=names.txt --masks=labels/{stem}.png --output={out}"),
+    Command("evaluate", "evaluate --config=quickstart --checkpoint=untuned "
+            "--config.eval.dataset=own --config.eval.split=train --config.data_dir=data "
+            "--workdir={out}/results --save_predictions={out}/predictions"),
 )
 
 
@@ -81,13 +93,13 @@ def main(argv):
         make_inputs(place)
         for command in chosen:
             whole, seconds = unbroken(command, place)
-            for name, number in ENDS.items():
+            for name in WAYS.value:
                 found = collections.Counter()
                 for i in range(3 * TIMES.value):  # some end before they are hit
                     if found["times"] == TIMES.value:
                         break
                     out = place / f"{command.name} {name} {i}".replace(" ", "_")
-                    found.update(strike(command, place, out, number, seconds, whole, chance))
+                    found.update(strike(command, place, out, name, seconds, whole, chance))
                 table.add_row(command.name, name, str(found.pop("times", 0)),
                               *(str(found[c]) for c in COLUMNS))
                 wrong += sum(found[c] for c in COLUMNS)
@@ -131,53 +143,69 @@ def whole_of(command: Command, place: pathlib.Path) -> pathlib.Path:
     return place / f"{command.name} whole".replace(" ", "_")
 
 
-def strike(command: Command, place: pathlib.Path, out: pathlib.Path, number: int | None,
+def strike(command: Command, place: pathlib.Path, out: pathlib.Path, way: str,
            seconds: float, whole: dict[str, str], chance: random.Random) -> collections.Counter:
     """Ends a command once; what was wrong then, see `COLUMNS`."""
     out.mkdir()
-    if command.first:
-        start(command.first.replace("{out}", str(out)), place).communicate()
-    line, found = command.line.replace("{out}", str(out)), collections.Counter()
-    mark = uuid.uuid4().hex
-    if number is None:
-        largest = max((whole_of(command, place) / name).stat().st_size for name in whole)
-        process = start(line, place, mark, limit=int(largest * chance.uniform(0.1, 0.9)))
-    else:
-        process = start(line, place, mark)
-        time.sleep(seconds * chance.uniform(0.35, 0.95))
-        if process.poll() is not None:  # it was faster
-            return found
-        # A terminal sends Ctrl-C to all processes; a scheduler its signal to the first one.
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    words = process.communicate()[1]
-    found["times"] = 1
-    if number == signal.SIGINT and process.returncode not in (130, 0, -number):  # -2: at its end
-        found["other ends"] += 1
-        print(process.returncode, words[-2000:], file=sys.stderr)
-    if number == signal.SIGINT and "Traceback" in words:
-        found["other ends"] += 1
-        print(words[-2000:], file=sys.stderr)
-    if number is None and (process.returncode not in (1, 2) or "error: " not in words
-                           or "Traceback" in words):
-        found["other ends"] += 1
-        print(process.returncode, words[-2000:], file=sys.stderr)
-    until = time.monotonic() + _PATIENCE
-    while alive(mark) and time.monotonic() < until:
-        time.sleep(0.1)
-    found["orphans"] = len(alive(mark))
-    found["damaged"] = sum(
-        content != whole.get(name, content) for name, content in files_in(out).items())
-    again = start(line, place)
-    words = again.communicate()[1]
-    now = files_in(out)
-    if {k: now.get(k) for k in whole} != whole:
-        found["differs"] += 1
-        print(line, again.returncode, words[-2000:], file=sys.stderr)
-    extra = sorted(set(now) - set(whole))
-    found["left over"] = len(extra)
-    if extra:
-        print("left over", extra, file=sys.stderr)
+    number, mark, found = ENDS[way], uuid.uuid4().hex, collections.Counter()
+    with contextlib.ExitStack() as disk:
+        sizes = [(whole_of(command, place) / name).stat().st_size for name in whole]
+        if way == "full disk":
+            # What it replaces is on the disk as well.
+            there = sum(sizes) if command.first else 0
+            disk.enter_context(mounted(out, there + int(sum(sizes) * chance.uniform(0.1, 0.9))))
+        if command.first:
+            start(command.first.replace("{out}", str(out)), place).communicate()
+        line = command.line.replace("{out}", str(out))
+        limit = int(max(sizes) * chance.uniform(0.1, 0.9)) if way == "file limit" else None
+        process = start(line, place, mark, limit)
+        if number is not None:
+            time.sleep(seconds * chance.uniform(0.35, 0.95))
+            if process.poll() is not None:  # it was faster
+                return found
+            # A terminal sends Ctrl-C to all processes; a scheduler its signal to the first one.
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        words = process.communicate()[1]
+        found["times"] = 1
+        if way == "Ctrl-C":  # -2: at its end
+            right = process.returncode in (130, 0, -number)
+        else:
+            right = number is not None or (process.returncode in (1, 2) and "error: " in words)
+        if not right or (number in (None, signal.SIGINT) and "Traceback" in words):
+            found["other ends"] = 1
+            print(way, process.returncode, words[-2000:], file=sys.stderr)
+        until = time.monotonic() + _PATIENCE
+        while alive(mark) and time.monotonic() < until:
+            time.sleep(0.1)
+        found["orphans"] = len(alive(mark))
+        wrong = [name for name, content in files_in(out).items()
+                 if content != whole.get(name, content)]
+        found["damaged"] = len(wrong)
+        if way == "full disk":
+            subprocess.run(["mount", "-o", "remount,size=1g", str(out)], check=True)
+        again = start(line, place)
+        words = again.communicate()[1]
+        now = files_in(out)
+        if other := [k for k in whole if now.get(k) != whole[k]]:
+            found["differs"] = 1
+            print(way, line, other, again.returncode, words[-2000:], file=sys.stderr)
+        extra = sorted(set(now) - set(whole))
+        found["left over"] = len(extra)
+        if wrong or extra:
+            print(way, "damaged", wrong, "left over", extra, file=sys.stderr)
+    if not sum(found[c] for c in COLUMNS):
+        shutil.rmtree(out)
     return found
+
+
+@contextlib.contextmanager
+def mounted(folder: pathlib.Path, size: int):
+    """A folder that is a disk of `size` bytes."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def start(line: str, place: pathlib.Path, mark: str = "", limit: int | None = None
@@ -207,8 +235,9 @@ def alive(mark: str) -> list[int]:
 
 
 def files_in(folder: pathlib.Path) -> dict[str, str]:
-    """A hash of each file; locks do not count."""
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+    """A hash of each file; locks do not count, nor does how fast an evaluation was."""
+    read = lambda file: re.sub(rb'"images_per_second": [^,}]*', b"", file.read_bytes())
+    return {str(f.relative_to(folder)): hashlib.sha256(read(f)).hexdigest()
             for f in sorted(folder.rglob("*")) if f.is_file() and f.name != ".lock"}
 
 

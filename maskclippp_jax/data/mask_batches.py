@@ -30,7 +30,7 @@ def mask_batches(records: typing.Sequence[dict], sources: typing.Sequence[MaskSo
       sources: one for each version of the pictures, with the same records.
       batch_size: pictures a step over all hosts.
       loader_min: shorter side the picture is brought to, pixels; None leaves it.
-      loader_max: longest side then allowed.
+      loader_max: longest side then allowed; None: any.
       host: number of this host.
       hosts: how many there are; must divide `batch_size`.
 

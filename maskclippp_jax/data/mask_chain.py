@@ -59,14 +59,31 @@ def probabilities(masks: jax.Array) -> jax.Array:
     return resample.soft(masks)
 
 
-def mask_taps(sizes: MaskSizes, target: jax.Array, canvas: tuple[int, int]) -> tuple[Taps, Taps]:
+def mask_taps(sizes: MaskSizes, target: jax.Array, canvas: tuple[int, int],
+              corner: jax.Array | tuple[int, int] = (0, 0)) -> tuple[Taps, Taps]:
     """Rows and columns of one picture's masks on a canvas, at the true size `target` [2].
 
-    Beyond `target` the canvas is zero.
+    Beyond `target` the canvas is zero. It may be a part of the picture, from the pixel `corner` on.
     """
-    return tuple(
-        resample.bilinear_taps(canvas[i], Stage(sizes.kept[i], target[i]),
-                               Stage(sizes.stored[i], sizes.enlarged[i])) for i in range(2))
+    return tuple(resample.bilinear_taps(canvas[i], *_stages(sizes, target, i), first=corner[i])
+                 for i in range(2))
+
+
+def window_of(sizes: MaskSizes, target: typing.Sequence[int], tile: tuple[int, int]
+              ) -> tuple[int, int]:
+    """Rows and columns of stored masks that a tile of these pixels reads at most.
+
+    Args:
+      sizes: of one picture's masks, numbers.
+      target: true size of the result.
+      tile: its height and width.
+    """
+    return tuple(resample.window_of(tile[i], *_stages(sizes, target, i)) for i in range(2))
+
+
+def _stages(sizes: MaskSizes, target, axis: int) -> tuple[Stage, Stage]:
+    return (Stage(sizes.kept[axis], target[axis]),
+            Stage(sizes.stored[axis], sizes.enlarged[axis]))
 
 
 def mirrored(taps: Taps, size: jax.Array, flip: jax.Array) -> Taps:

@@ -20,6 +20,7 @@ from etils import epy
 
 from maskclippp_jax.data import transforms
 from maskclippp_jax.data.records import decode_segments, id_of
+from maskclippp_jax.models import resample
 
 with epy.lazy_imports():  # slow to import, and not needed to name a photograph
     import grain
@@ -236,6 +237,12 @@ def up(size: tuple[int, int], multiple: int) -> tuple[int, ...]:
     return tuple(-(-side // multiple) * multiple for side in size)
 
 
+def few_sides(size: tuple[int, int]) -> tuple[int, ...]:
+    """Sides of a size rounded up to a power of two, or one and a half of one: few canvases for
+    pictures of whatever sizes, on which little is computed."""
+    return tuple(resample.few(max(side, CANVAS)) for side in size)
+
+
 # A number, or a function of the sizes of loaded pictures and of the most masks of one.
 BatchSize = int | typing.Callable[[typing.Sequence[tuple[int, int]], int], int]
 
@@ -250,7 +257,7 @@ def eval_batches(records: typing.Sequence[dict], *, batch_size: BatchSize, loade
       records: raw records, random access.
       batch_size: pictures a step over all hosts.
       loader_min: shorter side the picture is brought to, pixels; None leaves it.
-      loader_max: longest side then allowed.
+      loader_max: longest side then allowed; None: any.
       canvas_multiple: canvas sides are multiples of this, so that there are few of them.
       chosen: numbers of the records wanted; None: all.
       host: number of this host.

@@ -30,14 +30,14 @@ class ColorJitter:
     contrast_first: bool = True      # contrast before saturation and hue, or after them
 
 
-def shortest_edge(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+def shortest_edge(height: int, width: int, short: int, longest: int | None) -> tuple[int, int]:
     """Size (height, width) with the shorter side `short`, unless the longer one passed `longest`.
 
-    Rounded as detectron2's ResizeShortestEdge does, half up.
+    None: it may be as long as it is. Rounded as detectron2's ResizeShortestEdge does, half up.
     """
     scale = short / min(height, width)
     sides = (short, scale * width) if height < width else (scale * height, short)
-    if max(sides) > longest:
+    if longest is not None and max(sides) > longest:
         sides = tuple(side * (longest / max(sides)) for side in sides)
     # The public code gives an extreme picture no pixel.
     return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))

@@ -32,18 +32,19 @@ class Stage(typing.NamedTuple):
     num_out: jax.Array | int
 
 
-def bilinear_taps(num_rows: int, *stages: Stage) -> Taps:
+def bilinear_taps(num_rows: int, *stages: Stage, first: jax.Array | int = 0) -> Taps:
     """What each of `num_rows` output rows reads after one or more resizes.
 
     Args:
       num_rows: rows of the output canvas; rows beyond a stage's true `num_out` get weight 0, as if
         that stage's result had been padded with zeros.
       stages: the resizes, the *last* one first.
+      first: number of the first output row, for a part of them.
 
     Returns:
       Taps with k = 2 ** len(stages) (k = 1 without stages: the identity).
     """
-    index = jnp.arange(num_rows)[:, None]  # [n, 1]
+    index = first + jnp.arange(num_rows)[:, None]  # [n, 1]
     weight = jnp.ones((num_rows, 1), jnp.float32)
     for num_in, num_out in stages:
         twice = jnp.maximum((2 * index + 1) * num_in - num_out, 0)  # 2 * num_out * coordinate
@@ -183,7 +184,8 @@ class Tile(typing.NamedTuple):
 
 
 def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Taps, columns: Taps,
-              map_size: tuple[int, int], tile: tuple[int, int]) -> typing.Any:
+              map_size: tuple[int, int], tile: tuple[int, int],
+              window: tuple[int, int] | None = None) -> typing.Any:
     """Runs a function on every tile of enlarged maps, one after the other.
 
     Enlarging in tiles is both cheap (an output tile reads a small window of the maps, so the
@@ -195,6 +197,7 @@ def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Ta
       columns: [V, W, k].
       map_size: (h, w) of the maps.
       tile: (T, U), pixels.
+      window: cells of the maps that a tile reads at most, where that is known (`window_of`).
 
     Returns:
       What `function` returns, stacked on leading axes [ceil(H / T), ceil(W / U)].
@@ -216,6 +219,8 @@ def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Ta
         results = jax.lax.map(one, jnp.arange(counts[0] * counts[1]))
         return jax.tree.map(lambda x: x.reshape(*counts, *x.shape[1:]), results)
 
+    if window is not None:
+        return run(tuple(map(min, window, map_size)))
     # True sizes are known at run time only. Should a tile not fit the usual window, every tile
     # reads whole maps: as right, and slow; so canvases should be little larger than what they
     # hold.
@@ -224,6 +229,26 @@ def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Ta
         return run(map_size)
     fit = axes[0].fits(small[0]) & axes[1].fits(small[1])
     return jax.lax.cond(fit, lambda: run(small), lambda: run(map_size))
+
+
+def window_of(block: int, *stages: Stage) -> int:
+    """Source rows that `block` output rows next to each other read at most; one of few numbers.
+
+    Args:
+      block: how many.
+      stages: as of `bilinear_taps`, with numbers.
+    """
+    rows = block
+    for num_in, num_out in stages:
+        # Between the coordinates of the first and the last; and a neighbour on either side.
+        rows = (rows - 1) * num_in // num_out + 3
+    return few(rows)
+
+
+def few(number: int) -> int:
+    """The smallest number not below it that is a power of two, or one and a half of one."""
+    power = 1 << max(0, number - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= number else power
 
 
 class _Axis(typing.NamedTuple):

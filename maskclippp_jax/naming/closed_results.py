@@ -116,18 +116,21 @@ def _facts(masks: Masks, kept: np.ndarray, weights: np.ndarray, *, with_bits: bo
     slots = -(-max(len(kept), 1) // 8) * 8
     pad = lambda x, value: np.pad(x, [(0, slots - len(x))] + [(0, 0)] * (x.ndim - 1),
                                   constant_values=value)
-    return jax.device_get(_facts_on_device(
-        pad(np.asarray(masks.mask_logits, np.float32)[kept], -1.0), masks.sizes,
-        np.array(masks.size, np.int32), pad(weights[kept].astype(np.float32), -np.inf),
-        canvas=pipeline.up(masks.size, pipeline.CANVAS), with_bits=with_bits))
+    look = functools.partial(
+        _facts_on_device, *jax.device_put((
+            pad(np.asarray(masks.mask_logits, np.float32)[kept], -1.0), masks.sizes,
+            np.array(masks.size, np.int32), pad(weights[kept].astype(np.float32), -np.inf))),
+        with_bits=with_bits)
+    sizes = MaskSizes(*(np.asarray(x).tolist() for x in masks.sizes))
+    return postprocess.join_facts(postprocess.in_blocks(look, sizes, masks.size))
 
 
-@functools.partial(jax.jit, static_argnames=("canvas", "with_bits"))
-def _facts_on_device(mask_logits, sizes, size, weights, canvas, with_bits):
-    rows, columns = mask_chain.mask_taps(sizes, size, canvas)
+@functools.partial(jax.jit, static_argnames=("canvas", "window", "with_bits"))
+def _facts_on_device(mask_logits, sizes, size, weights, canvas, corner, window, with_bits):
+    rows, columns = mask_chain.mask_taps(sizes, size, canvas, corner)
     return postprocess.mask_facts(
-        mask_logits, rows, columns, size, weights, tile=postprocess.tile_for(),
-        with_bits=with_bits, activation=jax.nn.sigmoid)
+        mask_logits, rows, columns, size - corner, weights, tile=postprocess.tile_for(),
+        with_bits=with_bits, window=window, activation=jax.nn.sigmoid)
 
 
 @functools.partial(jax.jit, static_argnames="side")

@@ -2,7 +2,8 @@
 
 One program per shape: pictures come on padded canvases with their true sizes beside them, and names
 are padded to a few sizes, so that neither another picture size within a canvas nor another
-vocabulary compiles anything.
+vocabulary compiles anything. What brings pictures and masks to the image tower's size are small
+programs of their own, so that the towers are compiled for its few canvases alone.
 """
 
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import transforms
-from maskclippp_jax.models import layers, maskclippp, resample, similarity
+from maskclippp_jax.models import maskclippp, resample, similarity
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import loading, postprocess
 from maskclippp_jax.runtime import sharding
@@ -139,7 +140,7 @@ def canvas_for(batch: dict, short_side: int | None, max_tokens: int, patch: int
 @functools.lru_cache(maxsize=4)  # several models of one kind are compared: compiled once
 def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
                semantic: bool) -> typing.Callable[..., Result]:
-    """The jitted program `(params, batch, sizes, names, canvas) -> Result`.
+    """The function `(params, batch, sizes, names, canvas) -> Result`, of jitted programs.
 
     batch has image uint8 [B, H, W, 3], segments [B, H', W'] and labels [B, N] (only its width is
     used); `canvas` is static, see `canvas_of`. With `semantic` false the label maps are empty.
@@ -148,27 +149,33 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
         model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def name_masks(params, batch, sizes, names, canvas):
+    @jax.jit
+    def name_masks(params, seen, names):
         model = build(params)
-        features = segment_features(model, batch, sizes, patch, canvas)
-        name_logits = model.classify(features, names.embeddings)
+        name_logits = model.classify(model.encode_image(*seen), names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
-        scores = jax.nn.softmax(logits)
-        labels = jnp.zeros((len(scores), 0, 0), jnp.int16)
-        if semantic:
-            labels = sharding.each_picture(
-                lambda x, _: postprocess.segment_labels(*x),
-                (batch["segments"], sizes.segments, sizes.masks, scores))
-        result = Result(scores, postprocess.mask_classes(logits), labels)
+        labels = jnp.zeros((len(logits), 0, 0), jnp.int16)
+        result = Result(jax.nn.softmax(logits), postprocess.mask_classes(logits), labels)
         return jax.tree.map(sharding.constrain_batch, result)
 
-    return name_masks
+    @jax.jit
+    def paint(segments, stored, masks, scores):
+        return sharding.constrain_batch(sharding.each_picture(
+            lambda x, _: postprocess.segment_labels(*x), (segments, stored, masks, scores)))
+
+    def run(params, batch, sizes, names, canvas):
+        result = name_masks(params, see_segments(batch, sizes, patch, canvas), names)
+        if semantic:
+            result = result._replace(
+                labels=paint(batch["segments"], sizes.segments, sizes.masks, result.scores))
+        return result
+
+    return run
 
 
 def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
                  ) -> typing.Callable[..., jax.Array]:
-    """The jitted program `(params, batch, sizes, canvas) -> mask embeddings`, [B, N, E] float32.
+    """The function `(params, batch, sizes, canvas) -> mask embeddings`, [B, N, E] float32.
 
     They are unit vectors, as those of names are. The arguments: see `make_namer`.
     """
@@ -176,26 +183,45 @@ def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
         model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def encode(params, batch, sizes, canvas):
-        features = segment_features(build(params), batch, sizes, patch, canvas)
-        return similarity.unit(features.mask_embeddings)
+    @jax.jit
+    def encode(params, seen):
+        return similarity.unit(build(params).encode_image(*seen).mask_embeddings)
 
-    return encode
+    return lambda params, batch, sizes, canvas: encode(
+        params, see_segments(batch, sizes, patch, canvas))
 
 
-def segment_features(model: maskclippp.MaskCLIPpp, batch: dict, sizes: Sizes, patch: int,
-                     canvas: tuple[int, int]) -> layers.ImageFeatures:
-    """What the image tower makes of pictures whose masks are segments; see `make_namer`."""
-    num_masks = batch["labels"].shape[1]
-    image = jax.vmap(
-        lambda image, picture, network: to_network_size(image, picture, network, canvas))(
-            batch["image"], sizes.picture, sizes.network)
-    grid_masks = jax.vmap(
+class Seen(typing.NamedTuple):
+    """Pictures and masks as the image tower takes them, on one canvas."""
+
+    image: jax.Array       # [B, h, w, 3] float32
+    sizes: jax.Array       # [B, 2] int32, true sizes on it
+    grid_masks: jax.Array  # [B, N, L] float32
+
+
+def see_segments(batch: dict, sizes: Sizes, patch: int, canvas: tuple[int, int]) -> Seen:
+    """Brings pictures whose masks are segments to the canvas of the image tower; see `make_namer`.
+    """
+    image = see_images(batch["image"], sizes.picture, sizes.network, canvas=canvas)
+    grid_masks = _see_segments(batch["segments"], sizes, patch=patch, canvas=canvas,
+                               num_masks=batch["labels"].shape[1])
+    return Seen(image, sizes.network, grid_masks)
+
+
+@functools.partial(jax.jit, static_argnames=("patch", "canvas", "num_masks"))
+def _see_segments(segments, sizes, patch, canvas, num_masks):
+    return sharding.constrain_batch(jax.vmap(
         lambda s, stored, masks, network: segments_to_grid(
             s, stored, masks, network, patch, canvas, num_masks))(
-                batch["segments"], sizes.segments, sizes.masks, sizes.network)
-    return model.encode_image(image, sizes.network, grid_masks)
+                segments, sizes.segments, sizes.masks, sizes.network))
+
+
+@functools.partial(jax.jit, static_argnames="canvas")
+def see_images(images: jax.Array, sizes: jax.Array, network: jax.Array, canvas: tuple[int, int]
+               ) -> jax.Array:
+    """Pictures [B, H, W, 3] of sizes [B, 2], brought to sizes `network` on a canvas, float32."""
+    return sharding.constrain_batch(jax.vmap(
+        functools.partial(to_network_size, canvas=canvas))(images, sizes, network))
 
 
 def to_network_size(image: jax.Array, picture: jax.Array, network: jax.Array,

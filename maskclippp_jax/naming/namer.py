@@ -15,6 +15,7 @@ import numpy as np
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import mask_batches, pipeline, transforms
 from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.naming import inference, loading, postprocess, segmenter
 from maskclippp_jax.naming.ensembles import MaskScores
@@ -93,10 +94,10 @@ class Namer:
             raise ValueError(f"{picture.path or 'a picture'} of {width}x{height} pixels is too "
                              f"long: with its shorter side at {min(network)} pixels the image "
                              f"tower would see {network[1]}x{network[0]}; cut it into pieces")
-        canvas = pipeline.up(size, pipeline.CANVAS)
+        canvas = pipeline.few_sides(size)  # nothing but resizing works on it
         slots = -(-max(len(picture.ids), 1) // _MASK_SLOTS) * _MASK_SLOTS
         if picture.segments is not None:
-            stored = pipeline.up(picture.segments.shape, pipeline.CANVAS)
+            stored = pipeline.few_sides(picture.segments.shape)
             return "segments", canvas, stored, slots, network
         stored = mask_batches.mask_canvas(picture.masks.masks.shape[1:], size)
         kind = picture.masks.masks.dtype.str, picture.bundle and str(picture.bundle.folder)
@@ -136,10 +137,14 @@ class Namer:
                             pad(scores.void, slots)[None])
         classes = postprocess.Classes.of(vocabulary.is_thing, num_columns,
                                          self.config.eval.object_threshold)
-        size = picture.image.shape[:2]
-        results = self._heads(segmenter.proposals_of(batch, scores), classes,
-                              canvas=pipeline.up(size, pipeline.CANVAS))
-        row = jax.tree.map(lambda x: x[0], jax.device_get(results))
+        size, proposals = picture.image.shape[:2], segmenter.proposals_of(batch, scores)
+        sizes = MaskSizes(*(batch[k][0].tolist() for k in MaskSizes._fields))
+        blocks = postprocess.in_blocks(
+            functools.partial(self._heads, jax.device_put(proposals), classes), sizes, size)
+        blocks = jax.tree.map(lambda x: x[0], blocks)
+        row = blocks[0][0]._replace(
+            labels=postprocess.join_blocks([[b.labels for b in row] for row in blocks]),
+            facts=postprocess.join_facts([[b.facts for b in row] for row in blocks]))
         return segmenter.found_in(row, size, _WANTED, vocabulary,
                                   self.config.eval.overlap_threshold)
 

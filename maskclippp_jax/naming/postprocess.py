@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax.data.mask_chain import MaskSizes, mask_taps, mirrored
+from maskclippp_jax.data.mask_chain import MaskSizes, mask_taps, mirrored, window_of
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Taps
 from maskclippp_jax.naming.ensembles import MaskScores
@@ -85,10 +85,11 @@ class Results(typing.NamedTuple):
 
 
 def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Callable[..., Results]:
-    """The jitted program `(Proposals, Classes, canvas) -> Results`.
+    """The jitted program `(Proposals, Classes, canvas, corner, window) -> Results`.
 
     It is compiled once for all pictures within a canvas and all vocabularies within C columns.
-    `canvas` (H, W), static, is at least any output size.
+    `canvas` (H, W), static, is at least any output size; or it is a part of every picture from the
+    pixel `corner` on, and sums are over that part. `window`, static: see `resample.map_tiles`.
 
     Args:
       wanted: which results.
@@ -96,28 +97,66 @@ def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Cal
     """
     tile = tile or tile_for()
 
-    def one_picture(picture, classes, canvas):
+    def one_picture(picture, shared, canvas, window):
         masks, mask_valid, mask_sizes, output_size, scores = picture
-        rows, columns = mask_taps(mask_sizes, output_size, canvas)
+        classes, corner = shared
+        rows, columns = mask_taps(mask_sizes, output_size, canvas, corner)
         one = lambda x: jax.tree.map(lambda array: array[None], x)
         labels = jnp.zeros((0, 0), jnp.int16)
         if wanted.semantic:
             labels, _ = semantic_labels(masks[None], one(rows), one(columns), scores.classes[None],
-                                        classes.num_classes, tile=tile)
+                                        classes.num_classes, tile=tile, window=window)
         facts = MaskFacts(*(jnp.zeros((0,) * n) for n in (2, 1, 1, 1, 3)))
         if wanted.panoptic or wanted.num_instances:
             weights = panoptic_weights(scores, mask_valid, classes.object_threshold)
-            facts = mask_facts(masks, rows, columns, output_size, weights, tile=tile,
-                               with_bits=wanted.num_instances > 0)
+            facts = mask_facts(masks, rows, columns, output_size - corner, weights, tile=tile,
+                               with_bits=wanted.num_instances > 0, window=window)
         best = top_pairs(scores.classes, mask_valid, classes, facts, wanted.num_instances)
         return Results(labels, mask_classes(scores.classes), facts, *best)
 
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def heads(proposals, classes, canvas):
-        return sharding.each_picture(functools.partial(one_picture, canvas=canvas), proposals,
-                                     classes)
+    @functools.partial(jax.jit, static_argnames=("canvas", "window"))
+    def heads(proposals, classes, canvas, corner=np.zeros(2, np.int32), window=None):
+        return sharding.each_picture(
+            functools.partial(one_picture, canvas=canvas, window=window), proposals,
+            (classes, corner))
 
     return heads
+
+
+def in_blocks(look: typing.Callable[..., typing.Any], sizes: MaskSizes,
+              size: typing.Sequence[int]) -> list[list[typing.Any]]:
+    """Looks at one picture of any size by a program for blocks of one size.
+
+    So it is the sizes of the masks that ask for a program, and not each size of a picture.
+
+    Args:
+      look: called with `canvas`, `corner` and `window` as `make_heads` wants them, for each block.
+      sizes: of its masks, numbers.
+      size: its height and width.
+
+    Returns:
+      What `look` gave of each block, rows of blocks from the top, on the host.
+    """
+    tile = tile_for()
+    block = tuple(side * n for side, n in zip(tile, (4, 2)))
+    window = window_of(sizes, [int(side) for side in size], tile)
+    starts = [range(0, max(int(side), 1), step) for side, step in zip(size, block)]
+    started = [[look(canvas=block, corner=np.array([top, left], np.int32), window=window)
+                for left in starts[1]] for top in starts[0]]
+    return jax.device_get(started)
+
+
+def join_blocks(blocks: list[list[np.ndarray]]) -> np.ndarray:
+    """Blocks [..., T, U] of `in_blocks` side by side: [..., H, W], at least as large as asked."""
+    return np.concatenate([np.concatenate(row, -1) for row in blocks], -2)
+
+
+def join_facts(blocks: list[list["MaskFacts"]]) -> "MaskFacts":
+    """Facts of a picture from those of its blocks."""
+    part = lambda name: [[getattr(facts, name) for facts in row] for row in blocks]
+    return MaskFacts(join_blocks(part("winner")),
+                     *(np.sum(part(name), (0, 1)) for name in ("covered", "above", "total")),
+                     join_blocks(part("bits")))
 
 
 def mask_classes(class_logits: jax.Array) -> jax.Array:
@@ -159,8 +198,8 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
 
 
 def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Array,
-                    num_classes: jax.Array | int, *, tile: tuple[int, int]
-                    ) -> tuple[jax.Array, jax.Array]:
+                    num_classes: jax.Array | int, *, tile: tuple[int, int],
+                    window: tuple[int, int] | None = None) -> tuple[jax.Array, jax.Array]:
     """The semantic label map of one image with soft masks.
 
     The score of class c at a pixel is the sum over masks of p[n, c] * mask n there, and the mean of
@@ -177,6 +216,7 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
       scores: [V, N, C] float32, at least 0; 0 in columns without a class and in empty slots.
       num_classes: how many of the columns are classes; the others take little time.
       tile: output pixels worked on at once.
+      window: see `resample.map_tiles`.
 
     Returns:
       [H, W] int16 labels, the first class on ties and class 0 where no mask is, and [H, W] float32,
@@ -213,7 +253,7 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
         start = jnp.int32(0), jnp.zeros(tile, jnp.int16), jnp.zeros(tile)
         return jax.lax.while_loop(may_win, one_chunk, start)[1:]
 
-    labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile)
+    labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile, window)
     return _join(labels, shape), _join(best, shape) / num_versions
 
 
@@ -266,7 +306,7 @@ class MaskFacts(typing.NamedTuple):
 
 
 def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, weights: jax.Array, *,
-               tile: tuple[int, int], with_bits: bool,
+               tile: tuple[int, int], with_bits: bool, window: tuple[int, int] | None = None,
                activation: typing.Callable[[jax.Array], jax.Array] = lambda x: x) -> MaskFacts:
     """Looks at one image's masks at full size, tile by tile.
 
@@ -274,11 +314,12 @@ def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, wei
       masks: [N, h, w], see `resample.soft`.
       rows: [H, k], taps from the masks to the output rows.
       columns: [W, k].
-      size: [2] int32, true size of the output.
+      size: [2] int32, true size of the output; what lies beyond it counts nowhere.
       weights: [N] float32; at each pixel the mask with the largest weight * mask wins, the first
         one on ties. -inf: does not compete.
       tile: output pixels worked on at once; its width is a multiple of 8.
       with_bits: whether `bits` are wanted; they are empty otherwise.
+      window: see `resample.map_tiles`.
       activation: of enlarged masks, which makes them probabilities if they are not yet.
     """
     shape = len(rows.index), len(columns.index)
@@ -310,7 +351,7 @@ def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, wei
                   else jnp.zeros((0, tile[0], 0), jnp.uint8)))
 
     rows, columns = (Taps(*(x[None] for x in axis)) for axis in (rows, columns))
-    tiles = resample.map_tiles(one_tile, rows, columns, masks.shape[1:], tile)
+    tiles = resample.map_tiles(one_tile, rows, columns, masks.shape[1:], tile, window)
     return MaskFacts(
         _join(tiles["winner"], shape),
         *(tiles[k].sum((0, 1)) for k in ("covered", "above", "total")),

@@ -1,6 +1,6 @@
 """Naming the masks of a generator: from stored masks to label maps, segments and instances.
 
-One program for each canvas: pictures, masks and vocabularies are padded, so that neither another
+Programs for each canvas: pictures, masks and vocabularies are padded, so that neither another
 picture size within a canvas nor another vocabulary of similar size compiles anything.
 """
 
@@ -16,7 +16,7 @@ from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.mask_chain import MaskSizes
-from maskclippp_jax.models import layers, maskclippp, similarity
+from maskclippp_jax.models import maskclippp, similarity
 from maskclippp_jax.naming import ensembles, inference, loading, postprocess
 from maskclippp_jax.naming.ensembles import GeneratorLogits, MaskScores
 from maskclippp_jax.naming.postprocess import Heads, Instances, Proposals, Results
@@ -26,6 +26,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 # What of a batch goes to the device.
 _ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
               "kept", "classes")
+_MASKS = ("masks", "mask_valid", *MaskSizes._fields)  # of these, what tells of masks
 
 
 class Opinion(typing.NamedTuple):
@@ -158,8 +159,8 @@ def mean_over_templates(embeddings: np.ndarray) -> np.ndarray:
 def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kind: str, *,
                    ensemble: bool, dtype=jnp.float32, platform: str | None = None
                    ) -> typing.Callable[..., Results]:
-    """The jitted program `(params, batch, network, names, opinion, classes, canvas,
-    output_canvas) -> Results`.
+    """The function `(params, batch, network, names, opinion, classes, canvas, output_canvas) ->
+    Results`, of jitted programs.
 
     batch is one of `data.mask_batches` on the device, network [B, 2] int32 the size at which the
     image tower sees each picture, names and classes are the vocabulary (`inference.Names`,
@@ -173,14 +174,19 @@ def make_segmenter(model_config: maskclippp.MaskCLIPppConfig, wanted: Heads, kin
       dtype: arithmetic of the towers.
       platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
-    classify = _classifier(model_config, kind, ensemble=ensemble, dtype=dtype, platform=platform)
+    classify = make_classifier(model_config, kind, ensemble=ensemble, dtype=dtype,
+                               platform=platform)
     heads = postprocess.make_heads(wanted, postprocess.tile_for(platform))
 
-    @functools.partial(jax.jit, static_argnames=("canvas", "output_canvas"))
-    def segment(params, batch, network, names, opinion, classes, canvas, output_canvas):
-        scores = classify(params, batch, network, names, opinion, canvas)
-        results = heads(proposals_of(batch, scores), classes, canvas=output_canvas)
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def look(batch, scores, classes, canvas):
+        results = heads(proposals_of(batch, scores), classes, canvas=canvas)
         return jax.tree.map(sharding.constrain_batch, results)
+
+    def segment(params, batch, network, names, opinion, classes, canvas, output_canvas):
+        scores = classify(params, batch, network, names, opinion, canvas=canvas)
+        masks = {k: batch[k] for k in (*_MASKS, "output_size")}
+        return look(masks, scores, classes, canvas=output_canvas)
 
     return segment
 
@@ -215,7 +221,7 @@ def make_averaging_segmenter(model_config: maskclippp.MaskCLIPppConfig, kind: st
         scores = [scores_of(params, batch, network, names, opinion, canvas=canvas)
                   for batch, network in zip(batches, networks)]
         output_size = batches[0]["output_size"]
-        masks = [{k: b[k] for k in ("masks", "mask_valid", *MaskSizes._fields)} for b in batches]
+        masks = [{k: b[k] for k in _MASKS} for b in batches]
         return average(masks, scores, output_size, classes.num_classes, flipped,
                        canvas=output_canvas)
 
@@ -223,34 +229,47 @@ def make_averaging_segmenter(model_config: maskclippp.MaskCLIPppConfig, kind: st
 
 
 def make_classifier(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ensemble: bool,
-                    dtype=jnp.float32) -> typing.Callable[..., MaskScores]:
-    """The jitted program `(params, batch, network, names, opinion, canvas) -> MaskScores`.
-
-    The arguments: see `make_segmenter`.
+                    dtype=jnp.float32, platform: str | None = None
+                    ) -> typing.Callable[..., MaskScores]:
+    """The function `(params, batch, network, names, opinion, canvas) -> MaskScores`, of jitted
+    programs. The arguments: see `make_segmenter`.
     """
-    classify = _classifier(model_config, kind, ensemble=ensemble, dtype=dtype)
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, heads=configuration.heads_on(platform),
+        rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
 
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def scores_of(*args, canvas):
-        return jax.tree.map(sharding.constrain_batch, classify(*args, canvas))
+    @jax.jit
+    def scores_of(params, seen, mask_valid, stored, names, opinion):
+        model = build(params)
+        name_logits = model.classify(model.encode_image(*seen), names.embeddings)
+        logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
+        generator, of_test_classes = generator_logits(kind, stored, names.synonym_class, opinion)
+        given_back = ensembles.void_given_back(logits, opinion.objectness)
+        if ensemble:
+            logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
+        return jax.tree.map(sharding.constrain_batch,
+                            ensembles.scores(logits, generator, mask_valid, given_back))
 
-    return scores_of
+    return lambda params, batch, network, names, opinion, canvas: scores_of(
+        params, see_masks(batch, network, patch, canvas), batch["mask_valid"],
+        batch.get("classes"), names, opinion)
 
 
 def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
                  ) -> typing.Callable[..., jax.Array]:
-    """The jitted program `(params, batch, network, canvas) -> mask embeddings`, unit vectors
-    [B, N, E] float32. The arguments: see `make_segmenter`."""
+    """The function `(params, batch, network, canvas) -> mask embeddings`, unit vectors [B, N, E]
+    float32. The arguments: see `make_segmenter`."""
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
         model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
     patch = model_config.image.patch_size
 
-    @functools.partial(jax.jit, static_argnames="canvas")
-    def encode(params, batch, network, canvas):
-        return similarity.unit(
-            _features(build(params), batch, network, patch, canvas).mask_embeddings)
+    @jax.jit
+    def encode(params, seen):
+        return similarity.unit(build(params).encode_image(*seen).mask_embeddings)
 
-    return encode
+    return lambda params, batch, network, canvas: encode(
+        params, see_masks(batch, network, patch, canvas))
 
 
 def proposals_of(batch: dict, scores: MaskScores) -> Proposals:
@@ -260,39 +279,19 @@ def proposals_of(batch: dict, scores: MaskScores) -> Proposals:
                      batch["output_size"], scores)
 
 
-def _classifier(model_config, kind: str, *, ensemble: bool, dtype,
-                platform: str | None = None) -> typing.Callable[..., MaskScores]:
-    """`(params, batch, network, names, opinion, canvas) -> MaskScores`, to be part of a program."""
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, heads=configuration.heads_on(platform),
-        rngs=parameters.Keys(0)))
-    patch = model_config.image.patch_size
-
-    def classify(params, batch, network, names, opinion, canvas):
-        model = build(params)
-        features = _features(model, batch, network, patch, canvas)
-        name_logits = model.classify(features, names.embeddings)
-        logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
-        generator, of_test_classes = generator_logits(
-            kind, batch.get("classes"), names.synonym_class, opinion)
-        given_back = ensembles.void_given_back(logits, opinion.objectness)
-        if ensemble:
-            logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
-        return ensembles.scores(logits, generator, batch["mask_valid"], given_back)
-
-    return classify
+def see_masks(batch: dict, network: jax.Array, patch: int, canvas: tuple[int, int]
+              ) -> inference.Seen:
+    """Brings pictures with soft masks to the canvas of the image tower; see `make_segmenter`."""
+    image = inference.see_images(batch["image"], batch["image_size"], network, canvas=canvas)
+    grid_masks = _see_masks({k: batch[k] for k in _MASKS}, network, patch=patch, canvas=canvas)
+    return inference.Seen(image, network, grid_masks)
 
 
-def _features(model: maskclippp.MaskCLIPpp, batch: dict, network: jax.Array, patch: int,
-              canvas: tuple[int, int]) -> layers.ImageFeatures:
-    """What the image tower makes of pictures with soft masks."""
-    image = jax.vmap(
-        lambda image, picture, network: inference.to_network_size(
-            image, picture, network, canvas))(batch["image"], batch["image_size"], network)
-    grid_masks = jax.vmap(
+@functools.partial(jax.jit, static_argnames=("patch", "canvas"))
+def _see_masks(batch, network, patch, canvas):
+    return sharding.constrain_batch(jax.vmap(
         lambda masks, sizes, network: mask_chain.to_grid(masks, sizes, network, patch, canvas)
-    )(_soft_masks(batch), _sizes_of(batch), network)
-    return model.encode_image(image, network, grid_masks)
+    )(_soft_masks(batch), _sizes_of(batch), network))
 
 
 def _soft_masks(batch: dict) -> jax.Array:

@@ -106,8 +106,10 @@ def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], nu
         lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
         (params, names, opinion, classes))
     run = segmenter.make_segmenter(config.model, wanted, "open", ensemble=True, platform=platform)
+    # An evaluation runs the parts one after the other, each compiled for the shapes it depends on.
+    whole_run = jax.jit(run, static_argnames=("canvas", "output_canvas"))
     with jax.set_mesh(mesh):
-        return run.lower(shared[0], batch, of_batch(jnp.int32, 2), *shared[1:],
+        return whole_run.lower(shared[0], batch, of_batch(jnp.int32, 2), *shared[1:],
                          canvas=inference.canvas_of(network, patch),
                          output_canvas=pipeline.up(picture, pipeline.CANVAS))
 

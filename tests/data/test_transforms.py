@@ -66,6 +66,7 @@ def test_semantic_chain_equals_the_published_one(name):
 def test_shortest_edge_equals_the_published_sizes():
     got = [transforms.shortest_edge(*asked) for asked in CASE["sizes_asked"]["shortest_edge"]]
     np.testing.assert_array_equal(got, ARRAYS["out/sizes/shortest_edge"])
+    assert transforms.shortest_edge(100, 1000, 512, None) == (512, 5120)  # no longest side
 
 
 def test_drawn_jitter_stays_in_the_published_ranges():

@@ -38,6 +38,7 @@ from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.vocabulary import Vocabulary
 from tests import xla_flags
+from tests.compilations import compilations
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOCABULARY = dataclasses.replace(Vocabulary.shipped("scenes"), name="own")
@@ -179,21 +180,20 @@ PARTS = ("semantic", "panoptic", "instances")
 
 
 @pytest.fixture(scope="module")
-def programs():
-    """Every jitted program that was made for naming masks."""
-    made, make = [], segmenter.make_segmenter
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmenter, "make_segmenter",
-                      lambda *x, **kw: made.append(make(*x, **kw)) or made[-1])
-        yield made
+def compiled():
+    """Names of the programs that were compiled for `generated`."""
+    return []
 
 
 @pytest.fixture(scope="module")
-def generated(place, config, model, truth, mesh, programs):
+def generated(place, config, model, truth, mesh, compiled):
     """The pictures of a bundle of generated masks with logits of the same classes."""
-    with jax.set_mesh(mesh):
-        return list(passes.name_bundle(config, model, truth, PARTS, mesh, range(4),
-                                     Bundle(place / "open")))
+    with jax.set_mesh(mesh), compilations() as names:
+        segmenter.make_segmenter.cache_clear()  # another test's would be compiled already
+        found = list(passes.name_bundle(config, model, truth, PARTS, mesh, range(4),
+                                      Bundle(place / "open")))
+    compiled += names
+    return found
 
 
 def test_the_protocol_names_the_commit_of_a_checkout():
@@ -204,9 +204,10 @@ def test_the_protocol_names_the_commit_of_a_checkout():
     assert protocol.code_version().removesuffix("-dirty") == wanted
 
 
-def test_pictures_of_one_canvas_share_a_program(generated, programs):
+def test_pictures_of_one_canvas_share_their_programs(generated, compiled):
     """All sides are below 64 pixels here; heights, widths and numbers of masks differ."""
-    assert len(generated) == 4 and programs[0]._cache_size() == 1
+    assert len(generated) == 4
+    assert compiled.count("scores_of") == compiled.count("look") == 1
 
 
 def literal_scores(model, names, stored, number, version=Version()):

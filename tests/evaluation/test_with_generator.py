@@ -3,7 +3,6 @@
 Model, pictures and data sets are those of test_evaluate.
 """
 
-import functools
 import json
 
 import numpy as np
@@ -19,6 +18,7 @@ from maskclippp_jax.naming import generated, segmenter
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 from tests import tiny_eomt, tiny_generators
+from tests.compilations import compilations
 from tests.evaluation.test_evaluate import (  # noqa: F401, fixtures
     NAMES,
     SETS,
@@ -31,19 +31,10 @@ from tests.evaluation.test_evaluate import (  # noqa: F401, fixtures
 
 
 @pytest.fixture(scope="module")
-def programs(mesh):  # noqa: F811
-    """Every jitted program for naming masks; evaluations of one kind share it, on one device."""
-    made, make = [], segmenter.make_segmenter
-
-    @functools.cache
-    def shared(*args, **kw):
-        made.append(make(*args, **kw))
-        return made[-1]
-
+def one_device(mesh):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmenter, "make_segmenter", shared)
         patch.setattr(comparison.sharding, "make_mesh", lambda fsdp: mesh)
-        yield made
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +45,7 @@ def eomt(place):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def run(place, config, programs):  # noqa: F811
+def run(place, config, one_device):  # noqa: F811
     """`run(name, bundle, options)`: results, protocol and folder of predictions."""
     def run(name, bundle=None, oracle=None, checkpoints=("untuned",), config=config, **options):
         workdir = storage.path(place / f"of_{name}")
@@ -74,16 +65,16 @@ def files_of(folder):
 
 
 def test_a_generator_gives_what_the_bundle_that_it_exports_gives(
-        place, config, eomt, run, programs, monkeypatch):  # noqa: F811
+        place, config, eomt, run, monkeypatch):  # noqa: F811
     """To the last bit of every prediction with logits of float32, and nearly with float16."""
     truth = open_truth(config.data_dir, SETS, "validation")
     for dtype in ("float32", "float16"):
         made, = generated.open_generator(eomt, truth.records, augmented.PLAIN, config.eval)
         generated.export(made, place / dtype, float32=dtype == "float32")
     results, said = run("generator", generator=eomt)
-    compiled = [p._cache_size() for p in programs]
-    stored, of_stored = run("float32", place / "float32")
-    assert [p._cache_size() for p in programs] == compiled  # one program, the same shapes
+    with compilations() as compiled:
+        stored, of_stored = run("float32", place / "float32")
+    assert not {"scores_of", "look"} & set(compiled)  # the same programs, the same shapes
     assert results == stored
     one, other = (files_of(place / f"found_{name}") for name in ("generator", "float32"))
     assert one == other and len(one) > 4

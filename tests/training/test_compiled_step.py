@@ -56,7 +56,8 @@ def test_evaluation_runs_the_program_that_plan_compiles(
     make = segmenter.make_segmenter.__wrapped__
 
     def recorded(*arguments, **settings):
-        run = make(*arguments, **settings)
+        # An evaluation runs its parts one by one, `plan` compiles all of them as one.
+        run = jax.jit(make(*arguments, **settings), static_argnames=("canvas", "output_canvas"))
 
         def lower(*inputs, **canvases):
             raise Lowered(run.lower(*inputs, **canvases).as_text())
