@@ -59,6 +59,7 @@ def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
     batch, names, opinion = make_inputs(config, num_masks, num_classes)
     classes = Classes.of([True] * num_classes, len(names.synonym_class))
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
+    run = jax.jit(run, static_argnames=("canvas", "output_canvas"))  # as one program
     ours = run.lower(params, batch, network[None], names, opinion, classes, canvas=canvas,
                      output_canvas=tuple(-(-side // 64) * 64 for side in _LOADED)).compile()
     mine = measuring.best_time(lambda: ours(params, batch, network[None], names, opinion, classes))

@@ -90,11 +90,14 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
             new["frozen"] = _follow_statistics(state["frozen"], sums["statistics"])
         if config.ema_decay:
             new["ema"] = optax.incremental_update(trainable, state["ema"], 1 - config.ema_decay)
+        norm = optax.tree.norm(gradients)
         metrics = dict(
             loss=sums["loss"], masks=sums["masks"],
             mask_accuracy=sums["right"] / jnp.maximum(sums["masks"], 1),
-            grad_norm=optax.tree.norm(gradients), learning_rate=base_rate(state["step"]),
-            not_finite=first_not_finite(state["trainable"], gradients))
+            grad_norm=norm, learning_rate=base_rate(state["step"]),
+            not_finite=jax.lax.cond(
+                jnp.isfinite(norm) & jnp.isfinite(sums["loss"]), lambda: jnp.int32(-1),
+                lambda: first_not_finite(state["trainable"], gradients)))
         for group, multiplier in (("image", config.optimizer.image_multiplier),
                                   ("text", config.optimizer.text_multiplier)):
             if group in gradients:
@@ -129,10 +132,13 @@ def _follow_statistics(frozen: parameters.Tree, batch: dict) -> parameters.Tree:
 
 def first_not_finite(trainable: parameters.Tree, gradients: parameters.Tree) -> jax.Array:
     """The place in `names_of_arrays` of the first array with a NaN or infinity; -1: all are finite.
+
+    It reads all of them, so that it is only asked when the norm of the gradients, which any such
+    number spoils, is not finite.
     """
     arrays = [*parameters.flatten(trainable).values(), *parameters.flatten(gradients).values()]
     finite = jnp.stack([jnp.isfinite(x).all() for x in arrays])
-    return jnp.where(finite.all(), -1, finite.argmin())
+    return jnp.where(finite.all(), -1, finite.argmin()).astype(jnp.int32)
 
 
 def names_of_arrays(trainable: parameters.Tree) -> list[str]:

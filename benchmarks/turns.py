@@ -1,0 +1,72 @@
+"""Sides of a comparison by turns in one run, each in a process of its own; see peers.py."""
+
+import concurrent.futures
+import multiprocessing
+import resource
+import statistics
+import time
+import typing
+
+import numpy as np
+
+# Makes what is measured: a function without arguments that gives arrays.
+Load = typing.Callable[[], typing.Callable[[], typing.Sequence[np.ndarray]]]
+
+_loaded: dict[str, typing.Any] = {}  # of the process of one side
+
+
+class Side(typing.NamedTuple):
+    """What one side took."""
+
+    wall: list[float]    # seconds of each turn, by the clock
+    cores: list[float]   # seconds of all cores of a CPU together
+    peak_mb: float       # of the whole process, with libraries and weights
+    answer: list[np.ndarray]
+
+
+def take(sides: typing.Mapping[str, Load], repeats: int) -> dict[str, Side]:
+    """Runs every side once to warm up, then all by turns.
+
+    Args:
+      sides: by name; what makes each must be picklable.
+      repeats: turns of each.
+    """
+    spawn = lambda: concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"))
+    pools = {name: spawn() for name in sides}
+    try:
+        for name, load in sides.items():
+            pools[name].submit(_prepare, load).result()  # one after the other
+        turns: dict[str, list] = {name: [] for name in sides}
+        for _ in range(repeats):
+            for name, pool in pools.items():
+                turns[name].append(pool.submit(_turn).result())
+        return {name: Side(*map(list, zip(*turns[name])), *pool.submit(_facts).result())
+                for name, pool in pools.items()}
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+
+
+def difference(one: Side, other: Side) -> float:
+    """The largest difference of their answers, in shares of the largest number."""
+    return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(one.answer, other.answer))
+
+
+def spread(numbers: typing.Sequence[float]) -> str:
+    return f"{statistics.median(numbers):.2f} ({min(numbers):.2f} ... {max(numbers):.2f})"
+
+
+def _prepare(load: Load) -> None:
+    _loaded["run"] = load()
+    _loaded["answer"] = [np.asarray(x, np.float32) for x in _loaded["run"]()]
+
+
+def _turn() -> tuple[float, float]:
+    start = time.monotonic(), time.process_time()
+    _loaded["run"]()
+    return time.monotonic() - start[0], time.process_time() - start[1]
+
+
+def _facts() -> tuple[float, list[np.ndarray]]:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, _loaded["answer"]
