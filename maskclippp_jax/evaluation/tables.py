@@ -18,6 +18,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 class Results(typing.TypedDict):
     """results.json, as far as others read it."""
 
+    protocol: typing.NotRequired[dict[str, typing.Any]]
     models: list[dict[str, typing.Any]]
 
 

@@ -396,6 +396,34 @@ def read_config(folder: epath.Path) -> ml_collections.ConfigDict:
     return config
 
 
+@contextlib.contextmanager
+def _saved(folder: epath.Path) -> typing.Iterator[tuple[ocp.v1.training.Checkpointer, int]]:
+    """The checkpoints of a run, and the step of the one that a folder names, see `load_run`."""
+    workdir, step = place_of(folder)
+    if not (workdir / "checkpoints").exists():
+        raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
+    with open_checkpoints(workdir, write=False) as checkpoints:
+        steps = [c.step for c in checkpoints.checkpoints]
+        if not steps:
+            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
+                                    "`train` again with the same --config and --workdir")
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint of step "
+                                    f"{step}; it has those of {', '.join(map(str, sorted(steps)))}")
+        yield checkpoints, step
+
+
+def step_of(folder: epath.Path) -> int:
+    """After which step the checkpoint was saved that a folder names: a run's newest, or itself.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    with _saved(folder) as (_, step):
+        return step
+
+
 def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, str]:
     """The parameters in a checkpoint of a run, as numpy arrays on the host.
 
@@ -412,18 +440,8 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
       FileNotFoundError: no checkpoint in it yet.
       ValueError: the checkpoint has other parameters (all differences are listed), or is damaged.
     """
-    workdir, step = place_of(folder)
-    if not (workdir / "checkpoints").exists():
-        raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
-    with open_checkpoints(workdir, write=False) as checkpoints:
-        steps = [c.step for c in checkpoints.checkpoints]
-        if not steps:
-            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
-                                    "`train` again with the same --config and --workdir")
-        step = max(steps) if step is None else step
-        if step not in steps:
-            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint of step "
-                                    f"{step}; it has those of {', '.join(map(str, sorted(steps)))}")
+    workdir, _ = place_of(folder)
+    with _saved(folder) as (checkpoints, step):
         folder = workdir / "checkpoints" / str(step)
         metadata = ocp.v1.checkpointables_metadata(folder).metadata["state"]
         tuned = "ema" if "ema" in metadata else "trainable"
