@@ -22,8 +22,10 @@ STYLE = """
   --c6: #c99b77;
   --line: #363d44; --faint: #9aa5b0; --ink: #e4e8ec; --paper: #14181c; --box: #1d2328; } }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .85rem; margin: .2rem 0; }
-.legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px;
-  margin-right: .35rem; vertical-align: -1px; }
+.legend span { display: flex; align-items: baseline; min-width: 0; overflow-wrap: anywhere; }
+.legend i { flex: none; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .35rem;
+  position: relative; top: 1px; }
+.legend b { margin-left: .3rem; }
 .plot { position: relative; height: 12rem; margin: .6rem .6rem 1.9rem 3.2rem; font-size: .75rem;
   color: var(--faint); }
 .plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
@@ -69,7 +71,7 @@ def legend(names: typing.Sequence[str], values: typing.Sequence[str] | None = No
     """Names with their colours, and perhaps a value each."""
     values = values or [""] * len(names)
     return e("div", [e("span", e("i", style=f"background:{color(i)}"), name,
-                       e("b", f" {value}") if value else "")
+                       e("b", value) if value else "")
                      for i, (name, value) in enumerate(zip(names, values))], class_="legend")
 
 

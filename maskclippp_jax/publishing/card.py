@@ -10,7 +10,7 @@ from maskclippp_jax.data import catalogue
 from maskclippp_jax.drawing import report
 from maskclippp_jax.evaluation import protocol as protocols
 from maskclippp_jax.publishing.measured import Measured
-from maskclippp_jax.runs import ledger
+from maskclippp_jax.runs import checkpoint, ledger
 from maskclippp_jax.runtime import typed
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import hub, published, released
@@ -137,6 +137,8 @@ def _recipe(facts: Facts, base: Base) -> list[tuple[str, str]]:
         ("weight decay, clipping", f"{rates.weight_decay:g}, {rates.clip_norm:g}"),
         ("seed, arithmetic", f"{config.seed}, {config.dtype}"),
         ("templates", f"{len(config.templates)}, such as \"{config.templates[0]}\"")]
+    if changes := checkpoint.data_changes(facts.run):
+        rows.append(("its data changed on the way", ", ".join(changes)))
     if config.ema_decay:
         rows.append(("moving average", f"decay {config.ema_decay:g}; it is what is published"))
     if lines := ledger.read(facts.run / ledger.FILE):

@@ -24,10 +24,10 @@ _STYLE = charts.STYLE + """
 * { box-sizing: border-box; }
 html { color-scheme: light dark; }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem 1rem 4rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.45 system-ui, sans-serif; }
+  color: var(--ink); font: 1rem/1.45 system-ui, sans-serif; overflow-x: clip; }
 h1 { font-size: 1.6rem; margin: .6rem 0 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.3rem 0 .2rem; }
+h3 { font-size: 1rem; margin: 1.3rem 0 .2rem; overflow-wrap: anywhere; }
 p, .faint { color: var(--faint); margin: .3rem 0; }
 figure { margin: 0; min-width: 0; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .8rem 0; }
@@ -36,7 +36,7 @@ a { color: var(--c0); }
   margin: 1rem 0; }
 .tiles div { background: var(--box); border-radius: 8px; padding: .5rem .8rem; }
 .tiles b { display: block; font-size: 1.35rem; line-height: 1.3; }
-.tiles small { color: var(--faint); display: block; line-height: 1.25; }
+.tiles small { color: var(--faint); display: block; line-height: 1.25; overflow-wrap: anywhere; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: .4rem 2rem; }
 .scroll { overflow-x: auto; }

@@ -162,6 +162,12 @@ def _data_text(data: typing.Mapping[str, str], changes: typing.Sequence[str] = (
     return json.dumps(dict(sets=dict(data), changes=list(changes)), indent=2)
 
 
+def data_changes(workdir: epath.Path) -> list[str]:
+    """What changed in the data of a run on the way, in words."""
+    file = workdir / _DATA
+    return typed.read(file, _Data)["changes"] if file.exists() else []
+
+
 def _check_data(workdir: epath.Path, vocabulary_text: str, data: typing.Mapping[str, str],
                 allow_other_data: bool) -> None:
     """Compares the data of a start with those of the run's first one."""
@@ -469,6 +475,6 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
             raise ValueError(f"{folder} is damaged: {error}; remove that folder to use the "
                              "checkpoint before it") from None
     when = f"after step {step}" + (", moving average" if tuned == "ema" else "")
-    if (workdir / _DATA).exists() and (changes := typed.read(workdir / _DATA, _Data)["changes"]):
+    if changes := data_changes(workdir):
         when += f" (its data changed on the way: {', '.join(changes)})"
     return jax.device_get(parameters.combine(state[tuned], state["frozen"])), when

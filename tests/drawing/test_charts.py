@@ -41,7 +41,7 @@ def test_a_line_goes_through_its_values():
     drawn = charts.curves([Series("a", [10, 20, 30], [0.0, 5.0, 10.0])], "test")
     lines = re.findall(r'd="M([^"h]+)" stroke="var\(--c0\)"', drawn)
     np.testing.assert_allclose(points(lines[0]), [[0, 100], [50, 50], [100, 0]])
-    assert "<title>step 20: 5</title>" in drawn and "<b> 10</b>" in drawn
+    assert "<title>step 20: 5</title>" in drawn and "<b>10</b>" in drawn
     assert re.search(r'class="y" style="bottom:60.00%">6<', drawn)
 
 

@@ -160,14 +160,17 @@ def test_the_card_tells_numbers_with_protocol_and_ranges_as_text_and_as_data(pla
 
 def test_no_folder_of_this_machine_goes_along(place, hub):
     content = json.loads((place / "run/config.json").read_text())
-    content |= dict(data_dir=f"{place}/my data", weights=f"{place}/secret/base.pt",
-                    api_key="mine alone")
+    content |= dict(
+        data_dir=f"{place}/my data", sentencepiece=f"{place}/secret/pieces.model",
+        weights=f"{place}/secret/base.pt", api_key="mine alone")
     content["train"]["dataset"] = content["eval"]["dataset"] = "mine"
     content["eval"] |= dict(seen_vocabulary=f"{place}/secret/names.txt",
                             generator_weights="gs://bucket/secret/clip.pt")
     (place / "run/config.json").write_text(json.dumps(content))
     (place / "secret").mkdir()
     (place / "secret/names.txt").write_text("red\n")
+    (place / "secret/pieces.model").write_bytes(b"pieces")
+    (place / "run/data.json").write_text('{"sets": {}, "changes": ["the records of mine"]}')
     publish(results=["results"])
     files = hub.files("alice/stripes")
     for name, data in files.items():
@@ -177,8 +180,10 @@ def test_no_folder_of_this_machine_goes_along(place, hub):
     assert stored_config["weights"] == "base.pt"
     assert stored_config["eval"]["generator_weights"] == "clip.pt"
     assert files["seen_vocabulary.txt"] == b"red\n"
-    seen = mc.load("hf://alice/stripes").config.eval.seen_vocabulary
-    assert pathlib.Path(seen).read_text() == "red\n"
+    back = mc.load("hf://alice/stripes").config
+    assert pathlib.Path(back.eval.seen_vocabulary).read_text() == "red\n"
+    assert pathlib.Path(back.sentencepiece).read_bytes() == b"pieces"
+    assert b"| its data changed on the way | the records of mine |" in files["README.md"]
     assert b"of g.safetensors, made for each picture" in files["README.md"]
     assert b"checkpoint x.pth, name G" in files["README.md"]
 
