@@ -192,12 +192,13 @@ class Row(typing.NamedTuple):
     hatched: bool = False
 
 
-def bars(rows: typing.Sequence[Row], high: float = 100.0) -> Markup:
-    """Bars from 0; those of a row lie below each other."""
+def bars(rows: typing.Sequence[Row], high: float = 100.0, *, first: int = 0) -> Markup:
+    """Bars from 0 to at most `high`; those of a row lie below each other, in colours from `first`
+    on."""
     return e("div", [
         (e("div", row.name, e("small", row.note) if row.note else "", class_="name"),
          e("div", [e("div", *_bar(value, high, i), class_="bar hatched" if row.hatched else "bar")
-                   for i, value in enumerate(row.values)]))
+                   for i, value in enumerate(row.values, first)]))
         for row in rows], class_="bars")
 
 

@@ -49,14 +49,16 @@ td.n, th.n { text-align: right; padding: .25rem 0 .25rem .7rem;
 td small { color: var(--faint); display: block; white-space: nowrap; }
 tr.gap td { border-bottom-color: var(--faint); }
 td.in { padding-left: 1.1rem; color: var(--faint); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
-dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: .1rem 1rem;
+  font-size: .9rem; }
+dt { color: var(--faint); }
+dt, dd { margin: 0; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; margin: .5rem 0; border-radius: 4px;
   background: #fff; }
 summary { cursor: pointer; color: var(--c0); margin: .6rem 0; }
 pre { overflow-x: auto; font-size: .8rem; background: var(--box); padding: .8rem;
   border-radius: 8px; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dt { margin-top: .4rem; }
+@media (max-width: 34rem) { dl { grid-template-columns: minmax(0, 1fr); } dt { margin-top: .4rem; }
   .bars { grid-template-columns: minmax(5rem, 38%) 1fr; } }
 .wide .bars { grid-template-columns: minmax(8rem, 52%) 1fr; }
 """
@@ -130,7 +132,8 @@ def _training(workdir: epath.Path) -> tuple[list[tuple[str, str]], list[Section]
         rates = sorted(r["images_per_second"] for r in speed)
         tiles.append(("images/s, median", charts.number(rates[len(rates) // 2])))
     if lines:
-        tiles.append(("from first start to end", _duration(sum(ledger.summary(lines).values()))))
+        whole = sum(ledger.summary(lines).values())
+        tiles.append(("from first start to end", ledger.duration(whole)))
     sections = [Section("Learning", _learning(metrics))] if metrics else []
     if lines or speed:
         sections.append(Section("Time and speed", _time(lines, speed)))
@@ -205,7 +208,7 @@ def _time(lines: list[ledger.Line], speed: list[dict]) -> Markup:
         parts = {k: s for k, s in ledger.summary(lines).items() if s > 0}
         starts = len({line["start"] for line in lines})
         content += [e("p", f"Every second from the first start to the end, in {starts} "
-                      f"start{'s' * (starts > 1)}."), charts.shares(parts, _duration)]
+                      f"start{'s' * (starts > 1)}."), charts.shares(parts, ledger.duration)]
     percent = lambda key, name: _series(speed, {key: name}, times=100)
     content.append(_charts([
         ("images/s", _series(speed, {"images_per_second": "images/s"}), True),
@@ -317,16 +320,10 @@ def _dots(models: list[dict]) -> Markup:
 
 
 def _results(models: list[dict]) -> Markup:
-    body = []
-    for row in report.result_rows(models):
-        if row is None:
-            if body:
-                body[-1] = Markup(body[-1].replace("<tr>", '<tr class="gap">', 1))
-            continue
-        title, *cells = row
-        if any(cell != "–" for cell in cells):
-            body.append(e("tr", e("td", title.strip(), class_="in" if title[0] == " " else None),
-                          [_cell(cell) for cell in cells]))
+    rows = [row for row in report.result_rows(models) if row is None or set(row[1:]) != {"–"}]
+    body = [e("tr", e("td", row[0].strip(), class_="in" if row[0][0] == " " else None),
+              map(_cell, row[1:]), class_="gap" if after is None else None)
+            for row, after in zip(rows, [*rows[1:], None]) if row]
     head = e("tr", e("th", "percent"), [e("th", m["name"], class_="n") for m in models])
     return e("details", e("summary", "all numbers"), e("div", e("table", head, body),
                                                        class_="scroll"))
@@ -387,19 +384,13 @@ def _confusions(pairs: list[dict[str, str]], names: list[str]) -> Markup:
         own = [p for p in pairs if p.get("model") == name]
         kinds = list(dict.fromkeys(p.get("of", "") for p in own))
         for kind in kinds[:1]:  # of masks, where they were given, else of pixels
-            rows = [Row(f"{p.get('true')} → {p.get('named')}", "", [
-                *[None] * index, _float(p.get("percent"))]) for p in own if p.get("of") == kind]
+            rows = [Row(f"{p.get('true')} → {p.get('named')}", "", [_float(p.get("percent"))])
+                    for p in own if p.get("of") == kind][:_WORST]
+            longest = max(row.values[0] or 1.0 for row in rows)
             content.append(e("div", e("h3", name), e("p", f"true → named; percent of all {kind} of "
                                                      "the true class"),
-                             _one_color(rows[:_WORST], index)))
+                             charts.bars(rows, longest, first=index)))
     return e("div", content, class_="pair wide")
-
-
-def _one_color(rows: list[Row], index: int) -> Markup:
-    """Bars of one model, in its colour."""
-    drawn = charts.bars([row._replace(values=row.values[-1:]) for row in rows],
-                        max([row.values[-1] or 1.0 for row in rows], default=1.0))
-    return Markup(drawn.replace(charts.color(0), charts.color(index)))
 
 
 def _table(head: typing.Sequence[str], rows: typing.Iterable[typing.Sequence[str]]) -> Markup:
@@ -423,9 +414,3 @@ def _image(file: epath.Path, what: str) -> Markup:
     data = base64.b64encode(content.getvalue()).decode()
     return e("img", alt=what, width=picture.width, height=picture.height, loading="lazy",
              src=f"data:image/webp;base64,{data}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
