@@ -8,8 +8,8 @@ import typing
 from maskclippp_jax.weights import released
 
 _MAY_GO = (released.REFERENCE, released.SEEN, released.SENTENCEPIECE)  # what not every model has
-_SEND_AGAIN = ("nothing was published, unless only the answer was lost: it is one commit; start the "
-               "same line again")
+_SEND_AGAIN = ("nothing was published, unless only the answer was lost: it is one commit; start "
+               "the same line again")
 
 
 def check_name(repo: str) -> None:
