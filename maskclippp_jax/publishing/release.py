@@ -54,12 +54,13 @@ def publish(path: str, options: Options) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"--checkpoint is {path}, wanted the folder of a training run, or "
                                 "of one checkpoint in it (runs/x/checkpoints/400)")
-    config = checkpoint.read_config(folder)
-    step = checkpoint.step_of(folder)
-    run, _ = checkpoint.place_of(folder)
+    config = configuration.from_json(released.complete(configuration.to_json(
+        checkpoint.read_config(folder))))
+    step, (run, _) = checkpoint.step_of(folder), checkpoint.place_of(folder)
     small = _small_files(run, step, config, options)
     target = None if options.dry_run else upload.Target(options.repo, private=options.private)
-    model, params, what = loading.load_checkpoint(path, config)
+    # Just that one, though the run may have saved another meanwhile.
+    model, params, what = loading.load_checkpoint(str(run / "checkpoints" / str(step)), config)
     tensors = {released.WEIGHTS: weights.export(params, model, "ours")}
     if released.REFERENCE in small:
         tensors[released.REFERENCE] = weights.export(params, model, "maskclippp")

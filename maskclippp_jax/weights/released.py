@@ -64,7 +64,7 @@ def read_config(path: str) -> ml_collections.ConfigDict | None:
         return None
     content = public(typed.read(file, dict[str, typing.Any]))
     _check(content, _known(), file)
-    content = _complete(content, _known())
+    content = complete(content)
     config = configuration.from_json(content)
     if not isinstance(config.model, maskclippp.MaskCLIPppConfig):
         raise ValueError(f"{file} has no sizes of a model; download it again")
@@ -90,6 +90,14 @@ def public(content: typing.Any, known: typing.Any = None) -> typing.Any:
     if isinstance(content, list):
         return [public(value, known) for value in content]
     return last_part(content) if isinstance(content, str) else content
+
+
+def complete(content: dict, known: dict | None = None) -> dict:
+    """A stored configuration with the keys that came after it was stored, which do nothing in the
+    quick start either; without those that no shipped configuration has."""
+    return {key: content.get(key, value) if not isinstance(value, dict) or "type" in value
+            else complete(content.get(key, {}), value)
+            for key, value in (_known() if known is None else known).items()}
 
 
 def last_part(name: str) -> str:
@@ -123,12 +131,6 @@ def _check(content: dict, known: dict, file: str, where: str = "") -> None:
         if isinstance(got, dict):
             _check_sizes(got, place, file) if "type" in got else _check(
                 got, wanted, file, f"{place}.")
-
-
-def _complete(content: dict, known: dict) -> dict:
-    """With keys that came after it was written, which do nothing in the quick start either."""
-    return {key: content.get(key, value) if not isinstance(value, dict) or "type" in value
-            else _complete(content.get(key, {}), value) for key, value in known.items()}
 
 
 def _kinds_like(value: typing.Any) -> tuple[type, ...]:

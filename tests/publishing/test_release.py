@@ -188,6 +188,18 @@ def test_no_folder_of_this_machine_goes_along(place, hub):
     assert b"checkpoint x.pth, name G" in files["README.md"]
 
 
+def test_a_model_that_the_reference_has_no_names_for_goes_under_ours_alone(place, monkeypatch):
+    def no_names(layout, model):
+        raise ValueError("no names")
+
+    monkeypatch.setattr(release.weights, "rules_for", no_names)
+    publish(dry_run=True, output="copy")
+    assert not (place / "copy/maskclippp.safetensors").exists()
+    assert "maskclippp.safetensors" not in (place / "copy/README.md").read_text()
+    monkeypatch.undo()
+    assert mc.load(place / "copy").title.endswith("copy")
+
+
 @pytest.mark.parametrize("name, says", [
     ("hf_" + "b" * 30, "would tell what looks like a token"),
     ("{place}/run", "would tell of the folder")])
