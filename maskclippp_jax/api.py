@@ -57,8 +57,9 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
 
     Args:
       checkpoint: the folder of a training run (its newest checkpoint) or of one checkpoint in it; a
-        checkpoint file, here or `hf://owner/name[/file]`, together with `config`; "untuned", the
-        pre-trained CLIP of `config`; the name of a published MaskCLIP++, "maskclippp-l"
+        checkpoint file, here or `hf://owner/name[/file]`, together with `config`; `hf://owner/name`
+        alone, if `maskclippp publish` made it; "untuned", the pre-trained CLIP of `config`; the
+        name of a published MaskCLIP++, "maskclippp-l"
         (`maskclippp weights` shows all); or that of a published CLIP, which is taken untuned:
         "EVA02-CLIP-B-16", "ViT-B-16:openai" (`maskclippp convert --list` shows all).
       config: the experiment a file belongs to: the name of a shipped configuration, with its

@@ -24,11 +24,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from maskclippp_jax import vocabulary
+from maskclippp_jax import config as configuration, configs, vocabulary
 from maskclippp_jax.data import bundle_writer, bundles, coco_files, images, label_maps, mask_files
 from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.metrics import run_lengths
-from maskclippp_jax.weights import files
+from maskclippp_jax.weights import files, released
 from tests import test_damaged_inputs as damaged
 from tests.data import test_shared
 from tests.weights import test_held_files as held, test_weights
@@ -308,6 +308,13 @@ def in_folders(tmp) -> list[tuple[Parser, typing.Any]]:
         (Parser("bundle: manifest.json", files_of(manifest), bundle, json_of), manifest),
         (Parser("own data: LabelMe", lambda: json.dumps(damaged.LABEL_ME).encode(), own, json_of),
          label)]
+    published = tmp("published") / released.CONFIG
+    published.parent.mkdir()
+    published.write_text(json.dumps(released.public(configuration.to_json(
+        configs.read("quickstart")))))
+    found.append((Parser(f"published: {published.name}", files_of(published),
+                         lambda path: released.read_config(str(published.parent)), json_of),
+                  published))
     data = test_shared.make(tmp("data"))
     for name, mutate in (("features.json", json_of), ("dataset_info.json", json_of),
                          ("metadata.json", json_of), ("mine-train*", bytes_of)):

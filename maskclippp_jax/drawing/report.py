@@ -101,7 +101,7 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
         table.add_row(*row) if row else table.add_section()
     _CONSOLE.print(table)
     for key, value in protocol.items():
-        _CONSOLE.print(f"  {key}: {_words(value)}", soft_wrap=True, markup=False, highlight=False)
+        _CONSOLE.print(f"  {key}: {words(value)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def markdown(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing.Any]) -> str:
@@ -110,10 +110,10 @@ def markdown(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing
     line = lambda cells: "| " + " | ".join(map(plain, cells)) + " |\n"
     text = line(["percent", *(m["name"] for m in models)]) + line(["---"] + ["---:"] * len(models))
     text += "".join(line(row) for row in result_rows(models) if row)
-    return text + "\n" + "".join(f"- {key}: {_words(value)}\n" for key, value in protocol.items())
+    return text + "\n" + "".join(f"- {key}: {words(value)}\n" for key, value in protocol.items())
 
 
-def _words(value: typing.Any) -> str:
+def words(value: typing.Any) -> str:
     """A protocol within a protocol in one line."""
     if isinstance(value, typing.Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())

@@ -119,7 +119,8 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
         shown.append(pictures)
         finish += left
     if jax.process_index() == 0:
-        tables.write(workdir, models, protocol, together, shown)
+        tables.write(workdir, models, protocol, together, shown,
+                     inference.seen_classes(config, together.vocabulary))
         for step in finish:
             step()
         (workdir / "progress").rmtree()

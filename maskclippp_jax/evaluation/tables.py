@@ -18,6 +18,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 class Results(typing.TypedDict):
     """results.json, as far as others read it."""
 
+    protocol: typing.NotRequired[dict[str, typing.Any]]
     models: list[dict[str, typing.Any]]
 
 
@@ -31,8 +32,8 @@ class Shown(typing.NamedTuple):
 
 
 def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
-          shown: list[Shown]) -> None:
-    """Writes and prints the results of all models.
+          shown: list[Shown], seen: np.ndarray | None = None) -> None:
+    """Writes and prints the results of all models; `seen` [C] tells classes known from training.
 
     results.json, results.md, per_class.csv, confusions.csv and, if there are pictures,
     comparison.png and extremes-<number of the model>.png.
@@ -41,7 +42,7 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
     vocabulary = truth.vocabulary
     names = [c[0] for c in vocabulary.classes]
     storage.write(workdir / "results.md", report.markdown(models, protocol))
-    storage.write(workdir / "per_class.csv", per_class(models, truth))
+    storage.write(workdir / "per_class.csv", per_class(models, truth, seen))
     storage.write(workdir / "confusions.csv", confusions(models, vocabulary))
     if any(s.views for s in shown):
         storage.write(workdir / "comparison.png", visualize.to_png(
@@ -65,13 +66,15 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
         f.name for f in workdir.iterdir() if f.name != "progress")))
 
 
-def per_class(models: list[dict], truth: Truth) -> str:
+def per_class(models: list[dict], truth: Truth, seen: np.ndarray | None = None) -> str:
     """All values of single classes as CSV, one line a class; empty where undefined."""
     vocabulary = truth.vocabulary
     columns: dict[str, list] = dict(
         number=list(range(vocabulary.num_classes)), id=list(vocabulary.dataset_ids),
         kind=["thing" if t else "stuff" for t in vocabulary.is_thing],
         names=[", ".join(c) for c in vocabulary.classes])
+    if seen is not None:
+        columns["seen"] = ["yes" if known else "no" for known in seen]
     for m in models:
         def add(title, values):
             columns[f"{m['name']}: {title}"] = values

@@ -26,7 +26,7 @@ from maskclippp_jax.naming import text_cache
 from maskclippp_jax.runs import checkpoint
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
-from maskclippp_jax.weights import big_vision_file, hub, published_tuned
+from maskclippp_jax.weights import big_vision_file, hub, published_tuned, released
 
 # Prompts encoded at a time, always as many, so that one program serves every vocabulary.
 _CHUNK = 256
@@ -90,13 +90,17 @@ def load_text_tower(file: str, model: maskclippp.MaskCLIPppConfig) -> parameters
 
 def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
     """The configuration a checkpoint belongs to: the one given, else the one its run started with,
-    or that of a published MaskCLIP++.
+    that was published with it, or that of a published MaskCLIP++.
 
     Raises:
+      FileNotFoundError: the hub cannot be asked.
       ValueError: the path is no run, so nothing says which model it is of.
     """
     if config is not None:
         return config
+    found = released.read_config(path)
+    if found is not None:
+        return found
     if _is_folder(path):
         return checkpoint.read_config(storage.path(path))
     entry = published_tuned.find(path)
@@ -168,7 +172,7 @@ def load_original(path: str, config: ml_collections.ConfigDict,
 def _is_folder(path: str) -> bool:
     """Whether a path is a run of ours, not a checkpoint that is a folder."""
     return (not hub.is_on_hub(path) and not big_vision_file.matches(path)
-            and storage.path(path).is_dir())
+            and storage.path(path).is_dir() and released.find(path) is None)
 
 
 def make_tokenizer(model: maskclippp.MaskCLIPppConfig, sentencepiece: str = ""

@@ -162,6 +162,12 @@ def _data_text(data: typing.Mapping[str, str], changes: typing.Sequence[str] = (
     return json.dumps(dict(sets=dict(data), changes=list(changes)), indent=2)
 
 
+def data_changes(workdir: epath.Path) -> list[str]:
+    """What changed in the data of a run on the way, in words."""
+    file = workdir / _DATA
+    return typed.read(file, _Data)["changes"] if file.exists() else []
+
+
 def _check_data(workdir: epath.Path, vocabulary_text: str, data: typing.Mapping[str, str],
                 allow_other_data: bool) -> None:
     """Compares the data of a start with those of the run's first one."""
@@ -396,6 +402,34 @@ def read_config(folder: epath.Path) -> ml_collections.ConfigDict:
     return config
 
 
+@contextlib.contextmanager
+def _saved(folder: epath.Path) -> typing.Iterator[tuple[ocp.v1.training.Checkpointer, int]]:
+    """The checkpoints of a run, and the step of the one that a folder names, see `load_run`."""
+    workdir, step = place_of(folder)
+    if not (workdir / "checkpoints").exists():
+        raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
+    with open_checkpoints(workdir, write=False) as checkpoints:
+        steps = [c.step for c in checkpoints.checkpoints]
+        if not steps:
+            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
+                                    "`train` again with the same --config and --workdir")
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint of step "
+                                    f"{step}; it has those of {', '.join(map(str, sorted(steps)))}")
+        yield checkpoints, step
+
+
+def step_of(folder: epath.Path) -> int:
+    """After which step the checkpoint was saved that a folder names: a run's newest, or itself.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    with _saved(folder) as (_, step):
+        return step
+
+
 def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tree, str]:
     """The parameters in a checkpoint of a run, as numpy arrays on the host.
 
@@ -412,18 +446,8 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
       FileNotFoundError: no checkpoint in it yet.
       ValueError: the checkpoint has other parameters (all differences are listed), or is damaged.
     """
-    workdir, step = place_of(folder)
-    if not (workdir / "checkpoints").exists():
-        raise FileNotFoundError(f"the run in {workdir} has no checkpoint yet; start `train` again")
-    with open_checkpoints(workdir, write=False) as checkpoints:
-        steps = [c.step for c in checkpoints.checkpoints]
-        if not steps:
-            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint; start "
-                                    "`train` again with the same --config and --workdir")
-        step = max(steps) if step is None else step
-        if step not in steps:
-            raise FileNotFoundError(f"the run in {workdir} has no complete checkpoint of step "
-                                    f"{step}; it has those of {', '.join(map(str, sorted(steps)))}")
+    workdir, _ = place_of(folder)
+    with _saved(folder) as (checkpoints, step):
         folder = workdir / "checkpoints" / str(step)
         metadata = ocp.v1.checkpointables_metadata(folder).metadata["state"]
         tuned = "ema" if "ema" in metadata else "trainable"
@@ -451,6 +475,6 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
             raise ValueError(f"{folder} is damaged: {error}; remove that folder to use the "
                              "checkpoint before it") from None
     when = f"after step {step}" + (", moving average" if tuned == "ema" else "")
-    if (workdir / _DATA).exists() and (changes := typed.read(workdir / _DATA, _Data)["changes"]):
+    if changes := data_changes(workdir):
         when += f" (its data changed on the way: {', '.join(changes)})"
     return jax.device_get(parameters.combine(state[tuned], state["frozen"])), when

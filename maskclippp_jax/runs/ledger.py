@@ -94,6 +94,10 @@ def sentence(lines: typing.Sequence[Line]) -> str:
     number = len({line["start"] for line in lines})
     shares = [f"{100 * seconds / whole:.0f} % {kind}" for kind, seconds in sorted(
         total.items(), key=lambda item: -item[1]) if seconds >= whole / 200]
-    minutes, seconds = divmod(round(whole), 60)
-    return (f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} in {number} "
-            f"start{'s' * (number > 1)}: {', '.join(shares)}")
+    return f"{duration(whole)} in {number} start{'s' * (number > 1)}: {', '.join(shares)}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

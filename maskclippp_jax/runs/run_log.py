@@ -183,7 +183,7 @@ class RunLog:
             last["step"], self._steps, mean("loss"), 100 * mean("mask_accuracy"),
             speed["images_per_second"],
             f"  MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else "",
-            _duration(seconds * (self._steps - last["step"])))
+            ledger.duration(seconds * (self._steps - last["step"])))
         for row in rows:
             if look := _look_of(row):
                 logging.info("validation after step %d: %s", row["step"], look)
@@ -279,9 +279,3 @@ def _look_of(row: typing.Mapping[str, float]) -> str:
 def _step_of(line: str) -> int | None:
     row = row_of(line)
     return None if row is None else row["step"]
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -18,14 +18,18 @@ from maskclippp_jax.runtime import storage
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "model.safetensors", "model.safetensors.index.json", "open_clip_pytorch_model.bin",
           "pytorch_model.bin", "pytorch_model.bin.index.json")
-_SCHEME = "hf://"
+SCHEME = "hf://"
 _RETRIES = "huggingface_hub.utils._http"  # where it tells that it tries again
 # Where downloads are looked for: where the command is started, then beside our other caches.
 FOLDERS = (pathlib.Path("weights"), storage.CACHE / "weights")
 
 
+class NoSuchFile(FileNotFoundError):
+    """The repository is there, but has no such file."""
+
+
 def is_on_hub(path: str) -> bool:
-    return path.startswith(_SCHEME)
+    return path.startswith(SCHEME)
 
 
 def is_address(path: str) -> bool:
@@ -79,8 +83,8 @@ def beside(path: str, file: str) -> str:
     if not is_on_hub(path):
         place = storage.path(fetch(path) if is_address(path) else path)
         return os.fspath(place / file if place.is_dir() else place.with_name(file))
-    owner, name = path.removeprefix(_SCHEME).split("/")[:2]
-    return f"{_SCHEME}{owner}/{name}/{file}"
+    owner, name = path.removeprefix(SCHEME).split("/")[:2]
+    return f"{SCHEME}{owner}/{name}/{file}"
 
 
 def fetch(path: str) -> str:
@@ -166,8 +170,8 @@ def _fetch(path: str, owner: str, name: str, file: str) -> str:
         raise FileNotFoundError(
             f"{path} is not in the cache of huggingface_hub and cannot be fetched (no network, or "
             "HF_HUB_OFFLINE is set); fetch it on a machine with network and give the file's path")
-    raise FileNotFoundError(f"the repository {owner}/{name} has no file "
-                            f"{file or ' or '.join(FILES)}; give hf://owner/name/file")
+    raise NoSuchFile(f"the repository {owner}/{name} has no file {file or ' or '.join(FILES)}; "
+                     "give hf://owner/name/file")
 
 
 def _is_refusal(error: Exception | None) -> bool:
@@ -177,7 +181,7 @@ def _is_refusal(error: Exception | None) -> bool:
 
 
 def _parts(path: str) -> tuple[str, str, str]:
-    owner, name, file = (*path.removeprefix(_SCHEME).split("/", 2), "", "")[:3]
+    owner, name, file = (*path.removeprefix(SCHEME).split("/", 2), "", "")[:3]
     if not owner or not name:
         raise ValueError(f"got {path}, wanted hf://owner/name or hf://owner/name/file")
     return owner, name, file

@@ -541,7 +541,7 @@ def test_the_command_writes_results_that_score_finds_again(place):
     text = (place / "out/results.md").read_text()
     assert "| PQ of things |" in text and "- ensemble: alpha 0.5, beta 1.0" in text
     lines = (place / "out/per_class.csv").read_text().splitlines()
-    assert lines[0] == ("number,id,kind,names,untuned: IoU,untuned: pixel accuracy,"
+    assert lines[0] == ("number,id,kind,names,seen,untuned: IoU,untuned: pixel accuracy,"
                         "untuned: boundary IoU,untuned: PQ,untuned: AP")
     assert len(lines) == 1 + VOCABULARY.num_classes
     assert (place / "out/confusions.csv").read_text().startswith("model,of,true,named,count,")
