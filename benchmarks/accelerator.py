@@ -193,8 +193,9 @@ def encoding(size: str):
 
 def encode(size: str, num_masks: int, dtype: str) -> dict:
     config, (params, batch, network, _, _), canvas = picture_of(size, num_masks, 1)
-    run = segmenter.make_encoder(config, dtype=jnp.dtype(dtype))
-    return pictures_in(seconds_of(lambda: run(params, batch, network, canvas)))
+    tower, patch = inference.make_tower(config, dtype=jnp.dtype(dtype)), config.image.patch_size
+    return pictures_in(seconds_of(lambda: tower(
+        params, segmenter.lay_masks(batch, network, patch, canvas))))
 
 
 def encode_in_torch(size: str, num_masks: int) -> dict:

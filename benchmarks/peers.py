@@ -99,9 +99,13 @@ def picture_of(model: str, num_masks: int, num_classes: int):
 def our_encoder(model: str, num_masks: int):
     config, batch, _, _, network = picture_of(model, num_masks, 1)
     params, patch = jax.device_put(draw(config)), config.image.patch_size
-    run = segmenter.make_encoder(config)
-    canvas = inference.canvas_of(network[None], patch)
-    return lambda: [np.asarray(run(params, batch, network[None], canvas))[0, :num_masks]]
+    tower, canvas = inference.make_tower(config), inference.canvas_of(network[None], patch)
+
+    def once():
+        found = tower(params, segmenter.lay_masks(batch, network[None], patch, canvas))
+        return [np.asarray(found.mask_embeddings)[0, :num_masks]]
+
+    return once
 
 
 def our_evaluation(model: str, num_classes: int):
@@ -151,13 +155,12 @@ def _theirs_of(model: str, num_masks: int, num_classes: int):
 
 def their_encoder(model: str, num_masks: int):
     import torch
-    import torch.nn.functional as F
 
     _, encode, _, _ = _theirs_of(model, num_masks, 1)
 
     @torch.inference_mode()
     def once():
-        return [F.normalize(encode()[1], dim=-1)[0].numpy()]
+        return [encode()[1][0].numpy()]
 
     return once
 

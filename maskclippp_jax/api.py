@@ -300,7 +300,7 @@ class Model:
         return words, Unnamed(minimum_score, others.num_classes)
 
     def _name(self, pictures: list[Given], words: Words, unnamed: Unnamed) -> list[Result]:
-        scores = self._namer.score(pictures, words)
+        scores = self._namer.score(self._namer.see(pictures), words)
         return [Result(self._namer, p, words.vocabulary, s, unnamed)
                 for p, s in zip(pictures, scores)]
 

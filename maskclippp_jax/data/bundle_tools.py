@@ -1,6 +1,6 @@
 """What the command `masks` does: looks at bundles, makes them from plain files and the reverse."""
 
-import functools
+import itertools
 import pathlib
 import shutil
 import typing
@@ -14,7 +14,6 @@ from maskclippp_jax.data import (
     coco_files,
     mask_chain,
     mask_files,
-    pipeline,
     records,
     transforms,
 )
@@ -22,6 +21,7 @@ from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
 from maskclippp_jax.runtime import progress, storage
 
+_BLOCK = 256  # pixels, side of what masks are enlarged to at once
 _HALF = {"logits": 0, "probabilities": 127, "binary": 0}  # stored values above it are above 0.5
 
 
@@ -159,17 +159,19 @@ def at_picture_size(found: bundles.PictureMasks, size: typing.Sequence[int]) -> 
     stored = np.array(found.masks.shape[1:], np.int32)
     enlarged, kept = (stored if x is None else np.array(x, np.int32)
                       for x in (found.enlarged, found.kept))
-    # Padded, so that pictures of many sizes need few programs.
-    up = lambda n, multiple: -(-n // multiple) * multiple
-    canvas = tuple(up(side, pipeline.CANVAS) for side in size)
-    masks = np.pad(found.masks, [(0, up(n, multiple) - n) for n, multiple in zip(
-        found.masks.shape, (8, 16, 16))])
-    full = _resize(masks, MaskSizes(stored, enlarged, kept), np.array(size, np.int32),
-                   canvas=canvas)
-    return np.asarray(full)[:len(found.masks), :size[0], :size[1]]
+    # Padded, and in blocks, so that pictures of many sizes need few programs.
+    masks = jax.device_put(np.pad(found.masks, [(0, -n % multiple) for n, multiple in zip(
+        found.masks.shape, (8, 16, 16))]))
+    sizes, target = MaskSizes(stored, enlarged, kept), np.array(size, np.int32)
+    full = np.empty((len(found.masks), *size), np.float32)
+    for corner in itertools.product(*(range(0, side, _BLOCK) for side in size)):
+        part = full[:, *(slice(start, start + _BLOCK) for start in corner)]
+        block = _resize(masks, sizes, target, np.array(corner, np.int32))
+        part[:] = np.asarray(block)[:len(part), :part.shape[1], :part.shape[2]]
+    return full
 
 
-@functools.partial(jax.jit, static_argnames="canvas")
-def _resize(masks, sizes, target, canvas):
-    return resample.resize_masks(mask_chain.probabilities(masks),
-                                 *mask_chain.mask_taps(sizes, target, canvas))
+@jax.jit
+def _resize(masks, sizes, target, corner):
+    return resample.resize_masks(mask_chain.probabilities(masks), *mask_chain.mask_taps(
+        sizes, target, (_BLOCK, _BLOCK), corner))

@@ -16,7 +16,7 @@ import numpy as np
 
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import transforms
-from maskclippp_jax.models import maskclippp, resample, similarity
+from maskclippp_jax.models import layers, maskclippp, resample
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import loading, postprocess
 from maskclippp_jax.runtime import sharding
@@ -145,14 +145,12 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     batch has image uint8 [B, H, W, 3], segments [B, H', W'] and labels [B, N] (only its width is
     used); `canvas` is static, see `canvas_of`. With `semantic` false the label maps are empty.
     """
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
-    patch = model_config.image.patch_size
+    tower, patch = make_tower(model_config, dtype=dtype), model_config.image.patch_size
+    build = model_builder(model_config, dtype=dtype)
 
     @jax.jit
-    def name_masks(params, seen, names):
-        model = build(params)
-        name_logits = model.classify(model.encode_image(*seen), names.embeddings)
+    def name_masks(params, features, names):
+        name_logits = build(params).classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         labels = jnp.zeros((len(logits), 0, 0), jnp.int16)
         result = Result(jax.nn.softmax(logits), postprocess.mask_classes(logits), labels)
@@ -164,7 +162,8 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
             lambda x, _: postprocess.segment_labels(*x), (segments, stored, masks, scores)))
 
     def run(params, batch, sizes, names, canvas):
-        result = name_masks(params, see_segments(batch, sizes, patch, canvas), names)
+        features = tower(params, lay_segments(batch, sizes, patch, canvas))
+        result = name_masks(params, features, names)
         if semantic:
             result = result._replace(
                 labels=paint(batch["segments"], sizes.segments, sizes.masks, result.scores))
@@ -173,25 +172,38 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     return run
 
 
-def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
-                 ) -> typing.Callable[..., jax.Array]:
-    """The function `(params, batch, sizes, canvas) -> mask embeddings`, [B, N, E] float32.
+@functools.lru_cache(maxsize=8)
+def make_tower(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
+               platform: str | None = None) -> typing.Callable[..., layers.ImageFeatures]:
+    """The jitted program `(params, OnCanvas) -> ImageFeatures`.
 
-    They are unit vectors, as those of names are. The arguments: see `make_namer`.
+    It is the same whatever the masks were made from, and whatever names they get.
+
+    Args:
+      model_config: sizes of the model.
+      dtype: arithmetic of the towers.
+      platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
-    patch = model_config.image.patch_size
+    build = model_builder(model_config, dtype=dtype, platform=platform)
 
     @jax.jit
-    def encode(params, seen):
-        return similarity.unit(build(params).encode_image(*seen).mask_embeddings)
+    def tower(params, laid):
+        return jax.tree.map(sharding.constrain_batch, build(params).encode_image(*laid))
 
-    return lambda params, batch, sizes, canvas: encode(
-        params, see_segments(batch, sizes, patch, canvas))
+    return tower
 
 
-class Seen(typing.NamedTuple):
+def model_builder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
+                  platform: str | None = None
+                  ) -> typing.Callable[[parameters.Tree], maskclippp.MaskCLIPpp]:
+    """Makes the model of its parameters; the arguments: see `make_tower`."""
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, heads=configuration.heads_on(platform),
+        rngs=parameters.Keys(0)))
+    return build
+
+
+class OnCanvas(typing.NamedTuple):
     """Pictures and masks as the image tower takes them, on one canvas."""
 
     image: jax.Array       # [B, h, w, 3] float32
@@ -199,17 +211,17 @@ class Seen(typing.NamedTuple):
     grid_masks: jax.Array  # [B, N, L] float32
 
 
-def see_segments(batch: dict, sizes: Sizes, patch: int, canvas: tuple[int, int]) -> Seen:
+def lay_segments(batch: dict, sizes: Sizes, patch: int, canvas: tuple[int, int]) -> OnCanvas:
     """Brings pictures whose masks are segments to the canvas of the image tower; see `make_namer`.
     """
-    image = see_images(batch["image"], sizes.picture, sizes.network, canvas=canvas)
-    grid_masks = _see_segments(batch["segments"], sizes, patch=patch, canvas=canvas,
+    image = lay_images(batch["image"], sizes.picture, sizes.network, canvas=canvas)
+    grid_masks = _lay_segments(batch["segments"], sizes, patch=patch, canvas=canvas,
                                num_masks=batch["labels"].shape[1])
-    return Seen(image, sizes.network, grid_masks)
+    return OnCanvas(image, sizes.network, grid_masks)
 
 
 @functools.partial(jax.jit, static_argnames=("patch", "canvas", "num_masks"))
-def _see_segments(segments, sizes, patch, canvas, num_masks):
+def _lay_segments(segments, sizes, patch, canvas, num_masks):
     return sharding.constrain_batch(jax.vmap(
         lambda s, stored, masks, network: segments_to_grid(
             s, stored, masks, network, patch, canvas, num_masks))(
@@ -217,7 +229,7 @@ def _see_segments(segments, sizes, patch, canvas, num_masks):
 
 
 @functools.partial(jax.jit, static_argnames="canvas")
-def see_images(images: jax.Array, sizes: jax.Array, network: jax.Array, canvas: tuple[int, int]
+def lay_images(images: jax.Array, sizes: jax.Array, network: jax.Array, canvas: tuple[int, int]
                ) -> jax.Array:
     """Pictures [B, H, W, 3] of sizes [B, 2], brought to sizes `network` on a canvas, float32."""
     return sharding.constrain_batch(jax.vmap(

@@ -16,7 +16,7 @@ from maskclippp_jax import params as parameters
 from maskclippp_jax.data import mask_batches, pipeline, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.mask_chain import MaskSizes
-from maskclippp_jax.models import maskclippp
+from maskclippp_jax.models import layers, maskclippp, similarity
 from maskclippp_jax.naming import inference, loading, postprocess, segmenter
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
@@ -38,6 +38,15 @@ class Words(typing.NamedTuple):
         """[S, E] float32 unit vectors, one row a name: the mean over templates."""
         embeddings = np.asarray(self.names.embeddings)[:self.vocabulary.num_synonyms]
         return segmenter.mean_over_templates(embeddings)
+
+
+class Seen(typing.NamedTuple):
+    """Pictures of one group whose masks the image tower has looked at; any names can follow."""
+
+    pictures: typing.Sequence[Given]
+    features: layers.ImageFeatures  # on the device
+    mask_valid: np.ndarray          # [B, N'] bool, which slots hold a mask
+    classes: np.ndarray | None      # [B, N', X] float32, what a generator says of them
 
 
 class Namer:
@@ -65,7 +74,7 @@ class Namer:
         self._params = jax.device_put(params)
         self._short_side = config.eval.short_side or model.image.image_size
         self._opinions: dict[tuple, segmenter.Opinion] = {}
-        self._classifiers: dict[tuple[str, bool], typing.Callable] = {}
+        self._scorers: dict[tuple[str, bool], typing.Callable] = {}
 
     def embed(self, vocabulary: Vocabulary) -> Words:
         """Embeds every name in every template of the experiment."""
@@ -103,27 +112,32 @@ class Namer:
         kind = picture.masks.masks.dtype.str, picture.bundle and str(picture.bundle.folder)
         return kind, canvas, stored, slots, network
 
-    def score(self, pictures: typing.Sequence[Given], words: Words) -> list[MaskScores]:
-        """Scores of the masks of pictures of one group: classes [N, C] and void [N], float32."""
-        batch, network, canvas = self._batch(pictures)
+    def see(self, pictures: typing.Sequence[Given]) -> Seen:
+        """What the image tower makes of pictures of one group, and of their masks."""
+        batch, sizes, canvas = self._batch(pictures)
+        patch = self.model.image.patch_size
         if pictures[0].segments is not None:
-            result = self._name_segments(self._params, batch, network, words.names, canvas)
-            scores = MaskScores(result.scores, np.zeros(result.scores.shape[:2], np.float32))
+            laid = inference.lay_segments(batch, sizes, patch, canvas)
+            batch["mask_valid"] = np.ones(batch["labels"].shape, bool)
         else:
-            kind, ensemble = self._opinion_kind(pictures[0].bundle)
-            scores = self._classifier(kind, ensemble)(
-                self._params, batch, network, words.names,
-                self._opinion(pictures[0].bundle, words), canvas=canvas)
-        classes, void = jax.device_get(scores)
+            laid = segmenter.lay_masks(batch, sizes, patch, canvas)
+        return Seen(pictures, self._tower(self._params, laid), batch["mask_valid"],
+                    batch.get("classes"))
+
+    def score(self, seen: Seen, words: Words) -> list[MaskScores]:
+        """Scores of the masks of pictures: classes [N, C] and void [N], float32."""
+        bundle = seen.pictures[0].bundle
+        kind, ensemble = self._opinion_kind(bundle)
+        classes, void = jax.device_get(self._scorer(kind, ensemble)(
+            self._params, seen.features, seen.mask_valid, seen.classes, words.names,
+            self._opinion(bundle, words)))
         count = words.vocabulary.num_classes
         return [MaskScores(classes[b, :len(p.ids), :count], void[b, :len(p.ids)])
-                for b, p in enumerate(pictures)]
+                for b, p in enumerate(seen.pictures)]
 
     def encode(self, pictures: typing.Sequence[Given]) -> list[np.ndarray]:
         """Embeddings of the masks of pictures of one group: unit vectors [N, E] float32."""
-        batch, network, canvas = self._batch(pictures)
-        encode = self._segment_encoder if pictures[0].segments is not None else self._mask_encoder
-        found = jax.device_get(encode(self._params, batch, network, canvas))
+        found = jax.device_get(_unit(self.see(pictures).features.mask_embeddings))
         return [found[b, :len(p.ids)] for b, p in enumerate(pictures)]
 
     def look(self, picture: Given, scores: MaskScores, vocabulary: Vocabulary
@@ -205,23 +219,18 @@ class Namer:
     # Programs; made when they are first asked for.
 
     @functools.cached_property
-    def _name_segments(self):
-        return inference.make_namer(self.model, semantic=False)
-
-    @functools.cached_property
-    def _segment_encoder(self):
-        return inference.make_encoder(self.model)
-
-    @functools.cached_property
-    def _mask_encoder(self):
-        return segmenter.make_encoder(self.model)
+    def _tower(self):
+        return inference.make_tower(self.model)
 
     @functools.cached_property
     def _heads(self):
         return postprocess.make_heads(_WANTED)
 
-    def _classifier(self, kind: str, ensemble: bool):
-        if (kind, ensemble) not in self._classifiers:
-            self._classifiers[kind, ensemble] = segmenter.make_classifier(
+    def _scorer(self, kind: str, ensemble: bool):
+        if (kind, ensemble) not in self._scorers:
+            self._scorers[kind, ensemble] = segmenter.make_scorer(
                 self.model, kind, ensemble=ensemble)
-        return self._classifiers[kind, ensemble]
+        return self._scorers[kind, ensemble]
+
+
+_unit = jax.jit(similarity.unit)

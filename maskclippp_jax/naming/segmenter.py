@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.mask_chain import MaskSizes
@@ -234,15 +233,29 @@ def make_classifier(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ens
     """The function `(params, batch, network, names, opinion, canvas) -> MaskScores`, of jitted
     programs. The arguments: see `make_segmenter`.
     """
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, heads=configuration.heads_on(platform),
-        rngs=parameters.Keys(0)))
-    patch = model_config.image.patch_size
+    tower = inference.make_tower(model_config, dtype=dtype, platform=platform)
+    score, patch = make_scorer(model_config, kind, ensemble=ensemble), model_config.image.patch_size
+
+    def classify(params, batch, network, names, opinion, canvas):
+        features = tower(params, lay_masks(batch, network, patch, canvas))
+        return score(params, features, batch["mask_valid"], batch.get("classes"), names, opinion)
+
+    return classify
+
+
+def make_scorer(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ensemble: bool
+                ) -> typing.Callable[..., MaskScores]:
+    """The jitted program `(params, features, mask_valid, stored, names, opinion) -> MaskScores`:
+    what is said of masks that the image tower has looked at.
+
+    `features` are those of `inference.make_tower`, `stored` is the generator's word on classes, see
+    `generator_logits`, or None. The other arguments: see `make_segmenter`.
+    """
+    build = inference.model_builder(model_config)
 
     @jax.jit
-    def scores_of(params, seen, mask_valid, stored, names, opinion):
-        model = build(params)
-        name_logits = model.classify(model.encode_image(*seen), names.embeddings)
+    def scores_of(params, features, mask_valid, stored, names, opinion):
+        name_logits = build(params).classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
         generator, of_test_classes = generator_logits(kind, stored, names.synonym_class, opinion)
         given_back = ensembles.void_given_back(logits, opinion.objectness)
@@ -251,25 +264,7 @@ def make_classifier(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ens
         return jax.tree.map(sharding.constrain_batch,
                             ensembles.scores(logits, generator, mask_valid, given_back))
 
-    return lambda params, batch, network, names, opinion, canvas: scores_of(
-        params, see_masks(batch, network, patch, canvas), batch["mask_valid"],
-        batch.get("classes"), names, opinion)
-
-
-def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
-                 ) -> typing.Callable[..., jax.Array]:
-    """The function `(params, batch, network, canvas) -> mask embeddings`, unit vectors [B, N, E]
-    float32. The arguments: see `make_segmenter`."""
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
-    patch = model_config.image.patch_size
-
-    @jax.jit
-    def encode(params, seen):
-        return similarity.unit(build(params).encode_image(*seen).mask_embeddings)
-
-    return lambda params, batch, network, canvas: encode(
-        params, see_masks(batch, network, patch, canvas))
+    return scores_of
 
 
 def proposals_of(batch: dict, scores: MaskScores) -> Proposals:
@@ -279,16 +274,16 @@ def proposals_of(batch: dict, scores: MaskScores) -> Proposals:
                      batch["output_size"], scores)
 
 
-def see_masks(batch: dict, network: jax.Array, patch: int, canvas: tuple[int, int]
-              ) -> inference.Seen:
+def lay_masks(batch: dict, network: jax.Array, patch: int, canvas: tuple[int, int]
+              ) -> inference.OnCanvas:
     """Brings pictures with soft masks to the canvas of the image tower; see `make_segmenter`."""
-    image = inference.see_images(batch["image"], batch["image_size"], network, canvas=canvas)
-    grid_masks = _see_masks({k: batch[k] for k in _MASKS}, network, patch=patch, canvas=canvas)
-    return inference.Seen(image, network, grid_masks)
+    image = inference.lay_images(batch["image"], batch["image_size"], network, canvas=canvas)
+    grid_masks = _lay_masks({k: batch[k] for k in _MASKS}, network, patch=patch, canvas=canvas)
+    return inference.OnCanvas(image, network, grid_masks)
 
 
 @functools.partial(jax.jit, static_argnames=("patch", "canvas"))
-def _see_masks(batch, network, patch, canvas):
+def _lay_masks(batch, network, patch, canvas):
     return sharding.constrain_batch(jax.vmap(
         lambda masks, sizes, network: mask_chain.to_grid(masks, sizes, network, patch, canvas)
     )(_soft_masks(batch), _sizes_of(batch), network))
