@@ -30,6 +30,7 @@ Masks that fit none of the names get the nearest one all the same, unless `--min
 
 from absl import flags, logging
 
+from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
@@ -54,8 +55,7 @@ MINIMUM_SCORE = flags.DEFINE_float("minimum_score", 0.0, "masks whose best name 
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
 FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, label map, JSON), "
                            "coco, labelme, yolo, voc, cvat, labelstudio")
-VIEW = flags.DEFINE_multi_enum("view", ["segments"], ["photograph", "segments", "semantic",
-                                                      "instances"],
+VIEW = flags.DEFINE_multi_enum("view", ["segments"], VIEWS,
                                "what the overlay shows; several times: side by side")
 NOTHING = cli.define_nothing()
 MAX_PIXELS = cli.define_max_pixels()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskclippp_jax.data import annotation_files, bundle_tools, label_maps
 from maskclippp_jax.data.annotation_files import Annotated
-from maskclippp_jax.drawing import report, visualize
+from maskclippp_jax.drawing import VIEWS, report, visualize
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
@@ -18,8 +18,6 @@ from maskclippp_jax.naming.postprocess import Instances, boxes
 from maskclippp_jax.naming.tiled import SomeMasks
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
-
-VIEWS = ("photograph", "segments", "semantic", "instances")  # of `Result.draw`
 
 
 class Unnamed(typing.NamedTuple):

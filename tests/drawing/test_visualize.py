@@ -195,7 +195,9 @@ def test_names_in_any_script_are_drawn_or_their_font_is_asked_for(monkeypatch, c
     fonts._name_for.cache_clear()
     with caplog.at_level(logging.WARNING, "absl"):
         font = fonts.font_for(14, ["black cat", "\u732b"])
+        fonts.font_for(14, ["\uace0"])  # a syllable, not the letters that it is made of
     assert "has the letters \u732b" in caplog.text and "Noto Sans CJK" in caplog.text
+    assert "has the letters \uace0," in caplog.text
     assert fonts.fit("\u732b caf\u00e9", font, 100) == "? cafe"
     assert fonts.font_for(14, ["caf\u00e9"]) is font  # without its accent Pillow's own has it
     fonts._name_for.cache_clear()
