@@ -29,13 +29,15 @@ def main(target: pathlib.Path = SOURCE):
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     os.environ["COLUMNS"] = "100"
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=MAX_SECONDS, kernel_name="python3",
+        NotebookClient(notebook, timeout=MAX_SECONDS, kernel_name="python3", startup_timeout=300,
                        resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran
         for output in cell.get("outputs", ()):
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = _with_few_colours(output.data["image/png"])
+            if output.output_type == "stream":
+                output.text = output.text.replace(folder, "...")
+            elif "image/png" in output.get("data", {}):
+                output.data = {"image/png": _with_few_colours(output.data["image/png"])}
     nbformat.write(notebook, target)
 
 

@@ -302,7 +302,7 @@ class Example(typing.NamedTuple):
     image: np.ndarray      # [H, W, 3] uint8
     segments: np.ndarray   # [H, W] integers, 0 = none
     names: list[str]       # of segments 1, 2, ...
-    colors: list[tuple[int, int, int]]
+    colors: list[Color | None]
     caption: str
 
 
