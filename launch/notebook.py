@@ -30,7 +30,7 @@ def main(target: pathlib.Path = SOURCE):
     os.environ["COLUMNS"] = "100"
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=MAX_SECONDS, kernel_name="python3", startup_timeout=300,
-                       resources={"metadata": {"path": folder}}).execute()
+                       coalesce_streams=True, resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran
         for output in cell.get("outputs", ()):

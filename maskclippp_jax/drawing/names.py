@@ -1,5 +1,6 @@
 """Names in pictures: in their segments where there is room, and never on one another."""
 
+import math
 import typing
 
 import cv2
@@ -27,9 +28,15 @@ class Name(typing.NamedTuple):
     color: Color | None = None  # of its ground; None: dark
 
 
-def text_size(side: int) -> int:
-    """Height of letters, pixels: 12 in small pictures, 60 in those of 4000 pixels."""
-    return max(12, round(6 + side / 72))
+def ordinary_side(width: int, height: int) -> float:
+    """Pixels of the longer side of a picture 4:3 with as many pixels, to which things are fitted:
+    a strip is as long as a large picture, but has no more room than a small one."""
+    return math.sqrt(width * height * 4 / 3)
+
+
+def text_size(width: int, height: int) -> int:
+    """Height of letters, pixels: 12 in small pictures, 62 in one of 4000x3000 pixels."""
+    return max(12, round(6 + ordinary_side(width, height) / 72))
 
 
 def write(view: Image.Image, segments: np.ndarray, names: typing.Mapping[int, Name]) -> None:
@@ -44,7 +51,7 @@ def write(view: Image.Image, segments: np.ndarray, names: typing.Mapping[int, Na
     numbers = sorted((n for n in names if 0 < n < len(areas)
                       and areas[n] >= max(1, _WORTH_A_NAME * segments.size)),
                      key=lambda n: (-areas[n], n))[:_NAMED]
-    size = text_size(max(view.size))
+    size = text_size(*view.size)
     cell = max(1, max(view.size) // _GRID)
     cells = segments[cell // 2::cell, cell // 2::cell][:view.height // cell, :view.width // cell]
     if not cells.size:  # a strip
@@ -79,7 +86,7 @@ class _Written(typing.NamedTuple):
         beside = 2 * round(0.35 * size) + has_cross * size
         text = fit(name.text, font, min(widest, max(0.6 * widest, 9 * size)) - beside - 1)
         return cls(text, font, _WRONG if has_cross else name.color or _INK, has_cross, size,
-                   int(np.ceil(font.getlength(text))) + beside, round(1.5 * size))
+                   math.ceil(font.getlength(text)) + beside, round(1.5 * size))
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
         ink, middle = text_color(self.ground), top + self.height / 2

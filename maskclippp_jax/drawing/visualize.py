@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from maskclippp_jax.drawing.colors import Color, class_color, colors_in, segment_colors
 from maskclippp_jax.drawing.fonts import fit, font_for
-from maskclippp_jax.drawing.names import Name, text_size, write
+from maskclippp_jax.drawing.names import Name, ordinary_side, text_size, write
 
 # Pixels of the longer side of a drawn picture, if nobody says: one alone, one beside others, and
 # small ones, which are enlarged by a whole number, so that one sees the pixels a model saw.
@@ -48,7 +48,7 @@ def draw_panel(panel: Panel, side: int) -> Image.Image:
     segments = sampled(panel.segments, height, width)
     if segments.max(initial=0) < 65536:
         segments = segments.astype(np.uint16)  # four times faster below
-    line = max(1, round(side / 640))
+    line = max(1, round(ordinary_side(width, height) / 640))
     if any(panel.colors):
         pixels = _tinted(pixels, segments, panel.colors, panel.opacity, 2 * line)
     border = borders(segments, line)
@@ -120,7 +120,10 @@ def draw_layers(image: np.ndarray, layers: typing.Mapping[str, Layer | None],
     side = side_for(image, len(layers)) if side is None else side
     if side < 16:
         raise ValueError(f"got side={side}, wanted at least 16 pixels")
-    colors = colors_in(sampled(label_map, *size_at(image, min(side, _NEIGHBOURS))))
+    small = size_at(image, min(side, _NEIGHBOURS))
+    # Also of what is too small, or hidden in the label map.
+    colors = {c: class_color(c) for layer in layers.values() if layer for c in layer.classes
+              if c >= 0} | colors_in(sampled(label_map, *small))
     views = []
     for layer in layers.values():
         if layer is None:
@@ -129,8 +132,7 @@ def draw_layers(image: np.ndarray, layers: typing.Mapping[str, Layer | None],
         texts = [names[c] if c >= 0 else None for c in layer.classes]
         if layer.scores is not None:
             texts = [text and f"{text} {score:.2f}" for text, score in zip(texts, layer.scores)]
-        tints = segment_colors(sampled(layer.segments, *size_at(image, min(side, _NEIGHBOURS))),
-                               layer.classes, colors)
+        tints = segment_colors(sampled(layer.segments, *small), layer.classes, colors)
         views.append(draw_panel(Panel(image, layer.segments, [(text, None) for text in texts],
                                       tints, layer.opacity), side))
     drawing = views[0] if len(views) == 1 else in_grid([views], list(layers))
@@ -143,7 +145,7 @@ def draw_layers(image: np.ndarray, layers: typing.Mapping[str, Layer | None],
     entries = [(colors.get(c, class_color(c)), names[c], _percent(areas[c] / label_map.size),
                 "" if scores is None else f"{scores.get(c, 0.0):.2f}") for c in order[:_ENTRIES]]
     beside = _draw_legend(entries, len(order) - len(entries), drawing.height, scores is not None,
-                          text_size(side))
+                          text_size(*views[0].size))
     canvas = Image.new("RGB", (drawing.width + beside.width, max(drawing.height, beside.height)),
                        _PAPER)
     canvas.paste(drawing, (0, 0))
@@ -202,7 +204,7 @@ def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool, tex
 def in_grid(rows: typing.Sequence[typing.Sequence[Image.Image]], titles: typing.Sequence[str]
             ) -> Image.Image:
     """Drawings in rows, below the titles of the columns."""
-    text = text_size(max(max(view.size) for row in rows for view in row)) + 2
+    text = max(text_size(*view.size) for row in rows for view in row) + 2
     margin, head = round(text / 2), 2 * text
     widths = [max(row[k].width for row in rows) for k in range(len(titles))]
     lefts = np.cumsum([margin] + [width + margin for width in widths]).tolist()
