@@ -36,7 +36,7 @@ def test_the_notebook_runs_in_an_empty_folder_and_shows_what_it_tells(tmp_path):
     assert "step 100/100" in said and "Traceback" not in said
     before, after = map(int, re.search(r"untuned (\d+)%, tuned (\d+)%", said).groups())
     assert after > before + 3
-    assert float(re.search(r"largest difference of a score: (\S+)", said)[1]) < 1e-5
+    assert float(re.search(r"largest difference: (\S+)", said)[1]) < 1e-5
 
 
 def test_the_stored_notebook_is_small_and_has_been_run():
