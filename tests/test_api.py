@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import maskclippp_jax as mc
+from maskclippp_jax import drawing
 from maskclippp_jax.data import bundle_writer, scenes
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming import generator, namer as namer_module
@@ -125,6 +126,25 @@ def test_results_have_the_shapes_and_the_sums_they_promise(model):
         np.testing.assert_array_equal(run_lengths.decode(row["segmentation"]), mask)
     json.dumps([rows, result.to_json()])
     assert result.draw().size[1] >= 64 and result._repr_png_().startswith(b"\x89PNG")
+
+
+def test_views_of_a_result_stand_side_by_side(model):
+    image, labels = draw(3)
+    for masks in (labels, as_stack(labels), 0.9 * as_stack(labels)):
+        result = model.name(image, masks, CLASSES)
+        assert result.draw(legend=False).size == (448, 448)
+        assert result.draw(legend=False, side=200).size == (200, 200)
+        assert result.draw() == result.draw("segments") != result.draw(scores=True)
+        views = np.asarray(result.draw(*drawing.VIEWS, legend=False, side=192))
+        assert views.shape[1] == 4 * 192 + 5 * 7
+        photograph, *others = (views[28:-7, left:left + 192] for left in range(7, 4 * 199, 199))
+        np.testing.assert_array_equal(photograph, image.repeat(3, 0).repeat(3, 1))
+        assert all((other != photograph).any() for other in others)
+        assert (others[0] != others[1]).any() and not (others[1] == 255).all()
+        with pytest.raises(ValueError, match="no view 'panoptic'; choose from photograph, segm"):
+            result.draw("photograph", "panoptic")
+        with pytest.raises(ValueError, match="got side=8, wanted at least 16"):
+            result.draw(side=8)
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -1,6 +1,7 @@
 """The order of the wings, the few rules of style that a tool can see, and that all texts name only
 commands, flags and configurations that exist."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -13,7 +14,8 @@ from maskclippp_jax.commands import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = sorted(f for pattern in ("*.md", "docs/*.md", "launch/**/*.sh", "launch/**/*.py",
-                                 "configs/**/*.py", "benchmarks/*.py", "maskclippp_jax/**/*.py")
+                                 "configs/**/*.py", "benchmarks/*.py", "notebooks/*.ipynb",
+                                 "maskclippp_jax/**/*.py")
                for f in ROOT.glob(pattern))
 
 
@@ -61,7 +63,7 @@ def test_every_command_is_listed_and_tells_its_flags():
 def test_texts_name_only_commands_flags_and_configurations_that_exist():
     known, problems, found = {name: _flags_of(name) for name in COMMANDS}, [], 0
     for file in TEXTS:
-        text = file.read_text().replace("\\\n", " ").replace('"\n', " ")
+        text = _text_of(file).replace("\\\n", " ").replace('"\n', " ")
         where = file.relative_to(ROOT)
         if re.search(r"-m maskclippp_jax\.[a-z]", text):
             problems.append(f"{where}: a command of old")
@@ -115,6 +117,13 @@ def test_an_own_configuration_that_imports_from_the_old_place_is_told(tmp_path):
     done = subprocess.run([sys.executable, "-m", "maskclippp_jax", "train", "--config=own.py"],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "from maskclippp_jax.configs" in done.stderr, done.stderr
+
+
+def _text_of(file: pathlib.Path) -> str:
+    text = file.read_text()
+    if file.suffix == ".ipynb":  # what is typed, not what it shows
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    return text
 
 
 def _flags_of(command: str) -> set[str]:

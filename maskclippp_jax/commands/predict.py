@@ -16,8 +16,9 @@ picture is cut into regions of like colour (`--regions=superpixels`) or rectangl
 For every picture it writes an overlay, a label map (a number is the class' place in the list from
 0; nothing is 255, or 65535 in maps of 16 bits) and a JSON file with the scores into --output, in
 the folders below the one that holds all pictures. {stem} is the picture's path there, without its
-ending. `--format=coco,labelme,yolo,voc,cvat,labelstudio` writes files that annotation tools open,
-each tool's in a folder of its name below --output; add json for those above.
+ending. `--view=photograph --view=segments` draws overlays that have both side by side.
+`--format=coco,labelme,yolo,voc,cvat,labelstudio` writes files that annotation tools open, each
+tool's in a folder of its name below --output; add json for those above.
 
 `--tiles=1024` looks at squares of large pictures one by one, which overlap; masks that neighbours
 agree on become one, so that seams do not show. A picture of 20000x20000 pixels needs --max_pixels
@@ -29,6 +30,7 @@ Masks that fit none of the names get the nearest one all the same, unless `--min
 
 from absl import flags, logging
 
+from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
@@ -53,6 +55,8 @@ MINIMUM_SCORE = flags.DEFINE_float("minimum_score", 0.0, "masks whose best name 
 OUTPUT = flags.DEFINE_string("output", "named", "folder for the results")
 FORMAT = flags.DEFINE_list("format", ["json"], "what is written: json (overlay, label map, JSON), "
                            "coco, labelme, yolo, voc, cvat, labelstudio")
+VIEW = flags.DEFINE_multi_enum("view", ["segments"], VIEWS,
+                               "what the overlay shows; several times: side by side")
 NOTHING = cli.define_nothing()
 MAX_PIXELS = cli.define_max_pixels()
 SKIP_BROKEN = flags.DEFINE_bool("skip_broken", False, "leave out pictures that cannot be read")
@@ -130,7 +134,8 @@ def main(arguments):
         if result is not None:
             if "json" in FORMAT.value:
                 result.save(OUTPUT.value, picture.name, masks_from=(
-                    picture.masks if isinstance(picture.masks, str) else masks_from))
+                    picture.masks if isinstance(picture.masks, str) else masks_from),
+                    views=VIEW.value)
             if writer:
                 writer.add(result, picture.name)
             written, unnamed = written + 1, int((result.classes < 0).sum())

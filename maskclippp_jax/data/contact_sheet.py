@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from maskclippp_jax.data import pipeline, records
-from maskclippp_jax.drawing import visualize
+from maskclippp_jax.drawing import colors, visualize
 from maskclippp_jax.runtime import storage
 
 _SIDE = 448         # pixels of a training picture, less if those of the data set are smaller
@@ -72,13 +72,15 @@ def _stored(source: records.Source, count: int) -> list[visualize.Example]:
 
 
 def _example(source, image, segments, classes, names, caption) -> visualize.Example:
-    colors = [visualize.class_color(int(c)) for c in classes]
+    classes = [int(c) for c in classes]
+    tints = colors.segment_colors(segments, classes,
+                                  colors.colors_in(np.array([-1, *classes])[segments]))
     nothing = (segments == 0).mean()
     caption += f", {len(names)} mask{'s' * (len(names) != 1)}"
     if nothing:  # neither 0 % nor 100 % if that is not the whole truth
         share = 100 if nothing == 1 else min(max(100 * nothing, 1), 99)
         caption += f", {share:.0f} % without a class"
-    return visualize.Example(image, segments, names, colors, caption)
+    return visualize.Example(image, segments, names, tints, caption)
 
 
 def _spread(total: int, count: int) -> list[int]:

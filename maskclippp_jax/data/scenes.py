@@ -38,7 +38,7 @@ _MIN_VISIBLE = 30  # pixels; a digit of which less is left is not drawn
 
 
 class Scene(typing.NamedTuple):
-    image: np.ndarray        # [size, size, 3] uint8 RGB
+    image: np.ndarray        # [size, size, 3] uint8 RGB; `detail` times larger, like all below
     label: np.ndarray        # [size, size] int16, index into CLASSES; every pixel has one
     segments: np.ndarray     # [size, size] uint8, textures and digits, each with its own number
     names: tuple[str, ...]   # classes that occur, by descending area
@@ -47,7 +47,7 @@ class Scene(typing.NamedTuple):
 
 def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[int, int] = (1, 5),
                num_stuff: tuple[int, int] = (1, 2), digits: str = "train",
-               classes: typing.Collection[str] = CLASSES) -> Scene:
+               classes: typing.Collection[str] = CLASSES, detail: int = 1) -> Scene:
     """Draws a scene.
 
     Args:
@@ -57,6 +57,8 @@ def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[in
       num_stuff: fewest and most textures.
       digits: "train" or "test", which digits and photographs are used.
       classes: names that may occur.
+      detail: pixels that stand for one: the scene is drawn so much larger, from the same parts of
+        the photographs.
 
     Returns:
       The scene.
@@ -64,24 +66,25 @@ def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[in
     allowed = [i for i, name in enumerate(CLASSES) if name in classes]
     things = [i for i in allowed if IS_THING[i]]
     stuff = [i for i in allowed if not IS_THING[i]]
-    image = np.zeros((size, size, 3), np.float32)
-    label = np.full((size, size), -1, np.int16)
-    segments = np.zeros((size, size), np.uint8)
+    large = size * detail
+    image = np.zeros((large, large, 3), np.float32)
+    label = np.full((large, large), -1, np.int16)
+    segments = np.zeros((large, large), np.uint8)
 
     chosen = rng.choice(stuff, rng.integers(num_stuff[0], num_stuff[1] + 1), replace=False)
     for k, index in enumerate(chosen):
-        region = np.ones((size, size), bool) if k == 0 else _half(rng, size)
-        image[region] = _texture(rng, CLASSES[index], size, digits)[region]
+        region = np.ones((large, large), bool) if k == 0 else _half(rng, large)
+        image[region] = _texture(rng, CLASSES[index], size, digits, detail)[region]
         label[region], segments[region] = index, k
 
-    covered = np.zeros((size, size), bool)
+    covered = np.zeros((large, large), bool)
     count = rng.integers(num_things[0], num_things[1] + 1)
     for number in range(count):
         index = int(rng.choice(things))
         # One digit alone is drawn larger, so that the simplest pictures show the most.
         side = int(rng.integers(20, 33) if count > 1 else rng.integers(24, min(45, size + 1)))
-        mask, shade = _digit(rng, CLASSES[index].split()[1], side, digits)
-        y, x = rng.integers(0, size - mask.shape[0] + 1), rng.integers(0, size - mask.shape[1] + 1)
+        mask, shade = _digit(rng, CLASSES[index].split()[1], side * detail, digits)
+        y, x = (rng.integers(0, large - n + 1) for n in mask.shape)
         window = (slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1]))
         if (covered[window] & mask).sum() > 0.15 * mask.sum():
             continue
@@ -93,10 +96,10 @@ def draw_scene(rng: np.random.Generator, *, size: int = 64, num_things: tuple[in
 
     present, areas = np.unique(label, return_counts=True)
     for index, area in zip(present, areas):
-        if area < _MIN_VISIBLE:  # fill what is too small with its surroundings
+        if area < _MIN_VISIBLE * detail ** 2:  # fill what is too small with its surroundings
             hole = label == index
             label[hole], segments[hole] = chosen[0], 0
-            image[hole] = _texture(rng, CLASSES[chosen[0]], size, digits)[hole]
+            image[hole] = _texture(rng, CLASSES[chosen[0]], size, digits, detail)[hole]
     image = image * rng.uniform(0.85, 1.15) + rng.normal(0, 3, image.shape)
     present, areas = np.unique(label, return_counts=True)
     names = tuple(CLASSES[i] for i in present[np.argsort(-areas, kind="stable")])
@@ -124,14 +127,15 @@ def _half(rng, size):
     return across + wave > rng.uniform(-0.2, 0.2)
 
 
-def _texture(rng, name, size, half):
+def _texture(rng, name, size, half, detail):
     tint, texture = name.split()
     photograph = _photographs()[texture]
     middle = photograph.shape[1] // 2
     part = photograph[:, :middle] if half == "train" else photograph[:, middle:]
     side = int(min(*part.shape, size * rng.uniform(1.0, 2.5)))
     y, x = (rng.integers(0, n - side + 1) for n in part.shape)
-    cut = cv2.resize(part[y:y + side, x:x + side], (size, size), interpolation=cv2.INTER_AREA)
+    cut = cv2.resize(part[y:y + side, x:x + side], 2 * (size * detail,),
+                     interpolation=cv2.INTER_AREA if detail == 1 else cv2.INTER_CUBIC)
     if rng.random() < 0.5:
         cut = cut[:, ::-1]
     colour = np.asarray(TINTS[tint], np.float32) * rng.uniform(0.85, 1.15)

@@ -1,1 +1,3 @@
 """Pictures and tables for people."""
+
+VIEWS = ("photograph", "segments", "semantic", "instances")  # of a result

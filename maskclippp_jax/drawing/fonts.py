@@ -45,8 +45,13 @@ def _own(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _plain(text: str) -> str:
-    """Without accents: Pillow's own font has ASCII."""
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    """Without accents where ASCII is left, which is what Pillow's own font has."""
+    letters = []
+    for letter in unicodedata.normalize("NFC", text):
+        bare = "".join(c for c in unicodedata.normalize("NFKD", letter)
+                       if not unicodedata.combining(c))
+        letters.append(bare if bare.isascii() else letter)
+    return "".join(letters)
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Pictures for people: regions with their names."""
 
-import functools
 import io
 import typing
 
@@ -8,57 +7,109 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from maskclippp_jax.drawing.colors import Color, class_color, colors_in, segment_colors
 from maskclippp_jax.drawing.fonts import fit, font_for
+from maskclippp_jax.drawing.names import Name, ordinary_side, text_size, write
 
-_LARGEST, _SMALLEST = 1024, 384  # pixels of the longer side; others are scaled for the drawing
+# Pixels of the longer side of a drawn picture, if nobody says: one alone, one beside others, and
+# small ones, which are enlarged by a whole number, so that one sees the pixels a model saw.
+_LARGEST, _LARGEST_BESIDE, _SMALLEST = 1280, 800, 480
 _ENTRIES = 40                    # of a legend
-_LINE = 24                       # pixels a line of it is high
-_COLORS = 256                    # distinct ones; then they repeat
-_NAMED = 20                      # masks of a picture that get a name on them
-_WORTH_A_NAME = 0.004            # share of a picture from which on a region gets one
-_INK, _FAINT, _PAPER, _WRONG = (30, 30, 30), (130, 130, 130), (255, 255, 255), (255, 95, 85)
+_NEIGHBOURS = 640                # pixels of the longer side, at which it is seen what touches
+_INK, _FAINT, _PAPER = (30, 30, 30), (130, 130, 130), (255, 255, 255)
 
 
-def class_color(index: int) -> tuple[int, int, int]:
-    """A colour of a class: the same in every picture, and far from those of lower indices."""
-    return _colors()[index % _COLORS]
+class Panel(typing.NamedTuple):
+    """One picture with its segments.
+
+    Those with a colour are tinted and rimmed with it; the outlines of all are white.
+    """
+
+    image: np.ndarray     # [H, W, 3] uint8
+    segments: np.ndarray  # integers of any size with the same sides' ratio, 0 = none
+    # Of segments 1, 2, ...: text (None: not written), and whether it is right.
+    names: typing.Sequence[tuple[str | None, bool | None]] = ()
+    colors: typing.Sequence[Color | None] = ()  # of segments 1, 2, ...; (): none has any
+    opacity: float = 0.4                        # of the tint
 
 
-@functools.cache
-def _colors() -> tuple[tuple[int, int, int], ...]:
-    """Vivid colours, each the farthest (CIE Lab) from all before it."""
-    steps = np.linspace(0, 1, 13, dtype=np.float32)
-    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
-    vivid = (lab[:, 0] > 35) & (lab[:, 0] < 88) & (np.hypot(lab[:, 1], lab[:, 2]) > 35)
-    rgb, lab = rgb[vivid], lab[vivid]
-    chosen = [int(np.linalg.norm(lab - [65, 40, 60], axis=-1).argmin())]  # begin with an orange
-    nearest = np.full(len(lab), np.inf)
-    while len(chosen) < _COLORS:
-        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
-        chosen.append(int(nearest.argmax()))
-    return tuple(tuple(round(255 * float(c)) for c in rgb[i]) for i in chosen)
+def draw_panel(panel: Panel, side: int) -> Image.Image:
+    """The picture with outlines and names of its segments; wrong names are red and have a cross.
+
+    Lines and letters grow with the drawing, so that it looks the same at any size. Names lie in the
+    picture and never on one another; what has no room has none (`names`).
+
+    Args:
+      panel: what is drawn.
+      side: pixels of the longer side of the drawing.
+    """
+    height, width = size_at(panel.image, side)
+    pixels = np.array(_resize(panel.image, height, width))
+    segments = sampled(panel.segments, height, width)
+    if segments.max(initial=0) < 65536:
+        segments = segments.astype(np.uint16)  # four times faster below
+    line = max(1, round(ordinary_side(width, height) / 640))
+    if any(panel.colors):
+        pixels = _tinted(pixels, segments, panel.colors, panel.opacity, 2 * line)
+    border = borders(segments, line)
+    # Half of the next pixel as well, so that the steps of slanting lines show less.
+    near = cv2.dilate(border, np.ones((3, 3), np.uint8))
+    pixels = cv2.copyTo(cv2.addWeighted(pixels, 0.5, pixels, 0, 127.5), near, pixels)
+    pixels[border > 0] = _PAPER
+    view = Image.fromarray(pixels)
+    colors = [*panel.colors, *[None] * len(panel.names)]
+    write(view, segments, {n: Name(text, right, color) for n, ((text, right), color) in enumerate(
+        zip(panel.names, colors), start=1) if text is not None})
+    return view
 
 
-def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequence[str],
-                 scores: typing.Mapping[int, float] | None = None,
-                 segments: np.ndarray | None = None) -> Image.Image:
-    """A picture with coloured and named regions, and a legend beside it, the largest class first:
-    its share of the pixels and its score.
+def _tinted(pixels: np.ndarray, segments: np.ndarray, colors: typing.Sequence[Color | None],
+            opacity: float, rim: int) -> np.ndarray:
+    """Pixels in which segments that have a colour have it, and a strip of it along the border."""
+    count = int(segments.max(initial=0)) + 1
+    table = np.zeros((count, 3), np.uint8)
+    has_color = np.zeros(count, np.uint8)
+    for n, color in enumerate(colors[:count - 1], start=1):
+        if color is not None:
+            table[n], has_color[n] = color, 255
+    tint = np.take(table, segments, axis=0)
+    grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    # Much of the picture's brightness shows through, less of its colours.
+    pale = cv2.addWeighted(pixels, 0.5, grey, 0.5, 0)
+    tinted = cv2.addWeighted(pale, 1 - opacity, tint, opacity, 0)
+    strip = cv2.addWeighted(pale, 0.1, tint, 0.9, 0)
+    tinted = cv2.copyTo(strip, borders(segments, 1 + 2 * rim), tinted)
+    return cv2.copyTo(tinted, np.take(has_color, segments), pixels)
+
+
+class Layer(typing.NamedTuple):
+    """What is drawn of a picture's segments."""
+
+    segments: np.ndarray               # [h, w] integers, 0 = nothing; any size
+    classes: typing.Sequence[int]      # of segments 1, 2, ...; -1: it has no name
+    scores: typing.Sequence[float] | None = None  # stand behind the names
+    opacity: float = 0.4               # of the tint
+
+
+def draw_layers(image: np.ndarray, layers: typing.Mapping[str, Layer | None],
+                label_map: np.ndarray, names: typing.Sequence[str],
+                scores: typing.Mapping[int, float] | None = None, *, legend: bool = True,
+                side: int | None = None) -> Image.Image:
+    """A picture with coloured and named segments, or several side by side, and a legend.
+
+    The legend has the largest class first, its share of the pixels and its score.
 
     Args:
       image: [H, W, 3] uint8.
+      layers: by their titles, which are written above if there are several; None: the photograph.
       label_map: [H, W] integer class of each pixel, -1 = none.
       names: of all classes.
       scores: best score of each class that occurs, shown in the legend.
-      segments: [H, W] integers that tell apart what is of one class, 0 = nothing: each has an
-        outline and, unless it is small, its name on it. None: each class has.
-
-    Returns:
-      The drawing. Pictures over 1024 pixels are scaled down, small ones enlarged by a whole number.
+      legend: whether there is one.
+      side: pixels of the longer side of each picture; None: `side_for`.
 
     Raises:
-      ValueError: picture and label map differ in size, or a class has no name.
+      ValueError: picture and label map differ in size, a class has no name, or `side` is too small.
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"the picture is {image.shape[:2]}, the label map {label_map.shape}; "
@@ -66,102 +117,107 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray, names: typing.Sequenc
     if label_map.max(initial=-1) >= len(names):
         raise ValueError(f"the label map holds class {label_map.max()}, but there are {len(names)} "
                          "names")
+    side = side_for(image, len(layers)) if side is None else side
+    if side < 16:
+        raise ValueError(f"got side={side}, wanted at least 16 pixels")
+    small = size_at(image, min(side, _NEIGHBOURS))
+    # Also of what is too small, or hidden in the label map.
+    colors = {c: class_color(c) for layer in layers.values() if layer for c in layer.classes
+              if c >= 0} | colors_in(sampled(label_map, *small))
+    views = []
+    for layer in layers.values():
+        if layer is None:
+            views.append(draw_panel(Panel(image, np.zeros((1, 1), int)), side))
+            continue
+        texts = [names[c] if c >= 0 else None for c in layer.classes]
+        if layer.scores is not None:
+            texts = [text and f"{text} {score:.2f}" for text, score in zip(texts, layer.scores)]
+        tints = segment_colors(sampled(layer.segments, *small), layer.classes, colors)
+        views.append(draw_panel(Panel(image, layer.segments, [(text, None) for text in texts],
+                                      tints, layer.opacity), side))
+    drawing = views[0] if len(views) == 1 else in_grid([views], list(layers))
+    if not legend:
+        return drawing
     # Row by row, as a copy of a large map takes gigabytes.
-    counts = sum((np.bincount(row[row >= 0], minlength=len(names)) for row in label_map),
-                 start=np.zeros(len(names), np.int64))
-    classes = np.flatnonzero(counts)
-    areas = counts[classes]
-    order = np.argsort(-areas, kind="stable")
-    classes, areas = classes[order], areas[order]
-
-    longest = max(image.shape[:2])
-    factor = _LARGEST / longest if longest > _LARGEST else max(1, _SMALLEST // longest)
-    height, width = (max(1, round(n * factor)) for n in image.shape[:2])
-    labels = _enlarge(label_map, height, width)
-    picture = np.asarray(_resize(image, height, width), np.float32)
-    table = np.array([class_color(int(c)) for c in classes] or [_PAPER], np.float32)
-    position = np.zeros(len(names) + 1, int)
-    position[classes] = np.arange(len(classes))
-    # Mostly the picture's brightness shows through, so that regions look like their legend.
-    grey = 0.3 * picture + 0.7 * picture.mean(-1, keepdims=True)
-    tinted = np.where((labels >= 0)[..., None], 0.5 * grey + 0.5 * table[position[labels]], picture)
-    parts = labels + 1 if segments is None else _enlarge(segments, height, width)
-    line = max(1, round(max(height, width) / 500))
-    tinted[_borders(labels, line) | (_borders(parts, line) & (labels >= 0))] = _PAPER
-    view = Image.fromarray(tinted.astype(np.uint8))
-    _write_names(view, labels, parts, names)
-
-    font = font_for(15, (names[int(c)] for c in classes[:_ENTRIES]))
-    entries = [(class_color(int(c)), fit(names[int(c)], font, 230),
-                _percent(area / label_map.size),
-                "" if scores is None else f"{scores.get(int(c), 0.0):.2f}")
-               for c, area in zip(classes[:_ENTRIES], areas)]
-    legend = _draw_legend(entries, len(classes) - len(entries), height, scores is not None, font)
-    canvas = Image.new("RGB", (width + legend.width, max(height, legend.height)), _PAPER)
-    canvas.paste(view, (0, 0))
-    canvas.paste(legend, (width, 0))
+    areas = sum((np.bincount(row[row >= 0], minlength=len(names)) for row in label_map),
+                start=np.zeros(len(names), np.int64))
+    order = [int(c) for c in np.argsort(-areas, kind="stable") if areas[c]]
+    entries = [(colors.get(c, class_color(c)), names[c], _percent(areas[c] / label_map.size),
+                "" if scores is None else f"{scores.get(c, 0.0):.2f}") for c in order[:_ENTRIES]]
+    beside = _draw_legend(entries, len(order) - len(entries), drawing.height, scores is not None,
+                          text_size(*views[0].size))
+    canvas = Image.new("RGB", (drawing.width + beside.width, max(drawing.height, beside.height)),
+                       _PAPER)
+    canvas.paste(drawing, (0, 0))
+    canvas.paste(beside, (drawing.width, 0))
     return canvas
 
 
-def _write_names(view: Image.Image, labels: np.ndarray, parts: np.ndarray,
-                 names: typing.Sequence[str]) -> None:
-    """Writes the names of the largest parts of a drawing on them, none on another.
-
-    Args:
-      view: is drawn on.
-      labels: [h, w] classes, -1 = none.
-      parts: [h, w] integers, 0 = nothing.
-      names: of the classes.
-    """
-    sizes = np.bincount(np.where(labels >= 0, parts, 0).ravel())
-    largest = np.argsort(-sizes[1:], kind="stable")[:_NAMED] + 1
-    taken: list[tuple[float, float, float, float]] = []
-    draw = ImageDraw.Draw(view)
-    for part in largest:
-        if sizes[part] < _WORTH_A_NAME * labels.size:
-            return
-        inside = (parts == part) & (labels >= 0)
-        name = names[np.bincount(labels[inside]).argmax()]
-        font = font_for(14, [name])
-        text = fit(name, font, view.width - 6)
-        half = font.getlength(text) / 2 + 2
-        x, y = _free_place(*_middle(inside), half, 9, view.width, view.height, taken)
-        if not inside[min(int(y), view.height - 1), min(int(x), view.width - 1)]:
-            continue  # its place is covered by others; the legend has it
-        taken.append((x - half, y - 9, x + half, y + 9))
-        draw.text((x - half + 2, y), text, fill=_PAPER, font=font, anchor="lm", stroke_width=2,
-                  stroke_fill=(0, 0, 0))
+def side_for(image: np.ndarray, count: int = 1) -> int:
+    """Pixels of the longer side that a picture is drawn with, if `count` stand side by side."""
+    longest, largest = max(image.shape[:2]), _LARGEST if count == 1 else _LARGEST_BESIDE
+    return largest if longest > largest else longest * max(1, _SMALLEST // longest)
 
 
-def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool, font) -> Image.Image:
+def size_at(image: np.ndarray, side: int) -> tuple[int, int]:
+    """Height and width of a picture whose longer side has so many pixels."""
+    factor = side / max(image.shape[:2])
+    return tuple(max(1, round(n * factor)) for n in image.shape[:2])
+
+
+def _draw_legend(entries: list[tuple], more: int, height: int, scored: bool, text: int
+                 ) -> Image.Image:
     """Entries (colour, name, share, score) in as many columns as the picture's height asks for."""
-    small = font_for(12)
-    lines = max(12, (height - 30 - _LINE * (more > 0)) // _LINE)
+    px = lambda value: round(value * text / 15)  # sizes below are those for letters of 15 pixels
+    line, small = px(24), font_for(px(12))
+    fonts = [font_for(text, [name]) for _, name, _, _ in entries]
+    entries = [(color, fit(name, font, px(230)), *rest, font)
+               for (color, name, *rest), font in zip(entries, fonts)]
+    lines = max(12, (height - px(30) - line * (more > 0)) // line)
     if entries:
         lines = -(-len(entries) // -(-len(entries) // lines))  # the same in every column
     columns = [entries[i:i + lines] for i in range(0, len(entries), lines)]
-    names = [max(small.getlength("and 999 more"), *(font.getlength(e[1]) for e in column))
+    names = [max(small.getlength("and 999 more"), *(e[-1].getlength(e[1]) for e in column))
              for column in columns]
-    numbers = 52 + 46 * scored  # pixels of the right-aligned shares and scores
-    widths = [round(38 + name + 10 + numbers) for name in names]
-    tall = 30 + _LINE * max((len(column) for column in columns), default=0) + _LINE * (more > 0)
-    legend = Image.new("RGB", (sum(widths) + 14 if columns else 14, tall), _PAPER)
+    numbers = px(52) + px(46) * scored  # of the right-aligned shares and scores
+    widths = [round(px(38) + name + px(10) + numbers) for name in names]
+    tall = px(30) + line * max((len(column) for column in columns), default=0) + line * (more > 0)
+    legend = Image.new("RGB", (sum(widths) + px(14), tall), _PAPER)
     draw = ImageDraw.Draw(legend)
     x = 0
     for column, width in zip(columns, widths):
-        ends = (x + width - 46 * scored, x + width)  # where shares and scores end
+        ends = (x + width - px(46) * scored, x + width)  # where shares and scores end
         for title, end in zip(("share", "score")[:1 + scored], ends):
-            draw.text((end, 20), title, fill=_FAINT, font=small, anchor="rs")
-        for i, (color, name, share, score) in enumerate(column):
-            y = 28 + _LINE * i
-            draw.rounded_rectangle((x + 14, y, x + 30, y + 16), 3, fill=color)
-            draw.text((x + 38, y + 14), name, fill=_INK, font=font, anchor="ls")
-            for text, end in zip((share, score), ends):
-                draw.text((end, y + 14), text, fill=_INK, font=font, anchor="rs")
+            draw.text((end, px(20)), title, fill=_FAINT, font=small, anchor="rs")
+        for i, (color, name, share, score, font) in enumerate(column):
+            y = px(28) + line * i
+            draw.rounded_rectangle((x + px(14), y, x + px(30), y + px(16)), px(3), fill=color)
+            draw.text((x + px(38), y + px(8)), name, fill=_INK, font=font, anchor="lm")
+            for number, end in zip((share, score), ends):
+                draw.text((end, y + px(8)), number, fill=_INK, font=font_for(text), anchor="rm")
         x += width
     if more > 0:
-        draw.text((14, tall - 8), f"and {more} more", fill=_FAINT, font=small, anchor="ls")
+        draw.text((px(14), tall - px(8)), f"and {more} more", fill=_FAINT, font=small, anchor="ls")
     return legend
+
+
+def in_grid(rows: typing.Sequence[typing.Sequence[Image.Image]], titles: typing.Sequence[str]
+            ) -> Image.Image:
+    """Drawings in rows, below the titles of the columns."""
+    text = max(text_size(*view.size) for row in rows for view in row) + 2
+    margin, head = round(text / 2), 2 * text
+    widths = [max(row[k].width for row in rows) for k in range(len(titles))]
+    lefts = np.cumsum([margin] + [width + margin for width in widths]).tolist()
+    tops = np.cumsum([head] + [max(view.height for view in row) + margin for row in rows]).tolist()
+    canvas = Image.new("RGB", (lefts[-1], tops[-1]), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for k, title in enumerate(titles):
+        font = font_for(text, [title])
+        draw.text((lefts[k] + widths[k] / 2, head / 2), fit(title, font, widths[k]), fill=_INK,
+                  font=font, anchor="mm")
+        for row, top in zip(rows, tops):
+            canvas.paste(row[k], (lefts[k] + (widths[k] - row[k].width) // 2, top))
+    return canvas
 
 
 def to_png(picture: Image.Image, **options) -> bytes:
@@ -194,15 +250,6 @@ def label_map_png(label_map: np.ndarray) -> bytes:
     return to_png(picture, bits=8)
 
 
-class Panel(typing.NamedTuple):
-    """One picture of a comparison."""
-
-    image: np.ndarray     # [H, W, 3] uint8
-    segments: np.ndarray  # of any size with the same sides' ratio, 0 = none
-    # Of segments 1, 2, ...: text (None: not written), and whether it is right.
-    names: list[tuple[str | None, bool | None]]
-
-
 def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typing.Sequence[str],
                     side: int = 256) -> Image.Image:
     """A grid of panels; every region carries its name, wrong ones in red with a cross.
@@ -215,24 +262,10 @@ def draw_comparison(rows: typing.Sequence[typing.Sequence[Panel]], titles: typin
     Raises:
       ValueError: a row has another number of panels than there are titles.
     """
-    margin, head = 8, 32
-    drawn = []
     for row in rows:
         if len(row) != len(titles):
             raise ValueError(f"a row has {len(row)} panels, wanted {len(titles)}, one a title")
-        drawn.append([_draw_panel(Panel(*panel), side) for panel in row])
-    tops = [head]
-    for views in drawn:
-        tops.append(tops[-1] + max(v.height for v in views) + margin)
-    canvas = Image.new("RGB", (margin + len(titles) * (side + margin), tops[-1]), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for k, title in enumerate(titles):
-        left = margin + k * (side + margin)
-        draw.text((left + side / 2, head / 2), fit(title, font_for(16, [title]), side),
-                  fill=_INK, font=font_for(16, [title]), anchor="mm")
-        for views, top in zip(drawn, tops):
-            canvas.paste(views[k], (left + (side - views[k].width) // 2, top))
-    return canvas
+    return in_grid([[draw_panel(Panel(*panel), side) for panel in row] for row in rows], titles)
 
 
 class View(typing.NamedTuple):
@@ -256,7 +289,7 @@ def draw_views(models: typing.Sequence[typing.Sequence[View]], titles: typing.Se
     rows = []
     for views in zip(*models):
         image, segments, pairs = views[0]
-        row = [Panel(image, np.zeros_like(segments), []) if generated else
+        row = [Panel(image, np.zeros_like(segments)) if generated else
                Panel(image, segments, [(truth, None) for _, truth in pairs])]
         row += [Panel(image, view.segments, [
             (said, None if truth is None else said == truth) for said, truth in view.names])
@@ -271,7 +304,7 @@ class Example(typing.NamedTuple):
     image: np.ndarray      # [H, W, 3] uint8
     segments: np.ndarray   # [H, W] integers, 0 = none
     names: list[str]       # of segments 1, 2, ...
-    colors: list[tuple[int, int, int]]
+    colors: list[Color | None]
     caption: str
 
 
@@ -289,11 +322,9 @@ def draw_contact_sheet(examples: typing.Sequence[Example], title: str, *, column
     wide = 2 * side + 4
     cells = []
     for example in examples:
-        most = sorted(range(len(example.names)), reverse=True,
-                      key=lambda n: (example.segments == n + 1).sum())[:_NAMED]
-        names = [(name if n in most else None, None) for n, name in enumerate(example.names)]
-        plain = _draw_panel(Panel(example.image, np.zeros_like(example.segments), []), side)
-        masked = _draw_panel(Panel(example.image, example.segments, names), side, example.colors)
+        plain = draw_panel(Panel(example.image, np.zeros_like(example.segments)), side)
+        masked = draw_panel(Panel(example.image, example.segments,
+                                  [(name, None) for name in example.names], example.colors), side)
         cell = Image.new("RGB", (wide, line + plain.height), _PAPER)
         cell.paste(plain, (0, line))
         cell.paste(masked, (plain.width + 4, line))
@@ -352,74 +383,14 @@ def draw_dots(names: typing.Sequence[str], series: typing.Mapping[str, list[list
     return drawing
 
 
-def _draw_panel(panel: Panel, side: int,
-                colors: typing.Sequence[tuple[int, int, int]] = ()) -> Image.Image:
-    """The picture with borders and names of its segments, tinted if they have colours."""
-    factor = side / max(panel.image.shape[:2])
-    height, width = (max(1, round(n * factor)) for n in panel.image.shape[:2])
-    segments = _enlarge(panel.segments, height, width)
-    pixels = np.array(_resize(panel.image, height, width))
-    if len(colors):
-        grey = 0.4 * pixels + 0.6 * pixels.mean(-1, keepdims=True)
-        tints = np.array([(0, 0, 0), *colors], np.float32)[segments]
-        pixels = np.where((segments > 0)[..., None], 0.5 * grey + 0.5 * tints, pixels)
-        pixels = pixels.astype(np.uint8)
-    pixels[_borders(segments, 1)] = _PAPER
-    view = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(view)
-    cross = 13  # it is drawn: the built-in font has no such letter
-    font = font_for(14, (name for name, _ in panel.names if name))
-    taken: list[tuple[float, float, float, float]] = []
-    for n, (name, right) in enumerate(panel.names, start=1):
-        mask = segments == n
-        if name is None or not mask.any():
-            continue
-        extra = cross if right is False else 0
-        text = fit(name, font, width - extra - 6)
-        half = (font.getlength(text) + extra) / 2 + 2
-        x, y = _free_place(*_middle(mask), half, 9, width, height, taken)
-        taken.append((x - half, y - 9, x + half, y + 9))
-        draw.text((x - half + 2, y), text, fill=_WRONG if right is False else _PAPER, font=font,
-                  anchor="lm", stroke_width=2, stroke_fill=(0, 0, 0))
-        if right is False:
-            _draw_cross(draw, x + half - 6, y)
-    return view
-
-
-def _draw_cross(draw: ImageDraw.ImageDraw, x: float, y: float, reach: int = 4) -> None:
-    for fill, wide in (((0, 0, 0), 6), (_WRONG, 2)):
-        grow = 1 if wide > 2 else 0
-        for slope in (-1, 1):
-            draw.line((x - reach - grow, y - slope * (reach + grow),
-                       x + reach + grow, y + slope * (reach + grow)), fill=fill, width=wide)
-
-
-def _free_place(x: float, y: float, half: float, rise: float, width: int, height: int,
-                taken: list[tuple[float, float, float, float]]) -> tuple[float, float]:
-    """The place nearest to (x, y) where a text inside the picture covers no other, if any."""
-    x = min(max(x, half), max(width - half, half))
-    for step in range(0, height, 3):
-        for moved in (y + step, y - step):
-            place = min(max(moved, rise), max(height - rise, rise))
-            if not any(x - half < right and x + half > left and place - rise < bottom
-                       and place + rise > top for left, top, right, bottom in taken):
-                return x, place
-    return x, y
-
-
-def _middle(mask: np.ndarray) -> tuple[float, float]:
-    """The pixel of a region that is farthest from its border: (x, y)."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return float(x), float(y)
-
-
-def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
-    """[H, W] bool: the pixel differs from its right or lower neighbour (or is near to one)."""
+def borders(labels: np.ndarray, thickness: int) -> np.ndarray:
+    """[H, W] uint8: 1 where a pixel differs from its right or lower neighbour, or is near one."""
     edge = np.zeros(labels.shape, np.uint8)
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edge[:-1] |= labels[:-1] != labels[1:]
-    return cv2.dilate(edge, np.ones((thickness, thickness), np.uint8)).astype(bool)
+    if thickness > 1:
+        edge = cv2.dilate(edge, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, 2 * (thickness,)))
+    return edge
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> Image.Image:
@@ -428,10 +399,12 @@ def _resize(image: np.ndarray, height: int, width: int) -> Image.Image:
     return Image.fromarray(image).resize((width, height), method)
 
 
-def _enlarge(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Labels at another size, each pixel the one that lies under its corner."""
-    rows = np.arange(height) * labels.shape[0] // height
-    columns = np.arange(width) * labels.shape[1] // width
+def sampled(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Labels at another size, each pixel the one that lies under its middle."""
+    if labels.shape == (height, width):
+        return labels
+    rows = (2 * np.arange(height) + 1) * labels.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * labels.shape[1] // (2 * width)
     return labels[rows][:, columns]
 
 

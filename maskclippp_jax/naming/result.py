@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskclippp_jax.data import annotation_files, bundle_tools, label_maps
 from maskclippp_jax.data.annotation_files import Annotated
-from maskclippp_jax.drawing import report, visualize
+from maskclippp_jax.drawing import VIEWS, report, visualize
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
@@ -158,21 +158,74 @@ class Result:
         return Instances(best[keep].astype(np.float32), self.classes[keep].astype(np.int32),
                          self.masks[keep])
 
-    def draw(self) -> Image.Image:
-        """The picture with its coloured and named segments."""
-        names = [c[0] for c in self.vocabulary.classes]
-        best = self.scores.max(-1, initial=0)
-        strongest = {int(c): float(best[self.classes == c].max())
-                     for c in np.unique(self.classes) if c >= 0}
-        return visualize.draw_overlay(self.image, self.labels, names, strongest,
-                                      self._outlined)
+    def draw(self, *views: str, scores: bool = False, legend: bool = True,
+             side: int | None = None) -> Image.Image:
+        """The picture with its coloured and named segments, and a legend, largest class first.
 
-    @property
-    def _outlined(self) -> np.ndarray | None:
-        """[H, W] ids of what a drawing tells apart, 0 = nothing; None: classes only."""
-        if self._given.segments is not None:
-            return self._given.segments
-        return None if self._given.large is not None else self.panoptic[0]
+        Args:
+          *views: what stands side by side, each of "photograph"; "segments", all that is told
+            apart: the masks of a label map, else the panoptic segments (of pictures looked at in
+            tiles: the classes); "semantic", the classes; "instances", the things, likelier ones
+            above others. None: "segments".
+          scores: whether a segment's best score stands behind its name; the legend always has the
+            best of each class.
+          legend: whether there is one.
+          side: pixels of the longer side of each picture, to which lines and letters are fitted;
+            None: its own, but at most 1280 (several side by side: 800), and small pictures
+            enlarged by a whole number.
+
+        Raises:
+          ValueError: there is no such view, or `side` is below 16.
+        """
+        views = views or VIEWS[1:2]
+        for view in views:
+            if view not in VIEWS:
+                raise ValueError(f"there is no view {view!r}; choose from {', '.join(VIEWS)}")
+        side = visualize.side_for(self.image, len(views)) if side is None else side
+        layers = {view: self._layer(view, side, scores) for view in views}
+        return visualize.draw_layers(self.image, layers, self.labels,
+                                     [c[0] for c in self.vocabulary.classes], self._strongest(),
+                                     legend=legend, side=side)
+
+    def _strongest(self) -> dict[int, float]:
+        """The best score of each class that is the best of some mask."""
+        best = self.scores.max(-1, initial=0)
+        return {int(c): float(best[self.classes == c].max())
+                for c in np.unique(self.classes) if c >= 0}
+
+    def _layer(self, view: str, side: int, scored: bool) -> visualize.Layer | None:
+        """What a view of `draw` shows over the photograph."""
+        height, width = visualize.size_at(self.image, side)
+        if view == "photograph":
+            return None
+        if view == "instances":
+            found, segments = self.instances, np.zeros((height, width), np.int32)
+            for n in range(len(found.scores), 0, -1):
+                segments[visualize.sampled(found.masks[n - 1], height, width)] = n
+            return visualize.Layer(segments, found.classes.tolist(),
+                                   found.scores.tolist() if scored else None)
+        if view == "segments" and self._given.segments is not None:
+            return visualize.Layer(self._given.segments, self.classes.tolist(),
+                                   self.scores.max(-1, initial=0).tolist() if scored else None)
+        if view == "segments" and self._given.large is None:
+            ids, segments = self.panoptic
+            return visualize.Layer(ids, [s["category_id"] for s in segments],
+                                   [self._score_of(s) for s in segments] if scored else None)
+        # Small first, as a copy of a large map takes gigabytes.
+        small = visualize.sampled(self.labels, height, width)
+        strongest, count = self._strongest(), self.vocabulary.num_classes
+        return visualize.Layer(
+            small + 1, list(range(count)),
+            [strongest.get(c, 0.0) for c in range(count)] if scored else None, opacity=0.75)
+
+    def _score_of(self, segment: dict) -> float:
+        """Of a panoptic segment: the best of the mask of its class that covers most of it."""
+        best, of_class = self.scores.max(-1), np.flatnonzero(
+            self.classes == segment["category_id"])
+        if len(of_class) > 1:  # which mask a segment is of is not kept
+            shared = (self.masks[of_class] & (self.panoptic[0] == segment["id"])).sum((1, 2))
+            of_class = of_class[shared == shared.max()]
+        return float(best[of_class].max())
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
@@ -267,7 +320,8 @@ class Result:
         return dict(image=self._given.path, masks_from=masks_from,
                     classes=[list(c) for c in self.vocabulary.classes], masks=masks)
 
-    def save(self, folder: storage.Name, name: str | None = None, *, masks_from: str = "") -> None:
+    def save(self, folder: storage.Name, name: str | None = None, *, masks_from: str = "",
+             views: typing.Sequence[str] = ()) -> None:
         """Writes <name>.overlay.png, <name>.labels.png and <name>.json.
 
         The label map holds the number of a class, and nothing as `data.label_maps` has it.
@@ -276,6 +330,7 @@ class Result:
           folder: made if it is not there.
           name: may have folders in it; None: that of the picture's file.
           masks_from: see `to_json`.
+          views: of the overlay, see `draw`.
         """
         place = storage.path(folder) / (name or self._given.name)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +338,7 @@ class Result:
         numbers = label_maps.stored(self.labels)
         storage.write(beside(".labels.png"), visualize.label_map_png(numbers),
                       durable=False)
-        storage.write(beside(".overlay.png"), visualize.to_png(self.draw()), durable=False)
+        storage.write(beside(".overlay.png"), visualize.to_png(self.draw(*views)), durable=False)
         report.write_json(beside(".json"), self.to_json(masks_from=masks_from),
                           durable=False)
 

@@ -48,7 +48,8 @@ def same(mine, yours) -> None:
 
 
 def test_a_folder_with_masks_gives_what_the_api_gives(place):
-    done = predict(place, "--masks=masks/{stem}.png", "in", f"--classes={CLASSES}", "--output=out")
+    done = predict(place, "--masks=masks/{stem}.png", "in", f"--classes={CLASSES}", "--output=out",
+                   "--view=photograph", "--view=segments")
     assert done.returncode == 0, done.stderr
     assert "warning: this model has never seen 'dog'; it knows the words" in done.stderr
     assert "masks of 3 pictures; wrote out/*.overlay.png" in done.stderr and done.stdout == ""
@@ -71,7 +72,8 @@ def test_a_folder_with_masks_gives_what_the_api_gives(place):
         result = model.name(place / f"in/{name}.{ending}", place / f"masks/{name}.png", words)
         assert result._given.path == f"{place}/in/{name}.{ending}"
         result._given = result._given._replace(path=f"in/{name}.{ending}")  # as it was typed
-        result.save(place / "api", name, masks_from=f"masks/{name}.png")
+        result.save(place / "api", name, masks_from=f"masks/{name}.png",
+                    views=["photograph", "segments"])
         for end in ("labels.png", "overlay.png"):
             assert (place / f"api/{name}.{end}").read_bytes() == written[f"{name}.{end}"]
         same(json.loads((place / f"api/{name}.json").read_text()),

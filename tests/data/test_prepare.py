@@ -345,6 +345,19 @@ def test_scenes_are_deterministic_exact_and_leave_the_unseen_out():
         assert not set(draw(seed, classes=seen).names) & scenes.UNSEEN
 
 
+def test_a_scene_drawn_larger_shows_the_same_parts_of_the_photographs():
+    draw = lambda seed, **kw: scenes.draw_scene(np.random.default_rng(seed), **kw)
+    for seed in range(5):
+        small, large = (draw(seed, num_things=(0, 0), detail=detail) for detail in (1, 4))
+        assert large.image.shape == (256, 256, 3) and large.names == small.names
+        assert (large.label[2::4, 2::4] == small.label).mean() > 0.97
+        shrunk = large.image.reshape(64, 4, 64, 4, 3).mean((1, 3))
+        inside = large.label[2::4, 2::4] == small.label
+        assert np.abs(shrunk - small.image)[inside].mean() < 8  # the noise alone makes it 2.4
+    several = draw(3, detail=4)
+    assert (np.unique(several.label, return_counts=True)[1] >= 16 * 30).all()
+
+
 def test_every_part_of_an_unseen_class_is_seen_elsewhere():
     seen = [c.split() for c in scenes.CLASSES if c not in scenes.UNSEEN]
     for name in scenes.UNSEEN:
