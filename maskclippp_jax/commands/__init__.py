@@ -12,6 +12,7 @@ COMMANDS = {
     "sweep": "trains and evaluates variants of an experiment: one table, one plot",
     "weights": "shows which published files are here, which are missing, and where they come from",
     "convert": "writes a model under other people's names; --list shows what can be read",
+    "export": "takes a model away as ONNX or StableHLO, which run without this package",
     "plan": "compiles an experiment for devices you do not hold: memory, FLOPs, time",
     "parity": "compares this machine's results with stored ones of the reference",
 }

@@ -46,6 +46,8 @@ class Namer:
       config: the experiment; the sizes of `config.eval` are used.
       model: sizes of the model.
       title: one line that says what was loaded.
+      params: parameters of the model, on the device.
+      short_side: pixels of the shorter side at which the image tower sees pictures.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, model: maskclippp.MaskCLIPppConfig,
@@ -61,8 +63,8 @@ class Namer:
         """
         self.config, self.model, self.title = config, model, title
         self._text, self._cache = dict(text=params["text"]), cache
-        self._params = jax.device_put(params)
-        self._short_side = config.eval.short_side or model.image.image_size
+        self.params = jax.device_put(params)
+        self.short_side = config.eval.short_side or model.image.image_size
         self._opinions: dict[tuple, segmenter.Opinion] = {}
         self._classifiers: dict[tuple[str, bool], typing.Callable] = {}
 
@@ -106,12 +108,12 @@ class Namer:
         """Scores of the masks of pictures of one group: classes [N, C] and void [N], float32."""
         batch, network, canvas = self._batch(pictures)
         if pictures[0].segments is not None:
-            result = self._name_segments(self._params, batch, network, words.names, canvas)
+            result = self._name_segments(self.params, batch, network, words.names, canvas)
             scores = MaskScores(result.scores, np.zeros(result.scores.shape[:2], np.float32))
         else:
             kind, ensemble = self._opinion_kind(pictures[0].bundle)
             scores = self._classifier(kind, ensemble)(
-                self._params, batch, network, words.names,
+                self.params, batch, network, words.names,
                 self._opinion(pictures[0].bundle, words), canvas=canvas)
         classes, void = jax.device_get(scores)
         count = words.vocabulary.num_classes
@@ -122,7 +124,7 @@ class Namer:
         """Embeddings of the masks of pictures of one group: unit vectors [N, E] float32."""
         batch, network, canvas = self._batch(pictures)
         encode = self._segment_encoder if pictures[0].segments is not None else self._mask_encoder
-        found = jax.device_get(encode(self._params, batch, network, canvas))
+        found = jax.device_get(encode(self.params, batch, network, canvas))
         return [found[b, :len(p.ids)] for b, p in enumerate(pictures)]
 
     def look(self, picture: Given, scores: MaskScores, vocabulary: Vocabulary
@@ -151,9 +153,9 @@ class Namer:
         batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
         settings, patch = self.config.eval, self.model.image.patch_size
         if pictures[0].segments is None:
-            batch, sizes = segmenter.with_sizes(batch, settings, self._short_side, patch)
+            batch, sizes = segmenter.with_sizes(batch, settings, self.short_side, patch)
             return batch, sizes, network
-        sizes = inference.sizes_of(batch, self._short_side, settings.mask_short_side,
+        sizes = inference.sizes_of(batch, self.short_side, settings.mask_short_side,
                                    max_tokens=settings.max_tokens, patch=patch)
         return {k: batch[k] for k in ("image", "segments", "labels")}, sizes, network
 
@@ -177,7 +179,7 @@ class Namer:
                                     settings.loader_max)
 
     def _network_size(self, loaded: tuple[int, int]) -> np.ndarray:
-        return inference.network_sizes(np.array([loaded], np.int32), self._short_side,
+        return inference.network_sizes(np.array([loaded], np.int32), self.short_side,
                                        self.config.eval.max_tokens, self.model.image.patch_size)
 
     def _opinion_kind(self, bundle: Bundle | None) -> tuple[str, bool]:

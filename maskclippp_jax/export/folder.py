@@ -1,0 +1,443 @@
+"""Writes a model as a folder that runs without this package: ONNX, or StableHLO of `jax.export`.
+
+    manifest.json              what a caller must do before and after, as data; sizes and versions
+    encoder_448x448.onnx       pictures and masks -> embeddings of masks (or .stablehlo)
+    classifier.onnx            these -> scores of the classes of a vocabulary
+    generator.onnx             EoMT, if there is one: pictures -> masks ...
+    classifier_of_generated.onnx   ... and scores that take its opinion into account
+    *.safetensors              the parameters of each; the graphs of ONNX point into them
+    run.py                     an example without this package
+
+Every program is run before the folder appears, and compared with ours.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import shutil
+import struct
+import tempfile
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from PIL import Image
+
+from maskclippp_jax import config as configuration, weights as tensors
+from maskclippp_jax.data import label_maps
+from maskclippp_jax.export import programs
+from maskclippp_jax.export.programs import Program
+from maskclippp_jax.generators.eomt import EoMTConfig
+from maskclippp_jax.models import layers
+from maskclippp_jax.naming import inference, segmenter
+from maskclippp_jax.naming.generator import Generator
+from maskclippp_jax.naming.namer import Namer, Words
+from maskclippp_jax.runtime import storage
+
+FORMATS = ("onnx", "stablehlo")
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Largest difference of any number from ours in float32, where the largest is 1 or less, else as a
+# share of it. Rounding alone makes 1e-6 of the first; half numbers have 11 bits, bfloat16 8.
+TOLERANCES = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.2}
+_PICTURES = ((1, 3, (120, 160)), (2, 5, (75, 60)))  # of the check: pictures, masks, size
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What is to be written.
+
+    Attributes:
+      format: one of `FORMATS`.
+      sizes: (width, height) of canvases of the encoder, pixels; (): one square, a third larger than
+        the shorter side that pictures are brought to.
+      num_masks: of every picture; None: any number.
+      batch: pictures at once; None: any number.
+      dtype: of the arithmetic and of matrices, one of `TOLERANCES`.
+    """
+
+    format: str = "onnx"
+    sizes: tuple[tuple[int, int], ...] = ()
+    num_masks: int | None = None
+    batch: int | None = None
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be, before any model is loaded."""
+        if self.format not in FORMATS:
+            raise ValueError(f"got the format {self.format!r}, wanted {' or '.join(FORMATS)}")
+        if self.dtype not in TOLERANCES:
+            raise ValueError(f"got dtype={self.dtype!r}, wanted {', '.join(TOLERANCES)}")
+        if self.format == "onnx" and self.dtype == "bfloat16":
+            raise ValueError("onnxruntime has no bfloat16 on a CPU, where the result is checked; "
+                             "take float16")
+        for what, number in (("masks", self.num_masks), ("batch", self.batch)):
+            if number is not None and number < 1:
+                raise ValueError(f"got {number} for {what}, wanted at least 1, or none for any "
+                                 "number")
+        if self.format == "onnx" and _missing():
+            raise ValueError(f"--format=onnx needs {' and '.join(_missing())}; "
+                             "pip install 'maskclippp_jax[onnx]'")
+
+
+def _missing() -> list[str]:
+    """The packages for ONNX that are not here."""
+    return [n for n in ("onnx", "onnxruntime") if importlib.util.find_spec(n) is None]
+
+
+class Checked(typing.NamedTuple):
+    """What the check of a program found."""
+
+    difference: float  # see `TOLERANCES`
+    seconds: float     # of the second run of the first picture, exported
+    ours: float        # the same of ours
+
+
+def write(namer: Namer, generator: Generator | None, words: Words, folder: storage.Name,
+          wishes: Wishes = Wishes(), *, overwrite: bool = False) -> dict[str, Checked]:
+    """Writes the folder whole or not at all; see the head of this file.
+
+    Args:
+      namer: the model.
+      generator: an EoMT with masks of whole pictures, or None.
+      words: the vocabulary of the classifier.
+      folder: to be made.
+      wishes: see there.
+      overwrite: whether a folder that exists is replaced.
+
+    Returns:
+      What the check found, of each program by name.
+
+    Raises:
+      FileExistsError: the folder exists.
+      ValueError: what cannot be exported, or a program that gives other numbers.
+    """
+    wishes.check()
+    target = check_target(folder, overwrite=overwrite)
+    made = _programs(namer, generator, words, wishes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        checked, rng = {}, np.random.default_rng(0)
+        previous: dict[str, np.ndarray] = {}
+        for exact, program in made:
+            _write_program(temporary, program, wishes)
+            checked[program.name] = _check(temporary, program, exact, wishes, rng, previous)
+            worst = checked[program.name].difference
+            if not worst <= TOLERANCES[wishes.dtype]:  # nor if it is no number
+                raise ValueError(
+                    f"the exported {program.name} differs from ours by {worst:.2g}, more than the "
+                    f"{TOLERANCES[wishes.dtype]} of {wishes.dtype}; nothing was written"
+                    + ("" if wishes.dtype == "float32" else "; take float32"))
+        manifest = _manifest(namer, generator, words, wishes, [p for _, p in made], checked)
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+        shutil.copy(pathlib.Path(__file__).with_name("run.py"), temporary / "run.py")
+        temporary.chmod(0o777 & ~_umask(temporary))
+        storage.sync_all(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return checked
+
+
+def check_target(folder: storage.Name, *, overwrite: bool) -> pathlib.Path:
+    """Where the folder will be.
+
+    Raises:
+      FileExistsError: something is there already.
+      ValueError: no folder of a disk, or one that is no export and so is not replaced.
+    """
+    if storage.on_bucket(folder):
+        raise ValueError(f"--output is {folder}, wanted a folder here; copy it to the bucket when "
+                         "it is there")
+    target = pathlib.Path(storage.path(folder))
+    if target.is_dir() and not any(target.iterdir()):
+        return target
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; give another --output, or --overwrite")
+    if target.exists() and not (target / "manifest.json").is_file():
+        raise ValueError(f"{folder} is no folder that this command wrote, so --overwrite does not "
+                         "replace it; give another --output")
+    return target
+
+
+def _programs(namer: Namer, generator: Generator | None, words: Words, wishes: Wishes
+              ) -> list[tuple[Program, Program]]:
+    """All programs: as they are in float32, and as they are written."""
+    config, model, params = namer.config, namer.model, namer.params
+    if config.eval.max_tokens:
+        raise ValueError(f"{namer.title} sees pictures of any shape as at most "
+                         f"{config.eval.max_tokens} patches (NaFlex), which has no exported form; "
+                         "set --config.eval.max_tokens=0, and it sees them by their shorter side")
+    if generator is not None and not isinstance(generator.config, EoMTConfig):
+        raise ValueError(f"{generator.title} cannot be exported, of generators only an EoMT can; "
+                         "leave --generator out and give its masks to the encoder, or take "
+                         "eomt-l-640")
+    short_side, cell = namer.short_side, model.image.patch_size
+    canvases = canvases_of(wishes.sizes, short_side, cell)
+    free = dict(num_masks=wishes.num_masks or "masks", batch=wishes.batch or "batch")
+    # Ours as it runs on this machine, and what is written, which is one for all.
+    forms = (dict(dtype=jnp.float32, heads=configuration.heads_on()),
+             dict(dtype=jnp.dtype(wishes.dtype), heads="together"))
+    found = [tuple(programs.encoder(model, params, canvas, short_side, **free, **form)
+                   for form in forms) for canvas in canvases]
+    synonyms = synonyms_of(words.vocabulary.synonym_class, words.vocabulary.num_classes)
+    tokens = [canvas[0] * canvas[1] // cell**2 for canvas in canvases]
+    classifier = lambda **kw: (programs.classifier(
+        model, params, words.names, synonyms, tokens=tokens, **free, **kw),) * 2
+    found.append(classifier())
+    if generator is not None:
+        free = dict(batch=free["batch"])
+        found.append(tuple(programs.generator(generator.config, generator.params, **free, **form)
+                           for form in forms))
+        free |= dict(num_masks=wishes.num_masks or "masks")
+        found.append(classifier(ensemble=_ensemble(config, words, generator)))
+    return found
+
+
+def canvases_of(sizes: typing.Sequence[tuple[int, int]], short_side: int, cell: int
+                ) -> list[tuple[int, int]]:
+    """(height, width) of the encoder's canvases.
+
+    Raises:
+      ValueError: one that is no multiple of a cell.
+    """
+    if not sizes:
+        side = -(-short_side * 4 // (3 * cell)) * cell
+        return [(side, side)]
+    for width, height in sizes:
+        if width % cell or height % cell:
+            near = [max(1, round(side / cell)) * cell for side in (width, height)]
+            raise ValueError(f"got --size={width}x{height}, wanted multiples of the {cell} pixels "
+                             f"of a cell of this model, such as {near[0]}x{near[1]}")
+    return [size[::-1] for size in dict.fromkeys(sizes)]
+
+
+def synonyms_of(synonym_class: np.ndarray, num_classes: int) -> np.ndarray:
+    """[C, K] int32: the names of each class, the first one again where there are fewer."""
+    rows = [np.flatnonzero(synonym_class == c) for c in range(num_classes)]
+    most = max(map(len, rows))
+    return np.stack([np.pad(r, (0, most - len(r)), constant_values=r[0]) for r in rows]
+                    ).astype(np.int32)
+
+
+def _ensemble(config, words: Words, generator: Generator) -> programs.Ensemble:
+    """How the generator's opinion counts, as `Model.segment` has it."""
+    vocabulary, counts = words.vocabulary, config.eval.ensemble
+    seen = np.zeros(vocabulary.num_classes, bool)
+    if counts:
+        seen = inference.seen_classes(config, vocabulary)
+    opinion = segmenter.opinion_in(config.eval, vocabulary, seen, generator,
+                                   vocabulary.num_classes, must_share=False)
+    return programs.Ensemble.of(opinion.lookup, opinion.weights, counts, float(opinion.objectness))
+
+
+# ---- Files --------------------------------------------------------------------------------------
+
+
+def _write_program(folder: pathlib.Path, program: Program, wishes: Wishes) -> None:
+    weights = folder / f"{program.weights}.safetensors"
+    if not weights.exists():  # encoders of several sizes share it
+        tensors.write(weights, {k: np.ascontiguousarray(x)
+                                for k, x in program.parameters.items()})
+    shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in program.parameters.items()}
+    if wishes.format == "onnx":
+        import onnx
+
+        from maskclippp_jax.export import onnx_graph
+
+        graph = onnx_graph.convert(program.function, program.specs(), shapes, _places(weights),
+                                   program.outputs, program.name)
+        onnx.save(graph, folder / f"{program.name}.onnx")
+        onnx.checker.check_model(str(folder / f"{program.name}.onnx"))
+        return
+    exported = jax_export.export(jax.jit(program.function), platforms=PLATFORMS)(
+        shapes, *program.specs().values())
+    (folder / f"{program.name}.stablehlo").write_bytes(exported.serialize())
+
+
+def _places(weights: pathlib.Path) -> dict:
+    """Where the bytes of each tensor of a .safetensors file lie."""
+    from maskclippp_jax.export.onnx_graph import Stored
+
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: Stored(weights.name, 8 + length + entry["data_offsets"][0],
+                         entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items() if name != "__metadata__"}
+
+
+def _umask(folder: pathlib.Path) -> int:
+    """The rights that new folders do not get here."""
+    probe = folder / "probe"
+    probe.mkdir()
+    mode = probe.stat().st_mode & 0o777
+    probe.rmdir()
+    return 0o777 & ~mode
+
+
+# ---- The check ----------------------------------------------------------------------------------
+
+
+def _check(folder: pathlib.Path, program: Program, exact: Program, wishes: Wishes,
+           rng: np.random.Generator, previous: dict[str, np.ndarray]) -> Checked:
+    """Runs a program as it was written, on drawn pictures, and ours in float32.
+
+    `previous` has what ours returned of the last pictures, on which later programs run.
+    """
+    run, ours = _runner(folder, program, wishes), jax.jit(exact.function)
+    ours = lambda *inputs, call=ours: jax.device_get(call(exact.parameters, *inputs))
+    worst, seconds = 0.0, []
+    for pictures, masks, size in _PICTURES:
+        inputs = _drawn(program, pictures, masks, size, rng, previous)
+        found, wanted = run(*inputs), ours(*inputs)
+        for x, y in zip(found, wanted, strict=True):
+            if y.dtype == bool:
+                worst = max(worst, float((x != y).any()))
+                continue
+            scale = max(1.0, float(np.abs(y).max(initial=0)))
+            difference = np.abs(np.asarray(x, np.float64) - y).max(initial=0) / scale
+            worst = difference if not difference <= worst else worst
+        if not seconds:
+            seconds = [_seconds(f, inputs) for f in (run, ours)]
+    previous.update(zip(exact.outputs, wanted))
+    return Checked(float(worst), *seconds)
+
+
+def _runner(folder: pathlib.Path, program: Program, wishes: Wishes) -> typing.Callable:
+    """The written program, as a function of its inputs in order."""
+    if wishes.format == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; it warns of constants that it folded itself
+        session = onnxruntime.InferenceSession(
+            folder / f"{program.name}.onnx", options, providers=["CPUExecutionProvider"])
+        return lambda *inputs: session.run(None, dict(zip(program.inputs, inputs)))
+    written = (folder / f"{program.name}.stablehlo").read_bytes()
+    call = jax.jit(jax_export.deserialize(bytearray(written)).call)
+    return lambda *inputs: jax.device_get(call(program.parameters, *inputs))
+
+
+def _drawn(program: Program, pictures: int, masks: int, size: tuple[int, int],
+           rng: np.random.Generator, previous: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Inputs of a program: smooth pictures, masks of rectangles, and what programs before it say.
+    """
+    sides = {"batch": pictures, "masks": masks, "picture_height": size[0],
+             "picture_width": size[1], "mask_height": size[0] // 2, "mask_width": size[1] // 2}
+    result = []
+    for name, (shape, dtype) in program.inputs.items():
+        known = previous.get(name)
+        if name in ("embeddings", "patches", "patch_valid"):
+            result.append(known)  # of the encoder, whatever their number
+            continue
+        if name == "generator_classes":
+            of = previous["embeddings"]
+            result.append(rng.standard_normal((*of.shape[:2], shape[2])).astype(dtype))
+            continue
+        shape = tuple(sides.get(s, s) for s in shape)
+        if name == "image":
+            small = rng.integers(0, 256, (shape[0], 6, 8, 3), np.uint8)
+            result.append(np.stack([np.asarray(Image.fromarray(x).resize(
+                shape[2:0:-1], Image.Resampling.BICUBIC)) for x in small]))
+        elif name == "masks":
+            found = np.zeros(shape, dtype)
+            for mask in found.reshape(-1, *shape[2:]):
+                top, left = (int(rng.integers(0, n // 2)) for n in mask.shape)
+                mask[top:top + mask.shape[0] // 2, left:left + mask.shape[1] // 2] = 1
+            result.append(found)
+        else:  # mask_sizes
+            result.append(np.array([size, size], dtype))
+    return result
+
+
+def _seconds(function: typing.Callable, inputs: typing.Sequence[np.ndarray]) -> float:
+    start = time.perf_counter()
+    function(*inputs)
+    return time.perf_counter() - start
+
+
+# ---- The manifest -------------------------------------------------------------------------------
+
+
+def _manifest(namer: Namer, generator: Generator | None, words: Words, wishes: Wishes,
+              made: typing.Sequence[Program], checked: dict[str, Checked]) -> dict:
+    """What a caller must do before and after, as data."""
+    settings, vocabulary, image = namer.config.eval, words.vocabulary, namer.model.image
+    versions = ["jax", "numpy", *(["onnx", "onnxruntime"] if wishes.format == "onnx" else [])]
+    runs = dict(ensemble=False) if generator is None else dict(
+        ensemble=bool(settings.ensemble), alpha=settings.alpha, beta=settings.beta,
+        objectness_given_back=settings.get("objectness", 0.0))
+    result = dict(
+        format=wishes.format, model=namer.title, dtype=wishes.dtype,
+        versions={n: importlib.metadata.version(n) for n in versions},
+        short_side=namer.short_side,
+        encoders=[dict(program=p.name, width=int(w), height=int(h)) for p in made
+                  if p.weights == "encoder" for w, h in [p.name.split("_")[1].split("x")]],
+        picture=dict(
+            channels="RGB", dtype="uint8", layout="NHWC", shorter_side=settings.loader_min,
+            longest_side=settings.loader_max, filter="bilinear, antialiased (Pillow's)",
+            rounding="half up", normalization="within the graph"),
+        label_map=dict(
+            nothing=list(label_maps.NOTHING), shorter_side=settings.mask_short_side,
+            mask_sizes="both rows: the loaded picture's size with this shorter side (whole pixels, "
+                       "cut); null: the label map's own size"),
+        within_the_graph=dict(
+            resize="the picture to short_side, or as much less as fits the encoder; bilinear, "
+                   "half-pixel centres, not antialiased",
+            mean=list(getattr(image, "pixel_mean", layers.PIXEL_MEAN)),
+            std=list(getattr(image, "pixel_std", layers.PIXEL_STD)),
+            padding="0 after the normalization, at the right and below",
+            masks="stored -> mask_sizes[0] -> cut at the top left to mask_sizes[1] -> the "
+                  "network's size -> the token grid, each step bilinear, half-pixel centres, not "
+                  "antialiased", cell=image.patch_size,
+            logit_scale=programs.logit_scale(namer.model, namer.params), classes="the best of its names; softmax over classes"),
+        combine=dict(
+            label_map="a pixel has the best class of its mask",
+            semantic="the class with the largest sum over masks of score times mask",
+            panoptic=dict(
+                competes="best score >= void and > object_threshold",
+                wins="the largest best score times mask",
+                object_threshold=settings.object_threshold, mask_threshold=0.5,
+                overlap_threshold=settings.overlap_threshold,
+                merged="masks of one class that is stuff (thing: false)"),
+            void="scores and void sum to 1; without a generator there is no void", **runs),
+        classes=[dict(names=list(names), thing=bool(thing), id=int(number)) for
+                 names, thing, number in zip(vocabulary.classes, vocabulary.is_thing,
+                                             vocabulary.dataset_ids)],
+        templates=list(namer.config.templates),
+        programs={p.name: _entry(p, wishes, checked[p.name]) for p in made})
+    if wishes.format == "onnx":
+        from maskclippp_jax.export import onnx_graph
+        result |= dict(opset=onnx_graph.OPSET, ir_version=onnx_graph.IR_VERSION)
+    else:
+        result |= dict(platforms=list(PLATFORMS), attention="the plain form; the kernel for TPUs "
+                       "cannot be in an artefact for several platforms")
+    if generator is not None:
+        c = generator.config
+        result["generator"] = dict(
+            model=generator.title, side=c.image_size[0], stride=c.stride,
+            objectness=generator.objectness, mask_threshold=0.5, filter="bilinear, antialiased "
+            "(Pillow's)", resize="letterbox: the longer side to `side`, halves rounded to even",
+            padding="black (0) at the right and below", mean=list(c.pixel_mean),
+            std=list(c.pixel_std), normalization="within the graph",
+            mask_sizes="[[side, side], the picture's size within the square]",
+            kept="queries that are an object with more than `objectness` (1 - softmax of the last "
+                 "logit) and more than mask_threshold in a cell of the picture",
+            classes=[list(names) for names in generator.vocabulary.classes])
+    return result
+
+
+def _entry(program: Program, wishes: Wishes, checked: Checked) -> dict:
+    spec = lambda shape, dtype: dict(shape=list(shape), dtype=str(np.dtype(dtype)))
+    return dict(
+        file=f"{program.name}.{wishes.format}", parameters=f"{program.weights}.safetensors",
+        inputs={name: spec(*of) for name, of in program.inputs.items()},
+        outputs=list(program.outputs), difference=checked.difference)
