@@ -302,7 +302,8 @@ class Model:
           classes: see `vocabulary`.
           format: "onnx", or "stablehlo" of `jax.export`: one artefact for CPUs, CUDA and TPUs.
           sizes: (width, height) of what the image tower sees, pixels, multiples of its cells; an
-            encoder for each. (): one square, a third larger than the shorter side of pictures.
+            encoder for each. (): a broad and a high one of 16:9. Pictures that are longer than
+            all of these are seen smaller than `name` sees them.
           num_masks: of every picture; None: any number.
           batch: pictures at once, of one size; None: any number.
           dtype: "float32" or "float16", or "bfloat16" of StableHLO.

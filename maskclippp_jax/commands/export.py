@@ -7,11 +7,10 @@
 
 The folder holds an image encoder with masks, a classifier of the vocabulary, an EoMT if
 `--generator` gives one, their parameters as safetensors, manifest.json with all that a caller must
-do before and after, and run.py, which names a picture's masks with the folder alone: with
-onnxruntime, numpy and Pillow (or jax in place of the first). `--format=onnx` is for ONNX Runtime and
-what else reads ONNX; `--format=stablehlo`, of `jax.export`, is one artefact for CPUs, CUDA and TPUs.
-Every program is run on this CPU and compared with ours before the folder appears. docs/export.md
-tells what is in it.
+do before and after, and run.py, which names a picture's masks with the folder alone: with numpy,
+Pillow and onnxruntime (or jax). `--format=onnx` is for ONNX Runtime and what else reads ONNX;
+`--format=stablehlo`, of `jax.export`, is one artefact for CPUs, CUDA and TPUs. Every program is run
+and compared with ours before the folder appears. docs/export.md tells what is in it.
 """
 
 import re
@@ -28,12 +27,12 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint fil
 OUTPUT = flags.DEFINE_string("output", None, "folder to write")
 FORMAT = flags.DEFINE_enum("format", "onnx", ["onnx", "stablehlo"], "of the programs")
 CLASSES = flags.DEFINE_string("classes", None, "names: classes apart by ;, synonyms by ,")
-VOCABULARY = flags.DEFINE_string("vocabulary", None, "a shipped vocabulary, or a names file (.txt), "
-                                 "one class a line")
-GENERATOR = flags.DEFINE_string("generator", None, "an EoMT that finds masks: published name, file, "
-                                "folder, or hf://owner/name")
-SIZE = flags.DEFINE_list("size", [], "WxH of what the image tower sees, pixels; an encoder for each "
-                         "(default: one square, a third larger than the shorter side of pictures)")
+VOCABULARY = flags.DEFINE_string("vocabulary", None, "a shipped vocabulary, or a names file "
+                                 "(.txt), one class a line")
+GENERATOR = flags.DEFINE_string("generator", None, "an EoMT that finds masks: published name, "
+                                "file, folder, or hf://owner/name")
+SIZE = flags.DEFINE_list("size", [], "WxH of what the image tower sees, pixels; an encoder for "
+                         "each (default: a broad and a high one of 16:9)")
 MASKS = flags.DEFINE_integer("masks", None, "of every picture (default: any number)", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", None, "pictures at once, of one size (default: any number)",
                              lower_bound=1)
@@ -69,8 +68,8 @@ def main(arguments):
         OUTPUT.value, vocabulary, format=FORMAT.value, sizes=sizes, num_masks=MASKS.value,
         batch=BATCH.value, dtype=DTYPE.value, overwrite=OVERWRITE.value)
     for name, found in checked.items():
-        logging.info("%s.%s: largest difference %.1e (%.0e is allowed), %.3f s where ours takes "
-                     "%.3f", name, FORMAT.value, found.difference,
+        logging.info("%s.%s: largest difference %.1e (%.0e is allowed); %.3f s of all cores "
+                     "for a picture, ours %.3f", name, FORMAT.value, found.difference,
                      folder.TOLERANCES[DTYPE.value], found.seconds, found.ours)
     size = sum(f.stat().st_size for f in target.iterdir())
     logging.info("wrote %s: %.1f MB, for %d classes; try: python %s photo.jpg masks.png",

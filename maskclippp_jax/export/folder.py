@@ -12,7 +12,6 @@ Every program is run before the folder appears, and compared with ours.
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -29,18 +28,15 @@ from jax import export as jax_export
 from PIL import Image
 
 from maskclippp_jax import config as configuration, weights as tensors
-from maskclippp_jax.data import label_maps
-from maskclippp_jax.export import programs
+from maskclippp_jax.export import manifest, programs
 from maskclippp_jax.export.programs import Program
 from maskclippp_jax.generators.eomt import EoMTConfig
-from maskclippp_jax.models import layers
 from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.generator import Generator
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.runtime import storage
 
 FORMATS = ("onnx", "stablehlo")
-PLATFORMS = ("cpu", "cuda", "tpu")
 # Largest difference of any number from ours in float32, where the largest is 1 or less, else as a
 # share of it. Rounding alone makes 1e-6 of the first; half numbers have 11 bits, bfloat16 8.
 TOLERANCES = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.2}
@@ -53,8 +49,8 @@ class Wishes:
 
     Attributes:
       format: one of `FORMATS`.
-      sizes: (width, height) of canvases of the encoder, pixels; (): one square, a third larger than
-        the shorter side that pictures are brought to.
+      sizes: (width, height) of canvases of the encoder, pixels; (): a broad and a high one of 16:9,
+        in which pictures of up to this shape have the shorter side of the configuration.
       num_masks: of every picture; None: any number.
       batch: pictures at once; None: any number.
       dtype: of the arithmetic and of matrices, one of `TOLERANCES`.
@@ -93,8 +89,8 @@ class Checked(typing.NamedTuple):
     """What the check of a program found."""
 
     difference: float  # see `TOLERANCES`
-    seconds: float     # of the second run of the first picture, exported
-    ours: float        # the same of ours
+    seconds: float     # of all cores together, for one picture, once compiled
+    ours: float        # the same of our own program
 
 
 def write(namer: Namer, generator: Generator | None, words: Words, folder: storage.Name,
@@ -133,8 +129,8 @@ def write(namer: Namer, generator: Generator | None, words: Words, folder: stora
                     f"the exported {program.name} differs from ours by {worst:.2g}, more than the "
                     f"{TOLERANCES[wishes.dtype]} of {wishes.dtype}; nothing was written"
                     + ("" if wishes.dtype == "float32" else "; take float32"))
-        manifest = _manifest(namer, generator, words, wishes, [p for _, p in made], checked)
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+        content = manifest.facts(namer, generator, words, wishes, [p for _, p in made], checked)
+        (temporary / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         shutil.copy(pathlib.Path(__file__).with_name("run.py"), temporary / "run.py")
         temporary.chmod(0o777 & ~_umask(temporary))
         storage.sync_all(temporary)
@@ -209,8 +205,8 @@ def canvases_of(sizes: typing.Sequence[tuple[int, int]], short_side: int, cell: 
       ValueError: one that is no multiple of a cell.
     """
     if not sizes:
-        side = -(-short_side * 4 // (3 * cell)) * cell
-        return [(side, side)]
+        short, long = (-(-side // cell) * cell for side in (short_side, short_side * 16 / 9))
+        return [(int(short), int(long)), (int(long), int(short))]
     for width, height in sizes:
         if width % cell or height % cell:
             near = [max(1, round(side / cell)) * cell for side in (width, height)]
@@ -257,7 +253,7 @@ def _write_program(folder: pathlib.Path, program: Program, wishes: Wishes) -> No
         onnx.save(graph, folder / f"{program.name}.onnx")
         onnx.checker.check_model(str(folder / f"{program.name}.onnx"))
         return
-    exported = jax_export.export(jax.jit(program.function), platforms=PLATFORMS)(
+    exported = jax_export.export(jax.jit(program.function), platforms=programs.PLATFORMS)(
         shapes, *program.specs().values())
     (folder / f"{program.name}.stablehlo").write_bytes(exported.serialize())
 
@@ -318,6 +314,8 @@ def _runner(folder: pathlib.Path, program: Program, wishes: Wishes) -> typing.Ca
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; it warns of constants that it folded itself
+        # Threads that wait would count as busy.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(
             folder / f"{program.name}.onnx", options, providers=["CPUExecutionProvider"])
         return lambda *inputs: session.run(None, dict(zip(program.inputs, inputs)))
@@ -359,85 +357,6 @@ def _drawn(program: Program, pictures: int, masks: int, size: tuple[int, int],
 
 
 def _seconds(function: typing.Callable, inputs: typing.Sequence[np.ndarray]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function(*inputs)
-    return time.perf_counter() - start
-
-
-# ---- The manifest -------------------------------------------------------------------------------
-
-
-def _manifest(namer: Namer, generator: Generator | None, words: Words, wishes: Wishes,
-              made: typing.Sequence[Program], checked: dict[str, Checked]) -> dict:
-    """What a caller must do before and after, as data."""
-    settings, vocabulary, image = namer.config.eval, words.vocabulary, namer.model.image
-    versions = ["jax", "numpy", *(["onnx", "onnxruntime"] if wishes.format == "onnx" else [])]
-    runs = dict(ensemble=False) if generator is None else dict(
-        ensemble=bool(settings.ensemble), alpha=settings.alpha, beta=settings.beta,
-        objectness_given_back=settings.get("objectness", 0.0))
-    result = dict(
-        format=wishes.format, model=namer.title, dtype=wishes.dtype,
-        versions={n: importlib.metadata.version(n) for n in versions},
-        short_side=namer.short_side,
-        encoders=[dict(program=p.name, width=int(w), height=int(h)) for p in made
-                  if p.weights == "encoder" for w, h in [p.name.split("_")[1].split("x")]],
-        picture=dict(
-            channels="RGB", dtype="uint8", layout="NHWC", shorter_side=settings.loader_min,
-            longest_side=settings.loader_max, filter="bilinear, antialiased (Pillow's)",
-            rounding="half up", normalization="within the graph"),
-        label_map=dict(
-            nothing=list(label_maps.NOTHING), shorter_side=settings.mask_short_side,
-            mask_sizes="both rows: the loaded picture's size with this shorter side (whole pixels, "
-                       "cut); null: the label map's own size"),
-        within_the_graph=dict(
-            resize="the picture to short_side, or as much less as fits the encoder; bilinear, "
-                   "half-pixel centres, not antialiased",
-            mean=list(getattr(image, "pixel_mean", layers.PIXEL_MEAN)),
-            std=list(getattr(image, "pixel_std", layers.PIXEL_STD)),
-            padding="0 after the normalization, at the right and below",
-            masks="stored -> mask_sizes[0] -> cut at the top left to mask_sizes[1] -> the "
-                  "network's size -> the token grid, each step bilinear, half-pixel centres, not "
-                  "antialiased", cell=image.patch_size,
-            logit_scale=programs.logit_scale(namer.model, namer.params), classes="the best of its names; softmax over classes"),
-        combine=dict(
-            label_map="a pixel has the best class of its mask",
-            semantic="the class with the largest sum over masks of score times mask",
-            panoptic=dict(
-                competes="best score >= void and > object_threshold",
-                wins="the largest best score times mask",
-                object_threshold=settings.object_threshold, mask_threshold=0.5,
-                overlap_threshold=settings.overlap_threshold,
-                merged="masks of one class that is stuff (thing: false)"),
-            void="scores and void sum to 1; without a generator there is no void", **runs),
-        classes=[dict(names=list(names), thing=bool(thing), id=int(number)) for
-                 names, thing, number in zip(vocabulary.classes, vocabulary.is_thing,
-                                             vocabulary.dataset_ids)],
-        templates=list(namer.config.templates),
-        programs={p.name: _entry(p, wishes, checked[p.name]) for p in made})
-    if wishes.format == "onnx":
-        from maskclippp_jax.export import onnx_graph
-        result |= dict(opset=onnx_graph.OPSET, ir_version=onnx_graph.IR_VERSION)
-    else:
-        result |= dict(platforms=list(PLATFORMS), attention="the plain form; the kernel for TPUs "
-                       "cannot be in an artefact for several platforms")
-    if generator is not None:
-        c = generator.config
-        result["generator"] = dict(
-            model=generator.title, side=c.image_size[0], stride=c.stride,
-            objectness=generator.objectness, mask_threshold=0.5, filter="bilinear, antialiased "
-            "(Pillow's)", resize="letterbox: the longer side to `side`, halves rounded to even",
-            padding="black (0) at the right and below", mean=list(c.pixel_mean),
-            std=list(c.pixel_std), normalization="within the graph",
-            mask_sizes="[[side, side], the picture's size within the square]",
-            kept="queries that are an object with more than `objectness` (1 - softmax of the last "
-                 "logit) and more than mask_threshold in a cell of the picture",
-            classes=[list(names) for names in generator.vocabulary.classes])
-    return result
-
-
-def _entry(program: Program, wishes: Wishes, checked: Checked) -> dict:
-    spec = lambda shape, dtype: dict(shape=list(shape), dtype=str(np.dtype(dtype)))
-    return dict(
-        file=f"{program.name}.{wishes.format}", parameters=f"{program.weights}.safetensors",
-        inputs={name: spec(*of) for name, of in program.inputs.items()},
-        outputs=list(program.outputs), difference=checked.difference)
+    return time.process_time() - start

@@ -18,8 +18,9 @@ from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.models import maskclippp, similarity
-from maskclippp_jax.naming import ensembles, inference
-from maskclippp_jax.naming import generator as generators
+from maskclippp_jax.naming import ensembles, generator as generators, inference
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # of an artefact of `jax.export`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,8 @@ def encoder(model: maskclippp.MaskCLIPppConfig, params: parameters.Tree, canvas:
 
     Its inputs: image uint8 [B, H, W, 3], pictures as they were loaded; masks float32 [B, N, h, w]
     in 0 ... 1; mask_sizes int32 [2, 2], `enlarged` and `kept` of `mask_chain.MaskSizes`. It returns
-    unit vectors [B, N, E] float32, and where the head looks at patches, these [B, L, E] and which of
-    them are the picture's, [B, L] bool.
+    unit vectors [B, N, E] float32, and where the head looks at patches, these [B, L, E] and which
+    of them are the picture's, [B, L] bool.
 
     Args:
       model: sizes.

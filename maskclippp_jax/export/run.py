@@ -88,9 +88,13 @@ def name(photo, masks=None):
         return np.zeros((0, len(MANIFEST["classes"]))), ids
     # The encoder in which the picture is largest; of equals the smallest.
     height, width = image.shape[1:3]
-    encoder = max(MANIFEST["encoders"], key=lambda e: (
-        min(MANIFEST["short_side"], min(e["height"] / height, e["width"] / width)
-            * min(height, width)), -e["height"] * e["width"]))
+    short_side = lambda e: min(MANIFEST["short_side"], min(e["height"] / height,
+                               e["width"] / width) * min(height, width))
+    encoder = max(MANIFEST["encoders"],
+                  key=lambda e: (short_side(e), -e["height"] * e["width"]))
+    if short_side(encoder) < MANIFEST["short_side"] - 1:
+        print(f"{photo} is longer than the encoders: seen with a shorter side of "
+              f"{short_side(encoder):.0f} pixels, not {MANIFEST['short_side']}", file=sys.stderr)
     features = program(encoder["program"])(image=image, **given)
     return program(kind)(**features, **opinion)["scores"][0], ids
 

@@ -295,8 +295,8 @@ class AttentionPool(nnx.Module):
         image = pool(query, 0, jnp.pad(grid.valid, ((0, 0), (1, 0)), constant_values=True))
         masks = None
         if grid.masks is not None:
-            queries = jnp.broadcast_to(
-                query, (x.shape[0], grid.masks.shape[1], *query.shape[2:]))  # the same for all masks
+            shape = x.shape[0], grid.masks.shape[1], *query.shape[2:]
+            queries = jnp.broadcast_to(query, shape)  # the same for all masks
             masks = pool(queries, 1, grid.valid, masks=grid.masks, mask_scale=mask_scale,
                          inside=layers.inside_masks(grid.masks, self.config.mask_threshold))
         patches = None
