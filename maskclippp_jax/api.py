@@ -318,7 +318,7 @@ class Model:
             gives other numbers than ours.
         """
         wishes = exporting.Wishes(format, tuple(map(tuple, sizes)), num_masks, batch, dtype)
-        wishes.check()
+        exporting.check(self._namer, self.generator, wishes)
         exporting.check_target(folder, overwrite=overwrite)
         return exporting.write(self._namer, self.generator, self.vocabulary(classes), folder,
                                wishes, overwrite=overwrite)

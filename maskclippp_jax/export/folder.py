@@ -112,7 +112,7 @@ def write(namer: Namer, generator: Generator | None, words: Words, folder: stora
       FileExistsError: the folder exists.
       ValueError: what cannot be exported, or a program that gives other numbers.
     """
-    wishes.check()
+    check(namer, generator, wishes)
     target = check_target(folder, overwrite=overwrite)
     made = _programs(namer, generator, words, wishes)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +142,21 @@ def write(namer: Namer, generator: Generator | None, words: Words, folder: stora
     return checked
 
 
+def check(namer: Namer, generator: Generator | None, wishes: Wishes) -> None:
+    """Raises ValueError for wishes, models and generators that `write` refuses."""
+    wishes.check()
+    tokens = namer.config.eval.max_tokens
+    if tokens:
+        raise ValueError(f"{namer.title} sees pictures of any shape as at most {tokens} patches "
+                         "(NaFlex), which has no exported form; set --config.eval.max_tokens=0, "
+                         "and it sees them by their shorter side")
+    if generator is not None and not isinstance(generator.config, EoMTConfig):
+        raise ValueError(f"{generator.title} cannot be exported, of generators only an EoMT can; "
+                         "leave --generator out and give its masks to the encoder, or take "
+                         "eomt-l-640")
+    canvases_of(wishes.sizes, namer.short_side, namer.model.image.patch_size)
+
+
 def check_target(folder: storage.Name, *, overwrite: bool) -> pathlib.Path:
     """Where the folder will be.
 
@@ -157,7 +172,7 @@ def check_target(folder: storage.Name, *, overwrite: bool) -> pathlib.Path:
         return target
     if target.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; give another --output, or --overwrite")
-    if target.exists() and not (target / "manifest.json").is_file():
+    if target.exists() and not all((target / n).is_file() for n in ("manifest.json", "run.py")):
         raise ValueError(f"{folder} is no folder that this command wrote, so --overwrite does not "
                          "replace it; give another --output")
     return target
@@ -167,14 +182,6 @@ def _programs(namer: Namer, generator: Generator | None, words: Words, wishes: W
               ) -> list[tuple[Program, Program]]:
     """All programs: as they are in float32, and as they are written."""
     config, model, params = namer.config, namer.model, namer.params
-    if config.eval.max_tokens:
-        raise ValueError(f"{namer.title} sees pictures of any shape as at most "
-                         f"{config.eval.max_tokens} patches (NaFlex), which has no exported form; "
-                         "set --config.eval.max_tokens=0, and it sees them by their shorter side")
-    if generator is not None and not isinstance(generator.config, EoMTConfig):
-        raise ValueError(f"{generator.title} cannot be exported, of generators only an EoMT can; "
-                         "leave --generator out and give its masks to the encoder, or take "
-                         "eomt-l-640")
     short_side, cell = namer.short_side, model.image.patch_size
     canvases = canvases_of(wishes.sizes, short_side, cell)
     free = dict(num_masks=wishes.num_masks or "masks", batch=wishes.batch or "batch")

@@ -23,8 +23,6 @@ from maskclippp_jax.export.onnx_rules import RULES, same
 
 OPSET = 18      # of 2022: runtimes read it since onnxruntime 1.14
 IR_VERSION = 8  # that of its time
-_FOLDED = 2**18  # elements; constant results up to this size are computed here ...
-_REPEATED = 2**12  # ... and up to this one, if they only repeat another
 
 
 class Stored(typing.NamedTuple):
@@ -235,22 +233,11 @@ class _Graph:
         if inner is not None:  # a function within: its operations, one by one
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
         outs = [v.aval for v in equation.outvars]
-        most = _REPEATED if kind == "broadcast_in_dim" else _FOLDED
-        if kind != "dim_as_value" and all(x.constant is not None for x in inputs) and all(
-                isinstance(s, int) for o in outs for s in o.shape) and all(
-                math.prod(o.shape) <= most for o in outs):
-            return self._folded(equation, inputs)
         if kind not in RULES:
             raise ValueError(f"the operation {kind} of JAX has no rule in export/onnx_rules.py; "
                              "take --format=stablehlo, or write one")
         results = RULES[kind](self, outs[0], *inputs, **settings)
         return results if isinstance(results, list) else [results]
-
-    def _folded(self, equation, inputs) -> list[Known]:
-        with jax.ensure_compile_time_eval():
-            found = equation.primitive.bind(*(x.constant for x in inputs), **equation.params)
-        return [self.constant(np.asarray(x)) for x in (
-            found if equation.primitive.multiple_results else [found])]
 
 
 class _Side:

@@ -1,5 +1,6 @@
 """A model taken away: the folder alone gives the numbers of the model."""
 
+import copy
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from PIL import Image
 import maskclippp_jax as mc
 from maskclippp_jax.data import scenes
 from maskclippp_jax.export import folder as exporting
+from tests import tiny_generators
 from tests.test_api import TINY
 
 onnx = pytest.importorskip("onnx")
@@ -212,6 +214,19 @@ def test_wishes_that_cannot_be_are_refused():
                              (dict(batch=-1), "got -1 for batch, wanted at least 1")):
         with pytest.raises(ValueError, match=sentence):
             exporting.Wishes(**wishes).check()
+
+
+def test_models_and_generators_without_an_exported_form_are_refused(tiny, tmp_path):
+    generator = mc.load_generator(
+        tiny_generators.write_mask2former_folder(tmp_path / "generator"), objectness=0)
+    with pytest.raises(ValueError, match="of generators only an EoMT can; .* eomt-l-640"):
+        type(tiny)(tiny._namer, generator).export(tmp_path / "x", CLASSES)
+    naflex = copy.copy(tiny._namer)
+    naflex.config = tiny.config.copy_and_resolve_references()
+    naflex.config.eval.max_tokens = 64
+    with pytest.raises(ValueError, match="at most 64 patches .NaFlex.*set --config.eval.max_tok"):
+        type(tiny)(naflex).export(tmp_path / "x", CLASSES)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
