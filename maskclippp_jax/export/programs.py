@@ -231,8 +231,8 @@ def _size_of(shape) -> jax.Array:
 
 
 def _leaves(tree: parameters.Tree, dtype, prefix: str = "") -> dict[str, np.ndarray]:
-    """Arrays by path; matrices in the dtype of the arithmetic, vectors (norms, biases) float32."""
-    return {prefix + path: np.asarray(x, dtype if np.ndim(x) > 1 else np.float32)
+    """Arrays by path; kernels in the dtype of the arithmetic, all else (norms, tables) float32."""
+    return {prefix + path: np.asarray(x, dtype if path.endswith("kernel") else np.float32)
             for path, x in parameters.flatten(jax.device_get(tree)).items()}
 
 

@@ -3,7 +3,8 @@
     python run.py photo.jpg masks.png     the masks of a label map
     python run.py photo.jpg               those of the generator, if the folder has one
 
-It needs numpy, Pillow, and onnxruntime (or jax and safetensors, as manifest.json says).
+It needs numpy, Pillow and onnxruntime; if the format in manifest.json is stablehlo, jax,
+flatbuffers and safetensors in place of the last.
 """
 
 import json
@@ -22,8 +23,10 @@ def program(name):
     entry = MANIFEST["programs"][name]
     if MANIFEST["format"] == "onnx":
         import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
         session = onnxruntime.InferenceSession(
-            HERE / entry["file"], providers=onnxruntime.get_available_providers())
+            HERE / entry["file"], options, providers=onnxruntime.get_available_providers())
         run = lambda **arrays: session.run(None, arrays)
     else:
         import jax

@@ -1,6 +1,7 @@
 """A model taken away: the folder alone gives the numbers of the model."""
 
 import copy
+import importlib.util
 import json
 import os
 import pathlib
@@ -204,6 +205,15 @@ def test_sizes_that_are_no_multiples_name_the_nearest(tiny, tmp_path):
     with pytest.raises(ValueError, match="wanted multiples of the 8 pixels .* such as 96x64"):
         tiny.export(tmp_path / "x", CLASSES, sizes=[(100, 64)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packages_that_are_missing_are_named(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: (
+        None if name in ("onnxruntime", "flatbuffers") else find(name)))
+    for kind, package in (("onnx", "onnxruntime"), ("stablehlo", "flatbuffers")):
+        with pytest.raises(ValueError, match=f"format {kind} needs {package}; pip install"):
+            exporting.Wishes(kind).check()
 
 
 def test_wishes_that_cannot_be_are_refused():

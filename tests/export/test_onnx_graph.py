@@ -94,17 +94,18 @@ SLOW = ("eva02_b16", "eva01_g14_plus", "rn50x16", "siglip2_b16_256", "tipsv2_l14
     pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_every_kind_of_encoder_gives_the_same_numbers(name, rng, tmp_path):
     model, params = small(name)
-    cell, width = model.image.patch_size, model.image.embed_dim
-    text = rng.standard_normal((8, 3, width)).astype(np.float32)
+    cell, previous, wishes = model.image.patch_size, {}, exporting.Wishes()
+
+    def check(program):
+        exporting._write_program(tmp_path, program, wishes)
+        found = exporting._check(tmp_path, program, program, wishes, rng, previous)
+        assert found.difference < 1e-5
+
+    check(programs.encoder(model, params, (2 * cell, 3 * cell), 2 * cell))
+    text = rng.standard_normal((8, 3, previous["embeddings"].shape[-1])).astype(np.float32)
     text /= np.linalg.norm(text, axis=-1, keepdims=True)
     names = inference.Names(text, np.array([0, 0, 1, 2, 3, 4, 8, 8], np.int32))
     synonyms = exporting.synonyms_of(names.synonym_class[:6], 5)
-    made = [programs.encoder(model, params, (2 * cell, 3 * cell), 2 * cell),
-            programs.classifier(model, params, names, synonyms, tokens=[6])]
-    previous, wishes = {}, exporting.Wishes()
-    for program in made:
-        exporting._write_program(tmp_path, program, wishes)
-        found = exporting._check(tmp_path, program, program, wishes, rng, previous)
-        assert found.difference < 1e-5, program.name
+    check(programs.classifier(model, params, names, synonyms, tokens=[6]))
     assert np.ptp(previous["scores"]) > 1e-3  # classes are told apart
     assert previous["scores"].shape == (2, 5, 5)
