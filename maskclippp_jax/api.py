@@ -16,6 +16,7 @@ import numpy as np
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.tiling import Tiles
+from maskclippp_jax.export import folder as exporting
 from maskclippp_jax.naming import (
     batching,
     generator_loading,
@@ -287,6 +288,41 @@ class Model:
             raise ValueError(_NO_GENERATOR)
         return self.name(image, self.generator, classes, minimum_score=minimum_score,
                          distractors=distractors, tiles=tiles, overlap=overlap)
+
+    def export(self, folder: str | os.PathLike, classes: ClassesLike, *, format: str = "onnx",
+               sizes: typing.Sequence[tuple[int, int]] = (), num_masks: int | None = None,
+               batch: int | None = None, dtype: str = "float32", overwrite: bool = False
+               ) -> dict[str, exporting.Checked]:
+        """Writes a folder that names masks without this package: docs/export.md tells its files.
+
+        The mask generator is in it, if there is one. Every program is run and compared with ours
+        before the folder appears.
+
+        Args:
+          folder: to be made.
+          classes: see `vocabulary`.
+          format: "onnx", or "stablehlo" of `jax.export`: one artefact for CPUs, CUDA and TPUs.
+          sizes: (width, height) of what the image tower sees, pixels, multiples of its cells; an
+            encoder for each. (): a broad and a high one of 16:9. Pictures that are longer than
+            all of these are seen smaller than `name` sees them.
+          num_masks: of every picture; None: any number.
+          batch: pictures at once, of one size; None: any number.
+          dtype: "float32" or "float16", or "bfloat16" of StableHLO.
+          overwrite: whether an earlier export is replaced.
+
+        Returns:
+          Largest difference and seconds of each program.
+
+        Raises:
+          FileExistsError: the folder exists.
+          ValueError: wrong wishes, a model or generator that has no such form, or a program that
+            gives other numbers than ours.
+        """
+        wishes = exporting.Wishes(format, tuple(map(tuple, sizes)), num_masks, batch, dtype)
+        exporting.check(self._namer, self.generator, wishes)
+        exporting.check_target(folder, overwrite=overwrite)
+        return exporting.write(self._namer, self.generator, self.vocabulary(classes), folder,
+                               wishes, overwrite=overwrite)
 
     def _words_of(self, classes: ClassesLike, minimum_score: float, distractors: ClassesLike
                   ) -> tuple[Words, Unnamed]:

@@ -261,7 +261,7 @@ def test_embeddings_of_masks_and_names_multiply_to_the_scores(model):
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(model.encode(image, as_stack(labels)), found, atol=2e-5)
     cosines = found @ words.embeddings.T  # of the untuned model, with one template
-    scale = np.exp(float(np.asarray(model._namer._params["logit_scale"])))
+    scale = np.exp(float(np.asarray(model._namer.params["logit_scale"])))
     logits = min(scale, 100.0) * cosines
     scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(scores, model.name(image, labels, words).scores, atol=1e-4)

@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "writes a model under other people's names; --list shows what can be read",
     "publish": "puts a tuned model on the hub, with a card that tells its numbers",
     "report": "makes one page of a run: curves, results, classes, pictures",
+    "export": "takes a model away as ONNX or StableHLO, which run without this package",
     "plan": "compiles an experiment for devices you do not hold: memory, FLOPs, time",
     "parity": "compares this machine's results with stored ones of the reference",
 }

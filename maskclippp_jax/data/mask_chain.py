@@ -116,4 +116,5 @@ def to_grid(masks: jax.Array, sizes: MaskSizes, network: jax.Array, patch: int,
     rows, columns = (
         resample.grid_taps(canvas[i] // patch, patch, Stage(sizes.kept[i], network[i]),
                            Stage(sizes.stored[i], sizes.enlarged[i])) for i in range(2))
-    return resample.resize_masks(resample.soft(masks), rows, columns).reshape(len(masks), -1)
+    return resample.resize_masks(resample.soft(masks), rows, columns).reshape(
+        masks.shape[0], -1)

@@ -233,7 +233,7 @@ class EoMT(nnx.Module):
         mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3)
                      for x in (c.pixel_mean, c.pixel_std))
         patches = self.patch_embed((image.astype(jnp.float32) - mean) / std)  # [B, h, w, D]
-        patches = patches.reshape(len(image), -1, c.width).astype(jnp.float32)
+        patches = patches.reshape(image.shape[0], -1, c.width).astype(jnp.float32)
         first = jnp.concatenate([self.class_token[...][None], self.registers[...]])
         return jnp.concatenate([_for_each(image, first),
                                 patches + self.position_table[...][None]], 1)
@@ -300,7 +300,7 @@ class EoMT(nnx.Module):
     def _map_of(self, normal):
         """The patches among normalised tokens, as a map [B, h, w, D]."""
         height, width = self.config.grid
-        return normal[:, -height * width:].reshape(len(normal), height, width, -1)
+        return normal[:, -height * width:].reshape(normal.shape[0], height, width, -1)
 
 
 class Block(nnx.Module):
@@ -430,7 +430,7 @@ def resize_position_table(table: jax.Array, old: tuple[int, int], new: tuple[int
 
 def _for_each(batch, rows):
     """The same rows [n, D] for each of a batch: [B, n, D] float32."""
-    return jnp.broadcast_to(rows.astype(jnp.float32), (len(batch), *rows.shape))
+    return jnp.broadcast_to(rows.astype(jnp.float32), (batch.shape[0], *rows.shape))
 
 
 def _of_map(x):

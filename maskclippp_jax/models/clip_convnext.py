@@ -123,7 +123,7 @@ class ConvNeXt(nnx.Module):
             for block in stage.blocks:
                 x = self.layout.rows(run(block, x, inside, None if keys is None else next(keys)))
 
-        cells = x.reshape(len(x), -1, x.shape[-1])  # [B, L, D]
+        cells = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, L, D]
         embed = lambda x: self.head(self.norm(x))
         masks = None if grid.masks is None else embed(_average(cells, grid.masks, 1e-6))
         return layers.ImageFeatures(
@@ -215,7 +215,7 @@ def drop_path(branch: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
     The other images' branches are scaled up, so that the mean stays.
     """
-    shape = (len(branch),) + (1,) * (branch.ndim - 1)
+    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
     kept = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(kept, branch / (1 - rate), 0.0).astype(branch.dtype)
 

@@ -277,7 +277,7 @@ class AttentionPool(nnx.Module):
     def __call__(self, x, grid, mask_scale, *, dense):
         """x [B, h, w, D], where images and masks lie, mask_scale [A] -> ImageFeatures."""
         heads = lambda t: layers.split_heads(t, self.config.num_heads)
-        cells = x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)  # [B, L, D]
+        cells = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)  # [B, L, D]
         weights = grid.valid.astype(jnp.float32)
         mean = jnp.einsum("bl,bld->bd", weights, cells) / weights.sum(-1, keepdims=True)
         tokens = jnp.concatenate([mean[:, None], cells], 1)  # [B, 1+L, D]
@@ -295,8 +295,8 @@ class AttentionPool(nnx.Module):
         image = pool(query, 0, jnp.pad(grid.valid, ((0, 0), (1, 0)), constant_values=True))
         masks = None
         if grid.masks is not None:
-            queries = jnp.broadcast_to(
-                query, (len(x), grid.masks.shape[1], *query.shape[2:]))  # the same for all masks
+            shape = x.shape[0], grid.masks.shape[1], *query.shape[2:]
+            queries = jnp.broadcast_to(query, shape)  # the same for all masks
             masks = pool(queries, 1, grid.valid, masks=grid.masks, mask_scale=mask_scale,
                          inside=layers.inside_masks(grid.masks, self.config.mask_threshold))
         patches = None

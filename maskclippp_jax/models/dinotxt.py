@@ -105,7 +105,7 @@ class DinoTxtImageTower(nnx.Module):
                      mask_tokens=None if masks is None else self.norm(masks))
         tokens = self.head.norm(passed.tokens)
         patches = tokens[:, 1 + c.num_registers:].astype(jnp.float32)  # [B, L, D]
-        whole = jnp.zeros((len(image), 1, patches.shape[1]))  # an empty mask
+        whole = jnp.zeros((image.shape[0], 1, patches.shape[1]))  # an empty mask
         both = lambda tokens, masks: jnp.concatenate([tokens, mean_under(
             patches, masks, grid.valid, c.mask_threshold).astype(tokens.dtype)], -1)
         return layers.ImageFeatures(

@@ -69,7 +69,7 @@ def lay_grid(image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | No
         raise ValueError(f"masks lie on a grid of {grid_masks.shape[-1]} cells, tokens on "
                          f"{canvas[0] * canvas[1]}; bring the masks to the token grid first")
     size = -(-image_size // cell)
-    valid = inside_canvas(size, canvas).reshape(len(image), -1)
+    valid = inside_canvas(size, canvas).reshape(image.shape[0], -1)
     if grid_masks is not None:
         grid_masks = jnp.where(valid[:, None], grid_masks.astype(jnp.float32), 0.0)
     return Grid(canvas, size, valid, grid_masks)

@@ -93,7 +93,7 @@ def resize_position_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, 
       [B, 1 + h*w, D] float32; cells outside the true grid repeat the border.
     """
     patches = resize_table(table[1:], grid, canvas, matrix)
-    first = jnp.broadcast_to(table[:1], (len(patches), 1, table.shape[-1]))
+    first = jnp.broadcast_to(table[:1], (patches.shape[0], 1, table.shape[-1]))
     return jnp.concatenate([first, patches], 1)
 
 

@@ -133,7 +133,7 @@ class PseudoTextSimilarity(nnx.Module):
         biases = jnp.split(self.qkv.bias[...], 3, -1)
         of_names = names @ kernels[0] + biases[0][None]
         of_patches = [patches @ k + b[None, None] for k, b in zip(kernels[1:], biases[1:])]
-        queries = jnp.broadcast_to(of_names[None], (len(patches), *names.shape))
+        queries = jnp.broadcast_to(of_names[None], (patches.shape[0], *names.shape))
         keys = (None, None) if condition.key is None else jax.random.split(condition.key)
         mixed = layers.attend(
             *(layers.split_heads(x, c.num_heads) for x in (queries, *of_patches)),

@@ -26,13 +26,13 @@ def embed_patches(convolution: layers.PatchConv, image: jax.Array, image_size: j
                   mean: tuple = layers.PIXEL_MEAN, std: tuple = layers.PIXEL_STD) -> jax.Array:
     """Pictures [B, H, W, 3] of true sizes [B, 2], see `layers.normalize`, as patches [B, L, D]."""
     patches = convolution(layers.normalize(image, image_size, mean, std))
-    return patches.reshape(len(image), -1, patches.shape[-1]).astype(jnp.float32)
+    return patches.reshape(image.shape[0], -1, patches.shape[-1]).astype(jnp.float32)
 
 
 def prepend(prefix: typing.Sequence[jax.Array], patches: jax.Array) -> jax.Array:
     """Puts the same tokens, each [D] or [number, D], in front of every picture's [B, L, D]."""
     first = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in prefix])[None]  # [1, P, D]
-    first = jnp.broadcast_to(first, (len(patches), *first.shape[1:]))
+    first = jnp.broadcast_to(first, (patches.shape[0], *first.shape[1:]))
     return jnp.concatenate([first, patches], 1)
 
 
@@ -212,7 +212,7 @@ def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.
     masks = scale = None
     prefix = tokens.shape[1] - grid.valid.shape[1]
     begin = lambda tokens: jnp.broadcast_to(
-        tokens[:, start, None], (len(tokens), grid.masks.shape[1], tokens.shape[-1]))
+        tokens[:, start, None], (tokens.shape[0], grid.masks.shape[1], tokens.shape[-1]))
     entering = tokens
     for left, block in zip(reversed(range(len(blocks))), blocks):  # left: blocks after this one
         if grid.masks is not None and left < len(mask_logit_scale):

@@ -66,6 +66,7 @@ class Generator:
     Attributes:
       title: one line that says what was loaded.
       config: sizes of the network.
+      params: its parameters, on the device.
       task: "panoptic", "instance" or "semantic", what it was trained for.
       vocabulary: the classes it was trained on; None: nobody knows those of an open one.
       folder, kind, width, classes: as of a `Bundle`: kind is "closed", with logits of these
@@ -116,7 +117,7 @@ class Generator:
             self.kind, self.width = "closed", config.num_classes + 1
             self.classes = dict(kind="closed", vocabulary=[list(c) for c in vocabulary.classes])
         self._embed, self._embedded = embed, {}
-        self._params = jax.device_put(params)
+        self.params = jax.device_put(params)
         self._predict = make_program(config, dtype=dtype)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
@@ -231,7 +232,7 @@ class Generator:
     def facts(self) -> dict[str, str]:
         """What a bundle says of it: its name, and SHA-256 of its parameters."""
         digest = hashlib.sha256()
-        for path, leaf in parameters.flatten(self._params).items():
+        for path, leaf in parameters.flatten(self.params).items():
             digest.update(path.encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)))
         return dict(name=self.title, checkpoint=digest.hexdigest()[:16])
@@ -298,7 +299,7 @@ class Generator:
         """Masks [B, Q, h, w] and classes [B, Q, X] of pictures that are padded to one size."""
         sizes = (np.array(x, np.int32) for x in zip(*((w.loaded, w.resized) for w in ways)))
         with self._one_at_a_time:
-            return jax.device_get(self._predict(self._params, np.stack(canvases), *sizes,
+            return jax.device_get(self._predict(self.params, np.stack(canvases), *sizes,
                                                 canvas=ways[0].padded))
 
 

@@ -56,6 +56,8 @@ class Namer:
       config: the experiment; the sizes of `config.eval` are used.
       model: sizes of the model.
       title: one line that says what was loaded.
+      params: parameters of the model, on the device.
+      short_side: pixels of the shorter side at which the image tower sees pictures.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, model: maskclippp.MaskCLIPppConfig,
@@ -71,8 +73,8 @@ class Namer:
         """
         self.config, self.model, self.title = config, model, title
         self._text, self._cache = dict(text=params["text"]), cache
-        self._params = jax.device_put(params)
-        self._short_side = config.eval.short_side or model.image.image_size
+        self.params = jax.device_put(params)
+        self.short_side = config.eval.short_side or model.image.image_size
         self._opinions: dict[tuple, segmenter.Opinion] = {}
         self._scorers: dict[tuple[str, bool], typing.Callable] = {}
 
@@ -121,7 +123,7 @@ class Namer:
             batch["mask_valid"] = np.ones(batch["labels"].shape, bool)
         else:
             laid = segmenter.lay_masks(batch, sizes, patch, canvas)
-        return Seen(pictures, self._tower(self._params, laid), batch["mask_valid"],
+        return Seen(pictures, self._tower(self.params, laid), batch["mask_valid"],
                     batch.get("classes"))
 
     def score(self, seen: Seen, words: Words) -> list[MaskScores]:
@@ -129,7 +131,7 @@ class Namer:
         bundle = seen.pictures[0].bundle
         kind, ensemble = self._opinion_kind(bundle)
         classes, void = jax.device_get(self._scorer(kind, ensemble)(
-            self._params, seen.features, seen.mask_valid, seen.classes, words.names,
+            self.params, seen.features, seen.mask_valid, seen.classes, words.names,
             self._opinion(bundle, words)))
         count = words.vocabulary.num_classes
         return [MaskScores(classes[b, :len(p.ids), :count], void[b, :len(p.ids)])
@@ -170,9 +172,9 @@ class Namer:
         batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
         settings, patch = self.config.eval, self.model.image.patch_size
         if pictures[0].segments is None:
-            batch, sizes = segmenter.with_sizes(batch, settings, self._short_side, patch)
+            batch, sizes = segmenter.with_sizes(batch, settings, self.short_side, patch)
             return batch, sizes, network
-        sizes = inference.sizes_of(batch, self._short_side, settings.mask_short_side,
+        sizes = inference.sizes_of(batch, self.short_side, settings.mask_short_side,
                                    max_tokens=settings.max_tokens, patch=patch)
         return {k: batch[k] for k in ("image", "segments", "labels")}, sizes, network
 
@@ -196,7 +198,7 @@ class Namer:
                                     settings.loader_max)
 
     def _network_size(self, loaded: tuple[int, int]) -> np.ndarray:
-        return inference.network_sizes(np.array([loaded], np.int32), self._short_side,
+        return inference.network_sizes(np.array([loaded], np.int32), self.short_side,
                                        self.config.eval.max_tokens, self.model.image.patch_size)
 
     def _opinion_kind(self, bundle: Bundle | None) -> tuple[str, bool]:
