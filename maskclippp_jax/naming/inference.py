@@ -184,6 +184,21 @@ def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
     return encode
 
 
+def make_features(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
+                  ) -> typing.Callable[..., layers.ImageFeatures]:
+    """The jitted program `(params, batch, sizes, canvas) -> ImageFeatures`: of `make_namer` what no
+    name changes."""
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def features(params, batch, sizes, canvas):
+        return segment_features(build(params), batch, sizes, patch, canvas)
+
+    return features
+
+
 def segment_features(model: maskclippp.MaskCLIPpp, batch: dict, sizes: Sizes, patch: int,
                      canvas: tuple[int, int]) -> layers.ImageFeatures:
     """What the image tower makes of pictures whose masks are segments; see `make_namer`."""

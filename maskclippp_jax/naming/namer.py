@@ -15,7 +15,7 @@ import numpy as np
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import mask_batches, pipeline, transforms
 from maskclippp_jax.data.bundles import Bundle
-from maskclippp_jax.models import maskclippp
+from maskclippp_jax.models import layers, maskclippp
 from maskclippp_jax.naming import inference, loading, postprocess, segmenter
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
@@ -37,6 +37,14 @@ class Words(typing.NamedTuple):
         """[S, E] float32 unit vectors, one row a name: the mean over templates."""
         embeddings = np.asarray(self.names.embeddings)[:self.vocabulary.num_synonyms]
         return segmenter.mean_over_templates(embeddings)
+
+
+class Seen(typing.NamedTuple):
+    """A picture whose masks the image tower has looked at; any names can follow."""
+
+    picture: Given
+    features: layers.ImageFeatures  # on the device, of a batch of one
+    masks: dict  # of the batch: `mask_valid` [1, N'] bool, and `classes` where a generator has some
 
 
 class Namer:
@@ -65,6 +73,7 @@ class Namer:
         self._short_side = config.eval.short_side or model.image.image_size
         self._opinions: dict[tuple, segmenter.Opinion] = {}
         self._classifiers: dict[tuple[str, bool], typing.Callable] = {}
+        self._scorers: dict[tuple[str, bool], typing.Callable] = {}
 
     def embed(self, vocabulary: Vocabulary) -> Words:
         """Embeds every name in every template of the experiment."""
@@ -117,6 +126,24 @@ class Namer:
         count = words.vocabulary.num_classes
         return [MaskScores(classes[b, :len(p.ids), :count], void[b, :len(p.ids)])
                 for b, p in enumerate(pictures)]
+
+    def see(self, picture: Given) -> Seen:
+        """What the image tower makes of a picture and its masks, for `score_seen`."""
+        batch, network, canvas = self._batch([picture])
+        features = self._segment_features if picture.segments is not None else self._mask_features
+        seen = features(self._params, batch, network, canvas)
+        if picture.segments is not None:
+            batch["mask_valid"] = np.ones(batch["labels"].shape, bool)
+        return Seen(picture, seen, {k: batch[k] for k in ("mask_valid", "classes") if k in batch})
+
+    def score_seen(self, seen: Seen, words: Words) -> MaskScores:
+        """`score` of a picture that was seen; the image tower does not run again."""
+        kind, ensemble = self._opinion_kind(seen.picture.bundle)
+        scores = self._scorer(kind, ensemble)(self._params, seen.features, seen.masks, words.names,
+                                              self._opinion(seen.picture.bundle, words))
+        classes, void = jax.device_get(scores)
+        count = len(seen.picture.ids)
+        return MaskScores(classes[0, :count, :words.vocabulary.num_classes], void[0, :count])
 
     def encode(self, pictures: typing.Sequence[Given]) -> list[np.ndarray]:
         """Embeddings of the masks of pictures of one group: unit vectors [N, E] float32."""
@@ -204,6 +231,14 @@ class Namer:
         return inference.make_namer(self.model, semantic=False)
 
     @functools.cached_property
+    def _segment_features(self):
+        return inference.make_features(self.model)
+
+    @functools.cached_property
+    def _mask_features(self):
+        return segmenter.make_features(self.model)
+
+    @functools.cached_property
     def _segment_encoder(self):
         return inference.make_encoder(self.model)
 
@@ -220,3 +255,9 @@ class Namer:
             self._classifiers[kind, ensemble] = segmenter.make_classifier(
                 self.model, kind, ensemble=ensemble)
         return self._classifiers[kind, ensemble]
+
+    def _scorer(self, kind: str, ensemble: bool):
+        if (kind, ensemble) not in self._scorers:
+            self._scorers[kind, ensemble] = segmenter.make_scorer(
+                self.model, kind, ensemble=ensemble)
+        return self._scorers[kind, ensemble]

@@ -253,6 +253,35 @@ def make_encoder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
     return encode
 
 
+def make_features(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32
+                  ) -> typing.Callable[..., layers.ImageFeatures]:
+    """The jitted program `(params, batch, network, canvas) -> ImageFeatures`, the part of
+    `make_classifier` that no name changes. The arguments: see `make_segmenter`."""
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
+    patch = model_config.image.patch_size
+
+    @functools.partial(jax.jit, static_argnames="canvas")
+    def features(params, batch, network, canvas):
+        return _features(build(params), batch, network, patch, canvas)
+
+    return features
+
+
+def make_scorer(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ensemble: bool,
+                dtype=jnp.float32) -> typing.Callable[..., MaskScores]:
+    """The jitted program `(params, features, masks, names, opinion) -> MaskScores`, the part of
+    `make_classifier` after the image tower.
+
+    `features` are those of `make_features`, or of `inference.make_features` with the kind "none";
+    `masks` is `mask_valid` of the batch, and `classes` if it has them.
+    """
+    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
+    return jax.jit(lambda params, features, masks, names, opinion: _scores(
+        build(params), features, masks, names, opinion, kind, ensemble))
+
+
 def proposals_of(batch: dict, scores: MaskScores) -> Proposals:
     """The masks of a batch (see `make_segmenter`) with their scores, for `postprocess.make_heads`.
     """
@@ -271,16 +300,22 @@ def _classifier(model_config, kind: str, *, ensemble: bool, dtype,
     def classify(params, batch, network, names, opinion, canvas):
         model = build(params)
         features = _features(model, batch, network, patch, canvas)
-        name_logits = model.classify(features, names.embeddings)
-        logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
-        generator, of_test_classes = generator_logits(
-            kind, batch.get("classes"), names.synonym_class, opinion)
-        given_back = ensembles.void_given_back(logits, opinion.objectness)
-        if ensemble:
-            logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
-        return ensembles.scores(logits, generator, batch["mask_valid"], given_back)
+        return _scores(model, features, batch, names, opinion, kind, ensemble)
 
     return classify
+
+
+def _scores(model: maskclippp.MaskCLIPpp, features: layers.ImageFeatures, batch: dict, names,
+            opinion: Opinion, kind: str, ensemble: bool) -> MaskScores:
+    """What a model says of the masks of a batch, and the generator with it."""
+    name_logits = model.classify(features, names.embeddings)
+    logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
+    generator, of_test_classes = generator_logits(
+        kind, batch.get("classes"), names.synonym_class, opinion)
+    given_back = ensembles.void_given_back(logits, opinion.objectness)
+    if ensemble:
+        logits = ensembles.ensemble(logits, of_test_classes, opinion.weights)
+    return ensembles.scores(logits, generator, batch["mask_valid"], given_back)
 
 
 def _features(model: maskclippp.MaskCLIPpp, batch: dict, network: jax.Array, patch: int,
