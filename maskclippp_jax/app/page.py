@@ -1,10 +1,12 @@
 """The page itself: what stands where, and what happens when (Gradio)."""
 
+import functools
 import html
 import importlib.resources
 import json
 import pathlib
 import typing
+from unittest import mock
 
 import gradio as gr
 from gradio import processing_utils, utils
@@ -20,7 +22,6 @@ from maskclippp_jax.vocabulary import Vocabulary, shipped_names
 _OWN = "my own words"
 _LONGEST = 500  # letters of a sentence
 _NAME = 100     # letters of a file's name
-_EDITOR = 1024  # pixels of the longer side that is drawn on
 _DOWNLOADS = (("overlay", "Overlay (PNG)"), ("labels", "Label map (PNG)"), ("coco", "COCO (JSON)"),
               ("code", "Python"))
 # After `_write`, with the file it made: the browser fetches it.
@@ -30,24 +31,37 @@ _FETCH = """(file) => {
 }"""
 
 
-class _PictureInput(gr.Image):
-    """Gradio's picture that leaves reading to `uploads`, within limits and with its own sentences."""
+class _Kept:
+    """Takes files from Gradio's folder of uploads only. Gradio itself looks at that as well, but by
+    default copies any path of the server, and addresses in the web, into it where it is a part of
+    another application."""
 
-    def get_block_name(self):
-        return "image"
+    async def async_move_resource_to_block_cache(self, place):
+        if place is not None and not utils.is_in_or_equal(place, utils.get_upload_folder()):
+            raise _sentence(f"{_plain_name(str(place))} was not uploaded here")
+        return await super().async_move_resource_to_block_cache(place)
 
-    def preprocess(self, payload):
-        return payload and Upload(payload.path, _plain_name(payload.orig_name or payload.path))
 
-
-class _FileInput(gr.File):
-    """Gradio's file, with the name its owner knows."""
-
-    def get_block_name(self):
-        return "file"
+class _Read(_Kept):
+    """Leaves reading to `uploads`, within limits and with its own sentences."""
 
     def preprocess(self, payload):
         return payload and Upload(payload.path, _plain_name(payload.orig_name or payload.path))
+
+
+# Gradio would write a stub beside this file for each class.
+with mock.patch("gradio.component_meta.create_or_modify_pyi", create=True):
+    class _PictureInput(_Read, gr.Image):
+        def get_block_name(self):
+            return "image"
+
+    class _FileInput(_Read, gr.File):
+        def get_block_name(self):
+            return "file"
+
+    class _Editor(_Kept, gr.ImageEditor):
+        def get_block_name(self):
+            return "imageeditor"
 
 
 def build(model: api.Model, loading: str, limits: Limits, examples: typing.Mapping[str, str]
@@ -74,17 +88,18 @@ def build(model: api.Model, loading: str, limits: Limits, examples: typing.Mappi
                 words = gr.Textbox(label="Words", lines=2, max_lines=8, elem_id="words",
                                    placeholder="cat; dog, puppy; grass",
                                    info="Classes apart by ; and synonyms by ,")
-                shipped = gr.Dropdown(_vocabularies(), value="", label="or a vocabulary (type to search)",
-                                      filterable=True, elem_id="vocabulary")
+                shipped = gr.Dropdown(
+                    _vocabularies(), value="", label="or a vocabulary (type to search)",
+                    filterable=True, elem_id="vocabulary")
                 masks = gr.Radio(_mask_choices(model), value=_mask_choices(model)[0][1],
                                  label="Masks", elem_id="masks")
                 masks_file = _FileInput(label="Label map (PNG), COCO's JSON, .npy, .npz",
                                         visible=False, height=120, elem_id="masks_file",
                                         file_types=[".png", ".tif", ".tiff", ".json", ".npy",
                                                     ".npz"])
-                editor = gr.ImageEditor(
+                editor = _Editor(
                     type="numpy", visible=False, sources=(), transforms=(), layers=False,
-                    label="Paint over each object, every one in a colour of its own",
+                    label="A colour is a mask",
                     brush=gr.Brush(default_size=24, colors=list(uploads.BRUSH),
                                    default_color=uploads.BRUSH[0], color_mode="fixed"),
                     format="png", buttons=[], elem_id="editor")
@@ -101,7 +116,8 @@ def build(model: api.Model, loading: str, limits: Limits, examples: typing.Mappi
             with gr.Column(scale=7, min_width=320):
                 viewer = gr.HTML(None, html_template=text_of("viewer.html"), elem_id="viewer",
                                  apply_default_css=False,
-                                 css_template=text_of("viewer.css"), js_on_load=text_of("viewer.js"))
+                                 css_template=text_of("viewer.css"),
+                                 js_on_load=text_of("viewer.js"))
                 with gr.Row(visible=False, elem_classes="mc-downloads") as downloads:
                     buttons = [gr.Button(label, size="sm", elem_id=f"download-{kind}", min_width=60)
                                for kind, label in _DOWNLOADS]
@@ -112,7 +128,7 @@ def build(model: api.Model, loading: str, limits: Limits, examples: typing.Mappi
             question = _question(*given)
             try:
                 visit = sessions.answer(model, loading, question, visit or Session(), limits)
-            except (ValueError, FileNotFoundError, OSError) as error:
+            except ValueError as error:
                 raise _sentence(error) from None
             return visit, views.view(visit.result, visit.notes), gr.Row(visible=True)
 
@@ -134,8 +150,11 @@ def build(model: api.Model, loading: str, limits: Limits, examples: typing.Mappi
         shown.load_input_event.then(lambda picture: (by_name.get(picture.name, ""), ""), picture,
                                     [words, shipped], **light).then(**asking)
         for (kind, _), button in zip(_DOWNLOADS, buttons):
-            button.click(lambda visit, kind=kind: write(kind, visit), session, made, **heavy).success(
-                None, made, js=_FETCH, **light)
+            done = button.click(functools.partial(write, kind), session, made, **heavy)
+            done.success(None, made, js=_FETCH, **light)
+        # What is typed then searches, in place of adding to what was chosen.
+        shipped.focus(None, js="() => document.querySelector('#vocabulary input').select()",
+                      **light)
         shipped.change(lambda name: gr.Textbox(interactive=not name), shipped, words, **light)
         gr.on([masks.change, picture.change], lambda kind, picture: (
             gr.File(visible=kind == FILE), _canvas(kind, picture, limits)),
@@ -154,13 +173,12 @@ def _question(picture, words, shipped, names_file, masks, masks_file, editor, di
 def _canvas(kind: str, picture: Upload | None, limits: Limits):
     """The editor, with the picture under what is drawn."""
     if kind != DRAWN or picture is None:
-        return gr.ImageEditor(visible=kind == DRAWN)
+        return _Editor(visible=kind == DRAWN)
     try:
-        pixels = uploads.scaled(uploads.read_picture(picture, limits),
-                                limits._replace(side=_EDITOR))
-    except (ValueError, OSError) as error:
+        pixels = views.shown(uploads.read_picture(picture, limits))
+    except ValueError as error:
         raise _sentence(error) from None
-    return gr.ImageEditor(dict(background=pixels, layers=[], composite=None), visible=True)
+    return _Editor(dict(background=pixels, layers=[], composite=None), visible=True)
 
 
 def _write(kind: str, visit: Session) -> str:
@@ -211,4 +229,4 @@ def _plain_name(name: str) -> str:
 
 def text_of(name: str) -> str:
     """A file of this folder."""
-    return importlib.resources.files("maskclippp_jax.app").joinpath(name).readtext_of("utf-8")
+    return importlib.resources.files("maskclippp_jax.app").joinpath(name).read_text("utf-8")

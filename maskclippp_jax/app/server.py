@@ -1,14 +1,11 @@
 """Serves the page: to this machine unless a host is named, without anything from the web."""
 
-import contextlib
+import importlib.util
 import os
 import pathlib
 import socket
 import tempfile
 import typing
-
-import numpy as np
-from PIL import Image
 
 if typing.TYPE_CHECKING:
     from maskclippp_jax import api
@@ -45,11 +42,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def require_gradio() -> None:
     """Raises ValueError if the packages of the page are not installed."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"the page needs Gradio ({error}); pip install 'maskclippp_jax[app]'"
-                         ) from None
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio, which is not installed; pip install "
+                         "'maskclippp_jax[app]'")
 
 
 def serve(model: "api.Model", loading: str, limits: "Limits", at: socket.socket,
@@ -93,20 +88,28 @@ def make_app(model: "api.Model", loading: str, limits: "Limits", folder: str):
 
     blocks = page.build(model, loading, limits, _examples(model, pathlib.Path(folder)))
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    plain = dict(block_label_background_fill="transparent", block_label_text_color="*neutral_600",
-                 block_title_background_fill="transparent", block_title_text_color="*neutral_700",
-                 block_title_padding="0", block_title_text_weight="600")
-    plain |= {f"{key}_dark": "*neutral_200" if "text_color" in key else value
-              for key, value in plain.items() if "color" in key or "fill" in key}
-    system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     gr.mount_gradio_app(
         app, blocks, "/", footer_links=[], run_history=False, ssr_mode=False, pwa=False,
-        mcp_server=False, enable_monitoring=False, allowed_paths=[], show_error=True,
-        max_file_size=limits.num_bytes, head=f"<style>{page.text_of('page.css')}</style>",  # `css` would not reach the outer frame
-        theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=system,
-                             font_mono=["ui-monospace", "Consolas", "monospace"]).set(**plain))
+        mcp_server=False, enable_monitoring=False, allowed_paths=[], show_error=False,
+        max_file_size=limits.num_bytes, theme=_theme(gr),
+        head=f"<style>{page.text_of('page.css')}</style>")  # `css` reaches only what is inside
+    blocks.has_launched = True  # else Gradio does not look at where files are from
     app.add_middleware(_Bounded)
     return app
+
+
+def _theme(gr):
+    """Plain labels and the system's fonts; Gradio's own come from the web."""
+    dark = {f"block_{part}_background_fill_dark": "transparent" for part in ("label", "title")}
+    dark |= {f"block_{part}_text_color_dark": "*neutral_200" for part in ("label", "title")}
+    return gr.themes.Soft(
+        primary_hue="blue", neutral_hue="slate",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"]).set(
+            body_background_fill="*neutral_50", block_label_background_fill="transparent",
+            block_label_text_color="*neutral_600", block_title_background_fill="transparent",
+            block_title_text_color="*neutral_700", block_title_text_weight="600",
+            block_title_padding="0", **dark)
 
 
 class _Bounded:
@@ -118,6 +121,12 @@ class _Bounded:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or scope["path"].endswith("/upload"):
             return await self.app(scope, receive, send)
+        said = dict(scope["headers"]).get(b"content-length", b"")
+        if said.isdigit() and int(said) > _BODY:
+            await send(dict(type="http.response.start", status=413,
+                            headers=[(b"content-type", b"text/plain")]))
+            return await send(dict(type="http.response.body",
+                                   body=b"this request is too long; ask for less at once"))
         taken = 0
 
         async def bounded():
@@ -125,24 +134,17 @@ class _Bounded:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > _BODY:
-                raise _TooLong
+                raise ValueError("a request is longer than it said")
             return message
 
-        with contextlib.suppress(_TooLong):
-            return await self.app(scope, bounded, send)
-        await send(dict(type="http.response.start", status=413,
-                        headers=[(b"content-type", b"text/plain")]))
-        await send(dict(type="http.response.body",
-                        body=b"this request is too long; ask for less at once"))
-
-
-class _TooLong(Exception):
-    pass
+        await self.app(scope, bounded, send)
 
 
 def _examples(model: "api.Model", folder: pathlib.Path) -> dict[str, str]:
-    """Pictures (paths) with words: photographs that scikit-image carries, and for the small model, which
-    knows the words of scenes only, two of these."""
+    """Pictures (paths) with words: photographs that scikit-image carries, and for the small model,
+    which knows the words of scenes only, two of these."""
+    import numpy as np
+    from PIL import Image
     from skimage import data
 
     from maskclippp_jax.data import scenes

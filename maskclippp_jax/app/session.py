@@ -11,7 +11,7 @@ import numpy as np
 from maskclippp_jax import api
 from maskclippp_jax.app import uploads
 from maskclippp_jax.app.uploads import Limits, Upload
-from maskclippp_jax.data import images, regions
+from maskclippp_jax.data import regions
 
 GENERATOR, REGIONS, FILE, DRAWN = "generator", "regions", "file", "drawn"  # where masks are from
 
@@ -35,6 +35,7 @@ class Session:
     """One visit. The picture stays encoded until another one, or other masks, are asked about."""
 
     key: tuple = ()
+    size: tuple[int, int] = (0, 0)  # (height, width) of the picture as it came
     seen: api.Seen | None = None
     result: api.Result | None = None
     code: str = ""                 # Python that gives the same
@@ -62,9 +63,11 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
     distractors = (uploads.classes_of(question.distractors, limits)
                    if question.distractors.strip() else ())
     key = _key_of(question)
-    seen = session.seen
+    size, seen = session.size, session.seen
     if key != session.key:
-        seen = model.seen(*_picture_and_masks(model, question, limits))
+        pixels = uploads.read_picture(question.picture, limits)
+        size = pixels.shape[:2]
+        seen = model.seen(*_picture_and_masks(model, question, pixels, limits))
     notes = []
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
@@ -79,11 +82,10 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
         if missing and not question.minimum_score and all(result.vocabulary.is_thing):
             notes.append(f"{missing} of {len(result)} masks are no segments, as they are unsure or "
                          "mostly covered by others; the table has all")
-    height, width = images.shown_size(pathlib.Path(question.picture.path).read_bytes())
-    if (height, width) != result.image.shape[:2]:
-        notes.append(f"the picture was scaled from {width}x{height} to "
+    if size != result.image.shape[:2]:
+        notes.append(f"the picture was scaled from {size[1]}x{size[0]} to "
                      f"{result.image.shape[1]}x{result.image.shape[0]} pixels")
-    return Session(key, seen, result, code_of(loading, question, (height, width), limits),
+    return Session(key, size, seen, result, code_of(loading, question, size, limits),
                    pathlib.PurePath(question.picture.name).stem or "picture", tuple(notes))
 
 
@@ -100,9 +102,8 @@ def _key_of(question: Question) -> tuple:
     return question.picture.path, masks  # of the server, which names files by what they hold
 
 
-def _picture_and_masks(model: api.Model, question: Question, limits: Limits):
+def _picture_and_masks(model: api.Model, question: Question, pixels: np.ndarray, limits: Limits):
     """What `Model.seen` takes."""
-    pixels = uploads.read_picture(question.picture, limits)
     if question.masks == FILE:
         if question.masks_file is None:
             raise ValueError("there is no file of masks yet; give a label map (PNG) or COCO's JSON")

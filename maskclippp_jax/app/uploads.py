@@ -41,7 +41,9 @@ class Upload(typing.NamedTuple):
     name: str
 
     def content(self, limits: Limits) -> bytes:
-        """Raises ValueError if it is too large or empty."""
+        """Raises ValueError if it is too large or empty, or was kept too long ago."""
+        if not pathlib.Path(self.path).is_file():
+            raise ValueError(f"{self.name} is no longer here; give it again")
         size = pathlib.Path(self.path).stat().st_size
         if size > limits.num_bytes:
             raise ValueError(f"{self.name} has {size / 2**20:.0f} MB, more than the "

@@ -26,9 +26,10 @@ def view(result: api.Result, notes: typing.Sequence[str] = ()) -> dict:
       result: the answer.
       notes: sentences about it.
     """
-    size = _shown_size(result.image.shape[:2])
-    top = result.top(_TOP)
-    return dict(picture=_picture(result.image, size), width=size[1], height=size[0],
+    picture = shown(result.image)
+    size, top = picture.shape[:2], result.top(_TOP)
+    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    return dict(picture=_url("jpeg", jpeg), width=size[1], height=size[0],
                 crisp=size[0] > result.image.shape[0],
                 layers=dict(segments=_segments(result, size, top), semantic=_semantic(result, size),
                             instances=_instances(result, size, top)),
@@ -118,13 +119,6 @@ def _deepest(mask: np.ndarray) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Large pictures are made smaller, small ones enlarged by a whole number."""
-    longest = max(size)
-    factor = _LARGEST / longest if longest > _LARGEST else max(1, _SMALLEST // longest)
-    return tuple(max(1, round(n * factor)) for n in size)
-
-
 def _at(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Numbers at another size, each pixel the one that lies under its middle."""
     rows, columns = (((2 * np.arange(new) + 1) * old) // (2 * new)
@@ -132,11 +126,14 @@ def _at(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return array[rows][:, columns]
 
 
-def _picture(image: np.ndarray, size: tuple[int, int]) -> str:
-    if size[0] > image.shape[0]:  # one sees what the model sees
-        image = _at(image, size)
-    image = transforms.resize_image(image, size)
-    return _url("jpeg", cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
+def shown(image: np.ndarray) -> np.ndarray:
+    """A picture [H, W, 3] uint8 at the size at which the page shows it: large ones are made
+    smaller, small ones enlarged by a whole number."""
+    longest = max(image.shape[:2])
+    factor = _LARGEST / longest if longest > _LARGEST else max(1, _SMALLEST // longest)
+    size = tuple(max(1, round(n * factor)) for n in image.shape[:2])
+    # Enlarged pixels stay squares: one sees what the model saw.
+    return _at(image, size) if factor >= 1 else transforms.resize_image(image, size)
 
 
 def _url(kind: str, data: np.ndarray) -> str:
