@@ -100,16 +100,18 @@ def make_app(model: "api.Model", loading: str, limits: "Limits", folder: str):
 
 def _theme(gr):
     """Plain labels and the system's fonts; Gradio's own come from the web."""
-    dark = {f"block_{part}_background_fill_dark": "transparent" for part in ("label", "title")}
-    dark |= {f"block_{part}_text_color_dark": "*neutral_200" for part in ("label", "title")}
     return gr.themes.Soft(
         primary_hue="blue", neutral_hue="slate",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Consolas", "monospace"]).set(
-            body_background_fill="*neutral_50", block_label_background_fill="transparent",
-            block_label_text_color="*neutral_600", block_title_background_fill="transparent",
-            block_title_text_color="*neutral_700", block_title_text_weight="600",
-            block_title_padding="0", **dark)
+            body_background_fill="*neutral_50",
+            block_label_background_fill="*block_background_fill",
+            block_label_background_fill_dark="*block_background_fill",
+            block_label_text_color="*neutral_600", block_label_text_color_dark="*neutral_200",
+            block_title_background_fill="transparent",
+            block_title_background_fill_dark="transparent", block_title_padding="0",
+            block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_200",
+            block_title_text_weight="600")
 
 
 class _Bounded:

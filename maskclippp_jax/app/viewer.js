@@ -13,6 +13,7 @@ const make = (tag, name, text) => {
 const percent = (share) => (share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`);
 const score = (value) => value.toFixed(2);
 
+const canvas = find("canvas"), tip = find(".mc-tip");
 let answer = null, shown = "segments", maps = {}, hovered = 0, chosen = 0, asked = 0;
 
 function numbersOf(image) {
@@ -36,7 +37,7 @@ async function loaded(url) {
 
 function paint() {
   if (!answer || !maps[shown]) return;
-  const { width, height } = answer, numbers = maps[shown], canvas = find("canvas");
+  const { width, height } = answer, numbers = maps[shown];
   const items = answer.layers[shown].items, opacity = Number(find("[name=opacity]").value) / 100;
   const colors = items.map((item) => [1, 3, 5].map((i) => parseInt(item.color.slice(i, i + 2), 16)));
   const marked = hovered || chosen;
@@ -137,6 +138,7 @@ function mark(number) {
 
 function choose(number) {
   chosen = chosen === number ? 0 : number;
+  tip.hidden = true;
   paint();
   markNames();
   showCard();
@@ -186,7 +188,7 @@ function show(tab) {
   });
   find(".mc-table").hidden = tab !== "table";
   find(".mc-picture").hidden = tab === "table";
-  find(".mc-tip").hidden = true;
+  tip.hidden = true;
   if (!answer) return;
   if (tab === "table") return showTable();
   paint();
@@ -225,13 +227,12 @@ function numberAt(event) {
   return x >= 0 && y >= 0 && x < answer.width && y < answer.height ? maps[shown][y * answer.width + x] : 0;
 }
 
-const canvas = find("canvas"), tip = find(".mc-tip");
 canvas.addEventListener("pointermove", (event) => {
   if (!answer || event.pointerType === "touch") return;
   const number = numberAt(event), item = answer.layers[shown].items[number - 1];
   mark(number);
-  tip.hidden = !item;
-  if (!item) return;
+  tip.hidden = !item || number === chosen;  // the card tells the same
+  if (tip.hidden) return;
   if (Number(tip.dataset.number) !== number) {
     tip.dataset.number = number;
     tip.replaceChildren(bestNames(item));

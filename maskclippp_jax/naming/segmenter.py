@@ -278,8 +278,12 @@ def make_scorer(model_config: maskclippp.MaskCLIPppConfig, kind: str, *, ensembl
     """
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
         model_config, dtype=dtype, heads=configuration.heads_on(), rngs=parameters.Keys(0)))
-    return jax.jit(lambda params, features, masks, names, opinion: _scores(
-        build(params), features, masks, names, opinion, kind, ensemble))
+
+    @jax.jit
+    def scores_of(params, features, masks, names, opinion):
+        return _scores(build(params), features, masks, names, opinion, kind, ensemble)
+
+    return scores_of
 
 
 def proposals_of(batch: dict, scores: MaskScores) -> Proposals:

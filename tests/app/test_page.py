@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 
@@ -312,7 +313,9 @@ def test_a_phone_needs_no_sideways_scrolling_and_sees_the_answer(browser, addres
     phone.context.close()
 
 
-def test_files_of_the_server_cannot_be_read(address, place):
+@needs_chromium
+def test_files_of_the_server_cannot_be_read(address, place, visitor):
+    visitor.show(place / "a.png")
     for path in ("/etc/passwd", "../../etc/passwd", mc.__file__, str(place / "a.png"),
                  "http://127.0.0.1:1/"):
         for route in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/"):
@@ -323,11 +326,15 @@ def test_files_of_the_server_cannot_be_read(address, place):
     # Nor as the picture of a question that no browser would ask.
     config = json.loads(urllib.request.urlopen(address + "config").read())
     number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) > 8)
-    for path in ("/etc/passwd", str(place / "a.png"), "http://127.0.0.1:1/a.png"):
+    shutil.copy(place / "a.png", place / "secret.png")
+    for path in ("/etc/passwd", str(place / "secret.png"), "http://127.0.0.1:1/secret.png"):
         picture = dict(path=path, orig_name="a.png", meta={"_type": "gradio.FileData"})
         data = [picture, WORDS, "", None, "regions", None, None, "", 0, None]
         events = ask_directly(address, number, data)
-        assert '"success":false' in events.replace(" ", "") and "not uploaded" in events, events
+        assert '"success":false' in events.replace(" ", "") and "cannot be read" not in events
+        assert "not uploaded here" in events or not path.startswith("http"), events
+    kept = [f.name for f in pathlib.Path(tempfile.gettempdir()).glob("maskclippp_page_*/*/*")]
+    assert "a.png" in kept and not {"passwd", "secret.png"} & set(kept)
 
 
 def test_a_request_that_is_too_long_is_refused(address):
