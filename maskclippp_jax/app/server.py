@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
+import sys
 import tempfile
 import typing
 
@@ -76,6 +78,8 @@ def serve(model: "api.Model", loading: str, limits: "Limits", at: socket.socket,
             ready(f"http://{address}:{port}/")
 
         server.startup = startup
+        # Which the server raises once more when all is closed; the folder is to be removed then.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server.run(sockets=[at])
 
 

@@ -60,8 +60,11 @@ def address():
         pytest.fail(f"the page did not come up: {line}")
     yield f"http://127.0.0.1:{port}/"
     assert server.poll() is None, "the server did not live on"
+    mine = lambda: {f.name for f in pathlib.Path(tempfile.gettempdir()).glob("maskclippp_page_*")}
+    before = mine()
     server.terminate()
-    server.wait(30)
+    assert server.wait(30) == 0
+    assert len(mine()) < len(before), "what was uploaded is still there"
 
 
 @pytest.fixture(scope="module")
