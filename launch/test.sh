@@ -4,5 +4,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+# The page is tested in a real browser; Debian's comes with apt, where that may be used.
+if [ $# -eq 0 ] && ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing chromium for the tests of the page"
+  if ! timeout 240 sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+      --no-install-recommends chromium' >/dev/null 2>&1; then
+    echo "could not; they are skipped" >&2
+  fi
+fi
 [ $# -gt 0 ] || set -- -n 2
 exec python -m pytest -q "$@"

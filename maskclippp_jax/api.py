@@ -22,6 +22,7 @@ from maskclippp_jax.naming import (
     generator_loading,
     given,
     loading,
+    namer,
     text_cache,
     tiled,
 )
@@ -33,7 +34,7 @@ from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import published
 
-__all__ = ["Bundle", "Generator", "Model", "Result", "Vocabulary", "Words", "load",
+__all__ = ["Bundle", "Generator", "Model", "Result", "Seen", "Vocabulary", "Words", "load",
            "load_generator"]
 
 # Classes: a list of names (synonyms after commas), a command line's "cat;dog,puppy", a vocabulary,
@@ -259,6 +260,18 @@ class Model:
         return progress.track(_usable(results, on_error), "naming", total=total,
                               shown=show_progress)
 
+    def seen(self, image: ImageLike, masks: MasksLike, *,
+             nothing: typing.Sequence[int] | None = None) -> "Seen":
+        """A picture with its masks, looked at once, to be named in one vocabulary after the other.
+
+        `model.seen(image, masks).name(classes)` gives what `model.name(image, masks, classes)`
+        does; the image tower runs once, and a name after it takes the time of its embedding.
+
+        Args:
+          image, masks, nothing: see `name`.
+        """
+        return Seen(self, self._namer.see([given.read(image, masks, nothing)]))
+
     def encode(self, image: ImageLike, masks: MasksLike, *,
                nothing: typing.Sequence[int] | None = None) -> np.ndarray:
         """Embeddings of masks, to be searched, clustered, or compared with those of names.
@@ -371,6 +384,30 @@ class Model:
             return self._name_in_tiles(*_checked_pair(pair), *settings)
         except (ValueError, OSError) as error:
             return error
+
+
+class Seen:
+    """A picture with its masks that a model has looked at; made by `Model.seen`."""
+
+    def __init__(self, model: Model, seen: namer.Seen):
+        self._model, self._seen = model, seen
+        self._picture, = seen.pictures
+
+    @property
+    def image(self) -> np.ndarray:
+        """[H, W, 3] uint8."""
+        return self._picture.image
+
+    def __len__(self) -> int:
+        """How many masks there are."""
+        return len(self._picture.ids)
+
+    def name(self, classes: ClassesLike, *, minimum_score: float = 0.0,
+             distractors: ClassesLike = ()) -> Result:
+        """Names the masks; see `Model.name`."""
+        words, unnamed = self._model._words_of(classes, minimum_score, distractors)
+        scores, = self._model._namer.score(self._seen, words)
+        return Result(self._model._namer, self._picture, words.vocabulary, scores, unnamed)
 
 
 def _vocabulary_of(classes: ClassesLike) -> Vocabulary:

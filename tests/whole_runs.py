@@ -76,18 +76,22 @@ def draw_all(number):
 draw = dict(scenes_seen=draw_seen, scenes=draw_all)
 
 
+def environment(devices=1):
+    """Of processes that are to see so many devices."""
+    return dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
+                XLA_FLAGS=xla_flags.devices(devices))
+
+
 def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
-                       XLA_FLAGS=xla_flags.devices(devices))
     line = [sys.executable, "-m", "maskclippp_jax", name]
     # The others find the configuration in the run.
     if name in ("train", "evaluate") and not any(f.startswith("--config=") for f in flags):
         line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]
     line += flags
     if not wait:
-        return subprocess.Popen(line, env=environment, cwd=cwd, stdout=subprocess.PIPE,
+        return subprocess.Popen(line, env=environment(devices), cwd=cwd, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
-    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True,
+    return subprocess.run(line, env=environment(devices), cwd=cwd, capture_output=True, text=True,
                           timeout=300)
 
 

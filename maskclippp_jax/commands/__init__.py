@@ -3,6 +3,7 @@
 # A line each, in the order of `maskclippp --help`.
 COMMANDS = {
     "predict": "names the segments of pictures: overlay, label map, JSON with scores",
+    "serve": "shows a model in the browser: drop a picture, type words, see its segments",
     "prepare": "makes a data set from official archives, or from your own pictures and masks",
     "train": "tunes a CLIP on masks; the same line again resumes",
     "evaluate": "measures models on ground-truth masks, or on those of a generator",

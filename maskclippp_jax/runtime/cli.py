@@ -38,6 +38,20 @@ def define_config(text: str) -> flags.FlagHolder:
         "argument after a colon; --config.key=value changes one key of it", lock_config=True)
 
 
+def config_in_python() -> str:
+    """The arguments of `api.load` that are `--config` and its changed keys: "" or ", 'quickstart',
+    eval__short_side=448"."""
+    flag = flags.FLAGS["config"]
+    if flag.value is None:
+        return ""
+    given = config_flags.get_config_filename(flag)
+    shipped = {configs.resolve(name): name for name in configs.names()}
+    file, colon, argument = given.partition(":")
+    changed = config_flags.get_override_values(flag)
+    return "".join([f", {shipped.get(file, file) + colon + argument!r}",
+                    *(f", {key.replace('.', '__')}={value!r}" for key, value in changed.items())])
+
+
 def define_nothing() -> flags.FlagHolder[list[int] | None]:
     """The flag `--nothing` of commands that read label maps; its value is a list of numbers, or
     None, see `data.label_maps`."""
