@@ -5,8 +5,8 @@ r"""Shows a model in the browser: drop a picture, type words, see its segments w
 
 Masks are found by `--generator`, read from a file, or drawn by hand. The page answers this machine
 alone at http://127.0.0.1:7860/, and others if `--host` says so (0.0.0.0: all that can reach it);
-there is no password. Pictures stay on the server until it ends, an hour at most. It needs
-`pip install 'maskclippp_jax[app]'`, and nothing from the web.
+there is no password. Pictures stay on the server for two hours at most, and go when it ends. It
+needs `pip install 'maskclippp_jax[app]'`, and nothing from the web.
 """
 
 from absl import flags, logging
