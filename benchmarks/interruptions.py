@@ -100,10 +100,10 @@ def main(argv):
                         break
                     out = place / f"{command.name} {name} {i}".replace(" ", "_")
                     found.update(strike(command, place, out, name, seconds, whole, chance))
-                table.add_row(command.name, name, str(found.pop("times", 0)),
-                              *(str(found[c]) for c in COLUMNS))
+                row = command.name, name, *(str(found[c]) for c in ("times", *COLUMNS))
+                table.add_row(*row)
                 wrong += sum(found[c] for c in COLUMNS)
-                print(f"{command.name}, {name}: {dict(found)}", file=sys.stderr)
+                print("|", " | ".join(row), "|", flush=True)  # all of them take a while
     Console(width=100).print(table)
     return int(wrong > 0)
 
