@@ -170,16 +170,15 @@ def sample(values: jax.Array, shapes: typing.Sequence[tuple[int, int]], location
     Returns:
       [B, T, A, K] float32.
     """
-
-    def one_head(head):
-        values, locations, weights = head  # [B, S, K], [B, T, V, P, 2], [B, T, V, P]
-        total = 0.0
-        for level, grid in enumerate(cut(values, shapes)):
-            total = total + _sample_map(grid, locations[:, :, level], weights[:, :, level])
-        return total
-
     heads = [jnp.moveaxis(x, 2, 0) for x in (values, locations, weights)]
-    return jnp.moveaxis(jax.lax.map(one_head, heads), 0, 2)
+    return jnp.moveaxis(jax.lax.map(lambda head: sample_head(*head, shapes), heads), 0, 2)
+
+
+def sample_head(values: jax.Array, locations: jax.Array, weights: jax.Array,
+                shapes: typing.Sequence[tuple[int, int]]) -> jax.Array:
+    """`sample` of one head: [B, S, K], [B, T, V, P, 2] and [B, T, V, P] -> [B, T, K]."""
+    return sum(_sample_map(grid, locations[:, :, level], weights[:, :, level])
+               for level, grid in enumerate(cut(values, shapes)))
 
 
 def _sample_map(grid, locations, weights):
