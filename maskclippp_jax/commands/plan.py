@@ -15,8 +15,8 @@ Added up, as if nothing overlapped, they compare plans and promise nothing.
 
 `--step=evaluation` is the naming of a generator's masks, with the data sets of `config.eval`.
 `--step=generator` is a published mask generator's pass over one picture, on one chip, and needs no
-configuration. `predict` and `evaluate` run it in float32, `mc.load_generator(dtype="bfloat16")` so;
-on an accelerator `predict` takes eight pictures of one padded size at once (`--batches=8`).
+configuration. `predict` and `evaluate` run it in float32; `--dtype=bfloat16` is that of
+`mc.load_generator`. On an accelerator `predict` takes eight pictures of one padded size at once.
 `--batches=4,8,16` gives one row for each number of images a device; `--batches=fit` looks for the
 largest that fits, by doubling and bisection, to an eighth. `--sweep` compares meshes and
 recomputation (`remat`) of training steps.
