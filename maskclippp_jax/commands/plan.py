@@ -3,6 +3,7 @@
     maskclippp plan --config=NAME --topology=v5e:4x4 [--workdir=D]
     maskclippp plan --config=NAME --step=evaluation --masks=250
     maskclippp plan --step=generator --generator=fcclip-l --topology=v5e:1x1 --picture=480x640
+    maskclippp plan --step=generator --generator=eomt-l-640 --dtype=bfloat16 --batches=1,8
 
 Slices need `jax[tpu]` beside the requirements, but no TPU: the compiler of libtpu runs on any
 machine. `--topology=local` compiles for the devices at hand, whatever they are. Memory and FLOPs
@@ -13,8 +14,9 @@ columns: half the speed). The seconds of collectives are their bytes over the de
 Added up, as if nothing overlapped, they compare plans and promise nothing.
 
 `--step=evaluation` is the naming of a generator's masks, with the data sets of `config.eval`.
-`--step=generator` is a published mask generator's pass over one picture, on one chip in float32; it
-needs no configuration.
+`--step=generator` is a published mask generator's pass over one picture, on one chip, and needs no
+configuration. `predict` and `evaluate` run it in float32; `--dtype=bfloat16` is that of
+`mc.load_generator`. On an accelerator `predict` takes eight pictures of one padded size at once.
 `--batches=4,8,16` gives one row for each number of images a device; `--batches=fit` looks for the
 largest that fits, by doubling and bisection, to an eighth. `--sweep` compares meshes and
 recomputation (`remat`) of training steps.
@@ -35,6 +37,8 @@ STEP = flags.DEFINE_enum("step", "training", ["training", "evaluation", "generat
                         "what is compiled")
 GENERATOR = flags.DEFINE_string("generator", None, "of --step=generator: the name of a published "
                                 "one, see `maskclippp convert --list`")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of a generator's arithmetic; "
+                          "left out: float32")
 PICTURE = flags.DEFINE_string("picture", "512x683", "of an evaluation or a generator: height x "
                               "width as stored")
 MASKS = flags.DEFINE_integer("masks", 100, "of an evaluation: masks of a picture", lower_bound=1)
@@ -56,12 +60,15 @@ def main(arguments):
         raise ValueError("--sweep compares training steps; leave it out with --step=evaluation")
     if (STEP.value == "generator") != bool(GENERATOR.value):
         raise ValueError("--generator=NAME and --step=generator belong together; give both or none")
+    if DTYPE.value and STEP.value != "generator":
+        raise ValueError("--dtype is for --step=generator; an experiment has its own, "
+                         f"--config.dtype={DTYPE.value}")
     if STEP.value == "generator":
-        if BATCHES.value or CONFIG.value is not None:
-            raise ValueError("a generator sees one picture at a time, and has no configuration; "
-                             "leave --batches and --config out")
-        found = [plans.plan_generator(GENERATOR.value, TOPOLOGY.value, read_picture(PICTURE.value),
-                                      fast=FAST.value)]
+        if CONFIG.value is not None:
+            raise ValueError("a generator has no configuration; leave --config out")
+        found = plans.compare_generator(
+            GENERATOR.value, TOPOLOGY.value, batches=read_batches(BATCHES.value),
+            picture=read_picture(PICTURE.value), dtype=DTYPE.value or "float32", fast=FAST.value)
     else:
         found = plans.compare(
             CONFIG.value, TOPOLOGY.value, step=STEP.value, batches=read_batches(BATCHES.value),

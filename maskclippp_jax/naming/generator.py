@@ -117,7 +117,7 @@ class Generator:
             self.kind, self.width = "closed", config.num_classes + 1
             self.classes = dict(kind="closed", vocabulary=[list(c) for c in vocabulary.classes])
         self._embed, self._embedded = embed, {}
-        self.params = jax.device_put(params)
+        self.params = jax.device_put(in_dtype(params, config, dtype))
         self._predict = make_program(config, dtype=dtype)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
@@ -320,6 +320,26 @@ def abstract(config: Config, **settings) -> tuple[typing.Callable, parameters.Tr
     return _FILES[type(config)].abstract(config, **settings)
 
 
+def in_dtype(params: parameters.Tree, config: Config, dtype: typing.Any) -> parameters.Tree:
+    """Parameters as they lie on the device: matrices that are rounded to the dtype of the
+    arithmetic before they are used, with their biases, in that dtype; the results are the same.
+
+    Args:
+      params: float32.
+      config: sizes.
+      dtype: see `make_program`.
+    """
+    leaves, trunk = parameters.flatten(params), "" if isinstance(config, EoMTConfig) else "image/"
+
+    def is_rounded(path: str) -> bool:
+        layer = path.rpartition("/")[0]
+        return path.startswith(trunk) and path in (f"{layer}/kernel", f"{layer}/bias") and (
+            f"{layer}/kernel" in leaves)
+
+    return parameters.unflatten({
+        path: x.astype(dtype) if is_rounded(path) else x for path, x in leaves.items()})
+
+
 def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: str | None = None
                  ) -> typing.Callable:
     """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch.
@@ -329,7 +349,7 @@ def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: s
 
     Args:
       config: sizes.
-      dtype: of the arithmetic of the trunk.
+      dtype: of the arithmetic of the trunk; the parameters are those of `in_dtype`, or float32.
       platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
     """
     build, _ = abstract(config, dtype=dtype, heads=configuration.heads_on(platform))

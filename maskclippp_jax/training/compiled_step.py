@@ -114,24 +114,27 @@ def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], nu
                          output_canvas=pipeline.up(picture, pipeline.CANVAS))
 
 
-def lower_generator(config: generator.Config, mesh, picture: tuple[int, int]
-                    ) -> jax.stages.Lowered:
-    """A mask generator's pass over one picture, as it comes from the loader.
+def lower_generator(config: generator.Config, mesh, picture: tuple[int, int], *, batch_size: int,
+                    dtype) -> jax.stages.Lowered:
+    """A mask generator's pass over pictures of one size, as they come from the loader.
 
     Args:
       config: sizes of the network.
       mesh: of one device.
       picture: height and width, pixels, as stored.
+      batch_size: pictures.
+      dtype: see `generator.make_program`.
     """
     platform, whole = mesh.devices.flat[0].platform, sharding.replicated(mesh)
     way = generator.way_of(picture, config, generator.PREPARATIONS[type(config)], "this generator")
     _, params = generator.abstract(config)
+    params = jax.eval_shape(lambda x: generator.in_dtype(x, config, dtype), params)
     like = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
     shapes = jax.tree.map(lambda x: like(x.shape, x.dtype), params)
-    sizes = like((1, 2), jnp.int32)
-    run = generator.make_program(config, platform=platform)
+    sizes = like((batch_size, 2), jnp.int32)
+    run = generator.make_program(config, dtype=dtype, platform=platform)
     with jax.set_mesh(mesh):
-        return run.lower(shapes, like((1, *way.padded, 3), jnp.uint8), sizes, sizes,
+        return run.lower(shapes, like((batch_size, *way.padded, 3), jnp.uint8), sizes, sizes,
                          canvas=way.padded)
 
 

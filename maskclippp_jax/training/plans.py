@@ -99,22 +99,15 @@ def compare(config, topology: str, *, step: str, batches: typing.Sequence[int] |
     for fsdp, remat in itertools.product(meshes, remats):
         settings = config.copy_and_resolve_references().unlock()
         settings.mesh.fsdp, settings.remat = fsdp, remat
-        found: list[Plan] = []
 
-        def fits(images: int) -> bool:
+        def plan(images: int) -> Plan:
             logging.info("compiling for %s: %d x %d, remat %s, %d images a chip", topology,
                          chips // fsdp, fsdp, remat, images)
-            found.append(plan_training(settings, topology, images) if training else
-                         plan_evaluation(settings, topology, images, picture, num_masks))
-            return found[-1].fits
+            if training:
+                return plan_training(settings, topology, images)
+            return plan_evaluation(settings, topology, images, picture, num_masks)
 
-        if batches == "fit":
-            logging.info("the largest that fits: %d images a chip",
-                         compiled_step.largest_batch(fits, _MOST))
-        else:
-            for images in batches or [_own_batch(settings, training, topology, chips)]:
-                fits(images)
-        plans += sorted(found, key=lambda plan: plan.images_per_chip)
+        plans += _each(plan, batches or [_own_batch(settings, training, topology, chips)])
     return plans
 
 
@@ -144,15 +137,18 @@ def plan_evaluation(config, topology: str, images_per_chip: int, picture: tuple[
                                                 num_masks))
 
 
-def plan_generator(name: str, topology: str, picture: tuple[int, int], *, fast: bool = False
-                   ) -> Plan:
-    """Compiles a published mask generator's pass over one picture, on one chip: it sees one at a
-    time, since padding to a common size changes its masks.
+def compare_generator(name: str, topology: str, *,
+                      batches: typing.Sequence[int] | str | None = None,
+                      picture: tuple[int, int] = (512, 683), dtype: str = "float32",
+                      fast: bool = False) -> list[Plan]:
+    """Plans of a published mask generator's pass over pictures of one padded size, on one chip.
 
     Args:
       name: as `published_generators.find` takes it.
       topology: TPU slice, of which one chip is planned, or "local".
+      batches: numbers of pictures; "fit": the largest that fits; None: one.
       picture: height and width as stored.
+      dtype: of the arithmetic, see `api.load_generator`.
       fast: see `compare`.
 
     Raises:
@@ -168,8 +164,30 @@ def plan_generator(name: str, topology: str, picture: tuple[int, int], *, fast: 
         jax.config.update("jax_optimization_level", "O1")
     whole = make_mesh(1, topology)
     one = jax.sharding.Mesh(whole.devices.ravel()[:1].reshape(1, 1), whole.axis_names)
-    return _plan(f"generator {entry.name}", "none", topology, one, 1,
-                 lambda: compiled_step.lower_generator(entry.config, one, picture))
+
+    def plan(images: int) -> Plan:
+        logging.info("compiling for %s: %d images", topology, images)
+        return _plan(f"generator {entry.name}, {dtype}", "none", topology, one, images,
+                     lambda: compiled_step.lower_generator(
+                         entry.config, one, picture, batch_size=images,
+                         dtype=jax.numpy.dtype(dtype)))
+
+    return _each(plan, batches or [1])
+
+
+def _each(plan: typing.Callable[[int], Plan], batches: typing.Sequence[int] | str) -> list[Plan]:
+    """Plans of numbers of images a chip, or of those that "fit" looks at."""
+    if batches != "fit":
+        return [plan(images) for images in batches]
+    found: list[Plan] = []
+
+    def fits(images: int) -> bool:
+        found.append(plan(images))
+        return found[-1].fits
+
+    logging.info("the largest that fits: %d images a chip",
+                 compiled_step.largest_batch(fits, _MOST))
+    return sorted(found, key=lambda plan: plan.images_per_chip)
 
 
 def _plan(step: str, remat: str, topology: str, mesh: jax.sharding.Mesh, images_per_chip: int,

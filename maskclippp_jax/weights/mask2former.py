@@ -93,13 +93,14 @@ def transformers_rules() -> tuple[Rule, ...]:
              why="which distance is which; `load` compares it with ours"),
         Rule(rf"{re.escape(TRANSFORMERS)}(swin\.)?layernorm\..*", None,
              why="of a Swin that names pictures; nothing reads it"),
-        *_transformers_decoder_rules(),
+        *transformers_decoder_rules(),
         *linear_rules("class_predictor", "class_head"),
         Rule(r"criterion\.empty_weight", None, why="of the loss"),
     )
 
 
-def _transformers_decoder_rules() -> tuple[Rule, ...]:
+def transformers_decoder_rules() -> tuple[Rule, ...]:
+    """Of both decoders alone."""
     layer, ours = f"{_PIXELS}encoder.layers.{{i}}.", "pixel_decoder/layers/{i}"
     pixels = (
         *conv_rules(f"{_PIXELS}input_projections.{{i}}.0", "pixel_decoder/projections/{i}"),

@@ -1,5 +1,6 @@
 """What the compiled training step does on many chips, and the command that tells it beforehand."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -159,21 +160,27 @@ def test_what_belongs_to_the_other_step_is_refused(tmp_path, flags, words):
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_generator_is_planned_for_one_picture_on_one_device(monkeypatch):
+def test_a_generator_is_planned_for_pictures_on_one_device(monkeypatch):
     entry = published_generators.find("mask2former-t")._replace(config=tiny_generators.MASK2FORMER)
     monkeypatch.setattr(published_generators, "GENERATORS", (entry,))
     monkeypatch.setitem(generator.PREPARATIONS, Mask2FormerConfig, Preparation(64, 64, None, 64))
-    plan = plans.plan_generator("mask2former-t", plans.LOCAL, (50, 90))
-    assert (plan.step, plan.chips, plan.images_per_chip) == ("generator mask2former-t", 1, 1)
-    assert plan.tera_flops > 0 and plan.memory_gib > 0 and not plan.collectives
+    plan = functools.partial(plans.compare_generator, topology=plans.LOCAL, picture=(50, 90))
+    one, two = plan("mask2former-t", batches=[1, 2])
+    assert (one.step, one.chips) == ("generator mask2former-t, float32", 1)
+    assert (one.images_per_chip, two.images_per_chip) == (1, 2)
+    assert two.tera_flops > 1.8 * one.tera_flops > 0 and not one.collectives
+    half, = plan("mask2former-t", dtype="bfloat16")
+    assert half.step == "generator mask2former-t, bfloat16"
+    assert 0 < half.gigabytes != one.gigabytes  # another program; on a CPU no smaller one
     with pytest.raises(ValueError, match="no published generator mask2former-x; did you mean mask"):
-        plans.plan_generator("mask2former-x", plans.LOCAL, (50, 90))
+        plan("mask2former-x")
 
 
 @pytest.mark.parametrize("flags, words", [
     (["--step=generator"], "--generator=NAME and --step=generator belong together"),
     (["--generator=fcclip-l"], "--generator=NAME and --step=generator belong together"),
-    (["--step=generator", "--generator=fcclip-l"], "has no configuration; leave --batches and")])
+    (["--dtype=bfloat16"], "--dtype is for --step=generator; an experiment has its own"),
+    (["--step=generator", "--generator=fcclip-l"], "has no configuration; leave --config out")])
 def test_flags_of_a_generators_plan_belong_together(tmp_path, flags, words):
     done = run(tmp_path, "--topology=local", *flags)
     assert done.returncode == 2 and words in done.stderr, done.stderr

@@ -12,6 +12,8 @@ from flax import nnx
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators import eomt
 from maskclippp_jax.generators.eomt import EoMTConfig
+from maskclippp_jax.models import fused_attention
+from maskclippp_jax.models.fused_attention import attend
 from maskclippp_jax.weights import eomt as files
 from tests import tiny_eomt
 
@@ -73,6 +75,33 @@ def test_bfloat16_keeps_the_direction_of_predictions(image):
         cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other,
                                                                                       axis=-1)
         assert 1e-6 < 1 - cosine.min() < 5e-3
+
+
+def test_the_kernel_of_a_tpu_gives_what_plain_attention_gives(rng, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fused_attention, "attend", lambda q, k, v, allowed: calls.append(
+        q.shape) or attend(q, k, v, allowed, interpret=True))
+    # Blocks of 149 and of 155 tokens, each with two heads of 64 channels.
+    config = dataclasses.replace(tiny_eomt.CONFIG, image_size=(96, 96), patch_size=8, width=128,
+                                 num_heads=2, upscale_blocks=1)
+    params = tiny_eomt.params(config)
+    image = jnp.asarray(rng.integers(0, 256, (1, 96, 96, 3), np.uint8))
+
+    def find(heads, dtype, attention=None):
+        build, _ = files.abstract(config, dtype=jnp.dtype(dtype), heads=heads)
+        return jax.jit(lambda params, image: build(params)(image, attention))(params, image)
+
+    exact, plain, fused = (find(*x) for x in (
+        ("together", "float32"), ("together", "bfloat16"), ("fused", "bfloat16")))
+    assert calls == [(1, 149, 2, 64), (1, 155, 2, 64)]
+    for want, one, other in zip(exact, plain, fused, strict=True):
+        largest = np.abs(want).max()
+        assert 0 < np.abs(one - want).max() < 0.1 * largest  # bfloat16 alone moves so much
+        assert np.abs(other - want).max() < 2 * np.abs(one - want).max()
+        assert np.abs(other - one).max() < 0.05 * largest
+    find("fused", "float32")  # asked for to be exact
+    find("fused", "bfloat16", ("cut",))  # queries see some of the patches: the first block alone
+    assert calls[2:] == [(1, 149, 2, 64)]
 
 
 def test_masks_on_the_grid_are_those_of_full_size_resized(image):

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from maskclippp_jax.data import generator_input
 from maskclippp_jax.naming import generator as generator_file, generator_loading
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import eomt, published_generators
-from tests import tiny_eomt
+from tests import tiny_eomt, tiny_generators
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,31 @@ def test_bfloat16_finds_much_the_same(folder, generator):
     assert ((one > 0) == (other > 0)).mean() > 0.97
     with pytest.raises(ValueError, match="got dtype='float16', wanted float32 or bfloat16"):
         mc.load_generator(folder, dtype="float16")
+
+
+@pytest.mark.parametrize("config, params, rounded", [
+    (tiny_eomt.CONFIG, tiny_eomt.params, ("blocks/0/mlp/fc1/kernel", "upscale/0/conv1/bias")),
+    (tiny_generators.FCCLIP, tiny_generators.fcclip_params, ("image/stages/1/blocks/0/kernel",)),
+    (tiny_generators.MASK2FORMER, tiny_generators.mask2former_params,
+     ("image/stages/0/blocks/0/mlp/fc2/bias",))])
+def test_parameters_that_lie_in_bfloat16_give_the_same(config, params, rounded):
+    whole = params()
+    half = generator_file.in_dtype(whole, config, jnp.bfloat16)
+    leaves = parameters.flatten(half)
+    assert {leaves[path].dtype for path in rounded} == {jnp.dtype(jnp.bfloat16)}
+    kept = [path for path, x in leaves.items() if x.dtype == np.float32]
+    # Norms, tables and scales, and all that is computed in float32.
+    assert any(path.endswith("scale") for path in kept)
+    decoders = {path for path in leaves if not path.startswith("image/")}
+    assert config is tiny_eomt.CONFIG or decoders <= {*kept}
+    for dtype, equal in ((jnp.float32, True), (jnp.bfloat16, False)):
+        build, _ = generator_file.abstract(config, dtype=dtype)
+        size = () if config is tiny_eomt.CONFIG else (np.array([[64, 64]], np.int32),)
+        run = jax.jit(lambda params: build(params)(draw(64, 64)[None], *size))  # noqa: B023
+        one, other = run(whole), run(generator_file.in_dtype(whole, config, dtype))
+        for x, y in zip(one, other, strict=True):
+            # A compiler for CPUs may leave out to round what it widens again.
+            np.testing.assert_allclose(x, y, atol=0 if equal else 0.05 * np.abs(x).max(), rtol=0)
 
 
 def test_every_place_of_the_weights_gives_the_same(folder, generator, tmp_path):

@@ -1,5 +1,8 @@
 """FC-CLIP, MAFT+ and Mask2Former: from pictures to masks and opinions of any words."""
 
+import itertools
+import resource
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from maskclippp_jax.data.bundles import Preparation
 from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
+from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.naming import batching, generator as generator_file, generator_loading, loading
 from maskclippp_jax.naming.given import Given
 from maskclippp_jax.runtime import storage
@@ -240,6 +244,28 @@ def test_a_model_names_what_an_open_generator_finds_and_void_is_of_the_words_ask
     ids, segments = result.panoptic
     assert {s["id"] for s in segments} == set(np.unique(ids)) - {0}
     assert len(model.segment(image, "red one")) == len(result)  # a vocabulary of one word
+
+
+def test_ten_thousand_words_are_told_apart_in_little_memory(place, opened, monkeypatch):
+    monkeypatch.setattr(generator_loading, "TEMPLATES_14", TEMPLATES_14[:1])  # sooner
+    model = mc.load("untuned", str(place / "tiny.py"), generator=opened, keep_embeddings=False)
+    known = [word for word in TextConfig.quickstart().words if word.isalpha()]
+    words = [" ".join(three) for three in itertools.islice(
+        itertools.product(known, repeat=3), 10_000)]
+    image = draw(300, 400)  # scores of all words in all pixels would be 4.8 GB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = model.segment(image, words)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert taken < 1.5 * 2**20  # KiB
+    assert result.scores.shape == (len(result), 10_000) and len(result) > 0
+    np.testing.assert_allclose(result.scores.sum(1) + result.void, 1, atol=1e-4)
+    np.testing.assert_array_equal(result.classes, result.scores.argmax(1))
+    # In each pixel the label is the class that all masks together say, here of some of the pixels.
+    rows, columns = np.random.default_rng(0).integers(0, (300, 400), (50, 2)).T
+    sums = result.soft_masks[:, rows, columns].T @ result.scores
+    sure = np.sort(sums, 1)[:, -1] - np.sort(sums, 1)[:, -2] > 1e-6
+    assert sure.sum() > 10
+    np.testing.assert_array_equal(result.labels[rows, columns][sure], sums.argmax(1)[sure])
 
 
 def test_no_mask_above_the_threshold_is_an_empty_result(place, opened, tmp_path):
