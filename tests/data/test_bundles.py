@@ -310,13 +310,14 @@ def test_files_to_a_bundle_and_back(tmp_path, source, ending):
         np.testing.assert_array_equal(got, given[name] > 0.5)
 
 
-def test_masks_of_a_generator_leave_at_the_size_of_the_picture(tmp_path):
+@pytest.mark.parametrize("size", [(40, 50), (257, 530)])  # in one block, and in several
+def test_masks_of_a_generator_leave_at_the_size_of_the_picture(tmp_path, size):
     """As `jax.image.resize` enlarges probabilities, crops and resizes them."""
     given = write_bundle(tmp_path)["a"]
-    got = bundle_tools.at_picture_size(bundles.Bundle(tmp_path).read("a"), (40, 50))
+    got = bundle_tools.at_picture_size(bundles.Bundle(tmp_path).read("a"), size)
     resize = lambda x, size: jax.image.resize(x, (3, *size), "linear", antialias=False)
     logits = given.astype(np.float16).astype(np.float32)
-    wanted = resize(resize(jax.nn.sigmoid(logits), (32, 48))[:, :32, :40], (40, 50))
+    wanted = resize(resize(jax.nn.sigmoid(logits), (32, 48))[:, :32, :40], size)
     np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 

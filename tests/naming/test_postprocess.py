@@ -275,6 +275,45 @@ def test_empty_slots_and_a_larger_canvas_change_nothing(all_heads, rng):
     assert not want.facts.winner[48:].any() and not want.facts.winner[:, 64:].any()
 
 
+@pytest.mark.parametrize("size", [(61, 90), (150, 70), (1, 200)])
+def test_blocks_of_a_picture_give_what_one_canvas_gives(all_heads, rng, monkeypatch, size):
+    monkeypatch.setattr(postprocess, "tile_for", lambda: TILE)
+    picture = make_picture(rng, size, 9)
+    sizes = MaskSizes(*(x.tolist() for x in picture.mask_sizes))
+    look = functools.partial(all_heads, batch_of(picture), classes())
+    blocks = jax.tree.map(lambda x: x[0], postprocess.in_blocks(look, sizes, size))
+    assert len(blocks) * len(blocks[0]) > 1
+    whole = jax.tree.map(lambda x: np.asarray(x)[0], look(
+        canvas=tuple(-(-side // 8) * 8 for side in size)))
+    cut = lambda x: x[..., :size[0], :size[1]]
+    labels = postprocess.join_blocks([[b.labels for b in row] for row in blocks])
+    np.testing.assert_array_equal(cut(labels), cut(whole.labels))
+    facts = postprocess.join_facts([[b.facts for b in row] for row in blocks])
+    np.testing.assert_array_equal(cut(facts.winner), cut(whole.facts.winner))
+    bits = lambda x: cut(np.unpackbits(x.bits, axis=-1))
+    np.testing.assert_array_equal(bits(facts), bits(whole.facts))
+    for name in ("covered", "above"):
+        np.testing.assert_array_equal(getattr(facts, name), getattr(whole.facts, name))
+    np.testing.assert_allclose(facts.total, whole.facts.total, rtol=1e-5)
+    assert facts.above.any()
+
+
+def test_no_block_reads_more_than_its_window(rng):
+    read = jax.jit(lambda first, *stages: resample.bilinear_taps(16, *stages, first=first).index)
+    for _ in range(2000):
+        stored, enlarged, kept, target = (int(n) for n in rng.integers(1, 300, 4))
+        stages = resample.Stage(min(kept, enlarged), target), resample.Stage(stored, enlarged)
+        window = resample.window_of(16, *stages)
+        index = np.asarray(read(int(rng.integers(0, target)), *stages))
+        assert index.max() - index.min() < window
+        assert window == resample.few(window)
+
+
+def test_few_numbers_stand_for_all():
+    assert [resample.few(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 64, 65, 97, 129)] == [
+        1, 2, 3, 4, 6, 8, 12, 16, 64, 96, 128, 192]
+
+
 def test_other_pictures_and_vocabularies_compile_nothing(rng):
     heads = postprocess.make_heads(Heads(True, True, 20), TILE)
     run(heads, make_picture(rng, (61, 90), 9))
