@@ -255,15 +255,16 @@ def test_another_vocabulary_and_a_like_picture_compile_nothing(model):
 
 def test_a_picture_that_was_seen_gets_other_names_without_being_looked_at_again(model, monkeypatch):
     image, labels = draw(1)
+    cases = ((CLASSES, {}), (["blue three", "red one"], {}),
+             (CLASSES[:2], dict(distractors=CLASSES[2:], minimum_score=0.3)))
     for masks in (labels, as_stack(labels)):
+        all_wanted = [model.name(image, masks, classes, **more) for classes, more in cases]
         with monkeypatch.context() as changed:
             seen = model.seen(image, masks)
             assert len(seen) == len(as_stack(labels)) and seen.image is image
             changed.setattr(namer_module.Namer, "see", None)
-            for classes, more in ((CLASSES, {}), (["blue three", "red one"], {}),
-                                  (CLASSES[:2], dict(distractors=CLASSES[2:], minimum_score=0.3))):
+            for (classes, more), wanted in zip(cases, all_wanted):
                 found = seen.name(classes, **more)
-                wanted = model.name(image, masks, classes, **more)
                 np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
                 assert found.names == wanted.names
                 np.testing.assert_array_equal(found.labels, wanted.labels)

@@ -20,6 +20,7 @@ import maskclippp_jax as mc
 from maskclippp_jax.data import scenes
 from tests import whole_runs
 
+pytest.importorskip("gradio", reason="no Gradio: pip install 'maskclippp_jax[app]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
     "google-chrome")
 needs_chromium = pytest.mark.skipif(

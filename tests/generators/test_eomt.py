@@ -154,7 +154,8 @@ def test_convolutions_written_as_products_are_convolutions(rng):
     turned = jnp.moveaxis(doubling.kernel[...], 0, 2)[::-1, ::-1]  # lax applies it the other way
     want = jax.lax.conv_transpose(x, turned, (2, 2), "VALID",
                                   dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    np.testing.assert_allclose(doubling(x), want + jnp.arange(8.0)[None, None, None], atol=1e-5)
+    got = doubling(x, jnp.tanh)
+    np.testing.assert_allclose(got, jnp.tanh(want + jnp.arange(8.0)[None, None, None]), atol=1e-5)
     depthwise = eomt.DepthwiseConv(8, dtype=jnp.float32, rngs=nnx.Rngs(0))
     want = jax.lax.conv_general_dilated(
         x, depthwise.kernel[...][:, :, None], (1, 1), "SAME", feature_group_count=8,
