@@ -5,7 +5,7 @@ published models over batch sizes, with memory and share of the peak; encoding p
 250 masks, whole evaluations with 20 to 10 000 classes, and label maps alone. Random weights of real
 size. Where torch sees the device, the same encoding runs in eager PyTorch beside it
 (benchmarks/torch_peer.py). Writes --output.json and --output.md; what no time was left for is named
-there. --models=quickstart tries the program itself on a CPU.
+there. --sizes=quickstart tries the program itself on a CPU.
 """
 
 import functools
@@ -170,15 +170,19 @@ def gib(compiled) -> float:
                   - m.alias_size_in_bytes) / 2**30, 2)
 
 
+@functools.lru_cache(maxsize=1)  # sizes come one after the other
+def model_of(size: str):
+    config = getattr(MaskCLIPppConfig, MODELS[size][1])(1)
+    return config, draw(lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))
+
+
 def picture_of(size: str, num_masks: int, num_classes: int):
     """The model, and what `evaluate` gives its programs of one picture."""
-    _, name, side, _ = MODELS[size]
-    config = getattr(MaskCLIPppConfig, name)(1)
+    (config, params), side = model_of(size), MODELS[size][2]
     network = np.array([[n * side // min(evaluation._LOADED) for n in evaluation._LOADED]],
                        np.int32)
     batch, names, opinion = evaluation.make_inputs(config, num_masks, num_classes)
-    make = lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0))
-    placed = jax.device_put((draw(make), batch, network, names, opinion))
+    placed = jax.device_put((params, batch, network, names, opinion))
     return config, placed, inference.canvas_of(network, config.image.patch_size)
 
 
