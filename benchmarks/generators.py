@@ -1,4 +1,4 @@
-"""Mask generators of real size with random weights on one picture: python benchmarks/generators.py
+"""Mask generators of real size with random weights on one picture: python -m benchmarks.generators
 
 From the picture in memory to masks and classes in memory. Where transformers is installed (pip
 install torch transformers) the same network runs beside ours in eager PyTorch, each in a process of
@@ -9,15 +9,12 @@ is the time of all cores together, which other programs on the machine disturb l
 the peak of the whole process, with libraries and weights.
 """
 
-import concurrent.futures
 import functools
 import importlib.util
 import json
-import multiprocessing
-import resource
 import statistics
 import tempfile
-import time
+import typing
 
 import jax
 import numpy as np
@@ -26,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from benchmarks import turns
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.data import generator_input
 from maskclippp_jax.data.generator_input import Way
@@ -62,75 +60,40 @@ def main(argv):
 
 def compare(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict:
     """Both by turns; a row of the table."""
-    sides = {"ours": functools.partial(load_ours, dtype=dtype)}
+    ours = functools.partial(load_ours, dtype=dtype)
+    sides = {"ours": functools.partial(prepare, ours, name, size)}
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-        sides["theirs"] = load_theirs
-    spawn = lambda: concurrent.futures.ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"))
-    pools = {side: spawn() for side in sides}
-    try:
-        for side, load in sides.items():
-            pools[side].submit(prepare, load, name, size).result()  # one after the other
-        turns = {side: [] for side in sides}
-        for _ in range(repeats):
-            for side, pool in pools.items():
-                turns[side].append(pool.submit(turn).result())
-        answers = [pool.submit(answer).result() for pool in pools.values()]
-        result = dict(pools["ours"].submit(facts).result())
-        for side, pool in pools.items():
-            wall, cores = zip(*turns[side])
-            result[side] = dict(s=wall, cores=cores, peak_mb=pool.submit(peak).result())
-    finally:
-        for pool in pools.values():
-            pool.shutdown()
-    if len(answers) == 2:
+        sides["theirs"] = functools.partial(prepare, load_theirs, name, size)
+    found = turns.take(sides, repeats)
+    config = published_generators.find(name).config
+    result = {"M parameters": parameters.count(generator.abstract(config)[1]) / 1e6}
+    for side, one in found.items():
+        result[side] = dict(s=one.wall, cores=one.cores, peak_mb=one.peak_mb)
+    if len(found) == 2:
         common = 1 if name.startswith(("fcclip", "maftp")) else 2  # masks, and classes
-        result["differences"] = [float(abs(a - b).max() / abs(b).max())
-                                 for a, b in list(zip(*answers))[:common]]
+        result["difference"] = turns.difference(*(
+            one._replace(answer=one.answer[:common]) for one in found.values()))
     return result
 
 
 def cells(found: dict) -> list[str]:
-    spread = lambda x: f"{statistics.median(x):.2f} ({min(x):.2f} ... {max(x):.2f})"
     row = [f"{found['M parameters']:.1f}"]
     for side in ("ours", "theirs"):
         one = found.get(side)
-        row += [spread(one["s"]), spread(one["cores"]), f"{one['peak_mb']:.0f}"] if one else [
-            ""] * 3
+        row += [turns.spread(one["s"]), turns.spread(one["cores"]),
+                f"{one['peak_mb']:.0f}"] if one else [""] * 3
     of_cores = [statistics.median(found[side]["cores"]) for side in ("theirs", "ours")
                 if side in found]
     return [*row, f"{of_cores[0] / of_cores[1]:.2f}" if len(of_cores) == 2 else "",
-            f"{max(found['differences']):.1e}" if "differences" in found else ""]
+            f"{found['difference']:.1e}" if "difference" in found else ""]
 
 
-_loaded = {}  # of the process of one side
-
-
-def prepare(load, name: str, size: tuple[int, int]) -> None:
+def prepare(load, name: str, size: tuple[int, int]) -> typing.Callable[[], list[np.ndarray]]:
+    """One side, from a picture in memory to masks and classes in memory."""
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     config = published_generators.find(name).config
     way = generator.way_of(size, config, generator.PREPARATIONS[type(config)], name)
-    _loaded.update(run=load(config, way), image=image, way=way, count=parameters.count(
-        generator.abstract(config)[1]))
-    _loaded["answer"] = _loaded["run"](image)
-
-
-def turn() -> tuple[float, float]:
-    start = time.monotonic(), time.process_time()
-    _loaded["run"](_loaded["image"])
-    return time.monotonic() - start[0], time.process_time() - start[1]
-
-
-def answer() -> list[np.ndarray]:
-    return _loaded["answer"]
-
-
-def facts() -> dict:
-    return {"M parameters": _loaded["count"] / 1e6}
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return functools.partial(load(config, way), image)
 
 
 def draw(config) -> parameters.Tree:
