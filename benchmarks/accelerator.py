@@ -179,7 +179,7 @@ def model_of(size: str):
 def picture_of(size: str, num_masks: int, num_classes: int):
     """The model, and what `evaluate` gives its programs of one picture."""
     (config, params), side = model_of(size), MODELS[size][2]
-    network = np.array([[n * side // min(evaluation._LOADED) for n in evaluation._LOADED]],
+    network = np.array([[n * side // min(evaluation.LOADED) for n in evaluation.LOADED]],
                        np.int32)
     batch, names, opinion = evaluation.make_inputs(config, num_masks, num_classes)
     placed = jax.device_put((params, batch, network, names, opinion))
@@ -237,7 +237,7 @@ def evaluate(size: str, num_classes: int) -> dict:
     config, (params, batch, network, names, opinion), canvas = picture_of(size, 100, num_classes)
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True, dtype=jnp.bfloat16)
     classes = jax.device_put(Classes.of([True] * num_classes, len(names.synonym_class)))
-    output = tuple(-(-side // 64) * 64 for side in evaluation._LOADED)
+    output = tuple(-(-side // 64) * 64 for side in evaluation.LOADED)
     return pictures_in(seconds_of(lambda: run(
         params, batch, network, names, opinion, classes, canvas=canvas, output_canvas=output)))
 
@@ -257,7 +257,7 @@ def label_map(size: str, num_classes: int) -> dict:
         jnp.where(jnp.arange(rows) < num_classes, scores, 0), jnp.zeros(scores.shape[:2])))
     heads = postprocess.make_heads(Heads())
     classes = jax.device_put(Classes.of([True] * num_classes, rows))
-    output = tuple(-(-side // 64) * 64 for side in evaluation._LOADED)
+    output = tuple(-(-side // 64) * 64 for side in evaluation.LOADED)
     return pictures_in(seconds_of(lambda: heads(proposals, classes, canvas=output)))
 
 

@@ -29,12 +29,12 @@ from maskclippp_jax.naming.postprocess import Classes, Heads
 MODELS = flags.DEFINE_multi_enum("models", ["quickstart", "eva02_b16"],
                                  ["quickstart", "eva02_b16", "eva02_l14_336"], "sizes of the model")
 SHORT_SIDES = dict(quickstart=64, eva02_b16=384, eva02_l14_336=392)  # pixels the tower sees
-_LOADED, _GENERATOR, _MULTIPLE = (512, 683), (800, 1067), 32
+LOADED, GENERATOR, _MULTIPLE = (512, 683), (800, 1067), 32
 
 
 def main(argv):
     del argv
-    table = Table(title=f"label maps of {_LOADED[0]} x {_LOADED[1]} pixels on "
+    table = Table(title=f"label maps of {LOADED[0]} x {LOADED[1]} pixels on "
                         f"{jax.devices()[0].device_kind}")
     for column in ("model", "masks", "classes", "ours s", "pictures/s", "MB", "literal s", "MB",
                    "ratio"):
@@ -54,14 +54,14 @@ def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
     make = lambda: maskclippp.MaskCLIPpp(config, heads=configuration.heads_on(),
                                          rngs=parameters.Keys(0))
     params = jax.jit(lambda: parameters.initialize(make))()
-    network = np.array([side * SHORT_SIDES[name] // min(_LOADED) for side in _LOADED], np.int32)
+    network = np.array([side * SHORT_SIDES[name] // min(LOADED) for side in LOADED], np.int32)
     canvas = inference.canvas_of(network[None], config.image.patch_size)
     batch, names, opinion = make_inputs(config, num_masks, num_classes)
     classes = Classes.of([True] * num_classes, len(names.synonym_class))
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
     run = jax.jit(run, static_argnames=("canvas", "output_canvas"))  # as one program
     ours = run.lower(params, batch, network[None], names, opinion, classes, canvas=canvas,
-                     output_canvas=tuple(-(-side // 64) * 64 for side in _LOADED)).compile()
+                     output_canvas=tuple(-(-side // 64) * 64 for side in LOADED)).compile()
     mine = measuring.best_time(lambda: ours(params, batch, network[None], names, opinion, classes))
     row = [name, f"{num_masks}", f"{num_classes}", f"{mine:.2f}", f"{1 / mine:.2f}",
            f"{measuring.megabytes(ours):.0f}"]
@@ -79,16 +79,16 @@ def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
 def make_inputs(config, num_masks: int, num_classes: int):
     """A random picture with masks and logits of all classes, as `data.mask_batches` gives them."""
     rng = np.random.default_rng(0)
-    sizes = mask_chain.generated_mask_sizes(np.array(_GENERATOR), _MULTIPLE)
+    sizes = mask_chain.generated_mask_sizes(np.array(GENERATOR), _MULTIPLE)
     slots, rows = -(-num_masks // 8) * 8, 64
     while rows < num_classes:
         rows *= 2
-    canvas = [-(-side // 64) * 64 for side in _LOADED]
+    canvas = [-(-side // 64) * 64 for side in LOADED]
     stored = [-(-side // 16) * 16 for side in sizes.stored]
     one = lambda *x: np.array([x], np.int32)
     batch = dict(
-        image=rng.integers(0, 256, (1, *canvas, 3)).astype(np.uint8), image_size=one(*_LOADED),
-        output_size=one(*_LOADED), masks=rng.normal(size=(1, slots, *stored)).astype(np.float16),
+        image=rng.integers(0, 256, (1, *canvas, 3)).astype(np.uint8), image_size=one(*LOADED),
+        output_size=one(*LOADED), masks=rng.normal(size=(1, slots, *stored)).astype(np.float16),
         mask_valid=np.arange(slots)[None] < num_masks,
         classes=rng.normal(size=(1, slots, num_classes + 1)).astype(np.float32),
         **{k: np.asarray(v)[None] for k, v in sizes._asdict().items()})
@@ -104,24 +104,24 @@ def make_inputs(config, num_masks: int, num_classes: int):
 
 def literal_labels(make, network, canvas, params, image, logits, generator, embeddings):
     """Masks at every size, and all classes at full size."""
-    sizes = mask_chain.generated_mask_sizes(np.array(_GENERATOR), _MULTIPLE)
+    sizes = mask_chain.generated_mask_sizes(np.array(GENERATOR), _MULTIPLE)
     resize = lambda x, to, n: resample.resize_masks(x, *(
         resample.bilinear_taps(to[i], Stage(n[i], to[i])) for i in range(2)))
     masks = jax.nn.sigmoid(logits[:, :sizes.stored[0], :sizes.stored[1]].astype(jnp.float32))
-    masks = resize(masks, sizes.enlarged, sizes.stored)[:, :_GENERATOR[0], :_GENERATOR[1]]
+    masks = resize(masks, sizes.enlarged, sizes.stored)[:, :GENERATOR[0], :GENERATOR[1]]
     pad = [(0, c - n) for c, n in zip(canvas, network)]
-    seen = jnp.pad(resize(masks, network, _GENERATOR), [(0, 0), *pad])
+    seen = jnp.pad(resize(masks, network, GENERATOR), [(0, 0), *pad])
     build, _ = parameters.abstract(make)
     model = build(params)
     picture = jax.vmap(lambda x: inference.to_network_size(
-        x, jnp.array(_LOADED), jnp.array(network), canvas))(image)
+        x, jnp.array(LOADED), jnp.array(network), canvas))(image)
     grid = resample.masks_to_grid(seen[None], model.config.image.patch_size)
     features = model.encode_image(picture, jnp.array([network]), grid)
     ours = jax.nn.softmax(model.classify(features, embeddings)[0])
     theirs = jax.nn.softmax(generator[:, :-1])
     both = jax.nn.softmax(jnp.log(theirs**0.1 * ours**0.9 + 1e-8))
     both = both * (1 - jax.nn.softmax(generator)[:, -1:])
-    full = resize(masks, _LOADED, _GENERATOR)
+    full = resize(masks, LOADED, GENERATOR)
     return jnp.einsum("nc,nhw->chw", both, full, precision="highest").argmax(0)
 
 

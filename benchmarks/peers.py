@@ -31,12 +31,13 @@ from maskclippp_jax.training import losses, optim, train_step
 
 ENCODING = ("encode b16 16", "encode b16 100", "encode b16 250", "encode l14 100")
 EVALUATING = ("evaluate b16 20", "evaluate b16 150", "evaluate b16 847")
-CASES = (*ENCODING, *EVALUATING, "train b16 2")
-CHOSEN = flags.DEFINE_list("cases", list(CASES), "what, model, and masks, classes or pictures")
+CASES = ("multiply matrices 1536", *ENCODING, *EVALUATING, "train b16 2")
+CHOSEN = flags.DEFINE_list("cases", list(CASES), "what, model, and how many of it")
 TURNS = flags.DEFINE_integer("turns", 5, "turns of each; the median counts", lower_bound=1)
 
 _MODELS = dict(b16=("eva02_b16", 384), l14=("eva02_l14_336", 392))  # shorter side, pixels
 _MASKS = 100        # of a picture that is evaluated
+_PRODUCTS = 40      # of matrices, in a turn
 _SIDE, _SLOTS, _CLASSES, _TEMPLATES = 448, 16, 171, 14  # of a training step
 
 
@@ -84,6 +85,24 @@ def draw(config: MaskCLIPppConfig) -> parameters.Tree:
                                  for path, x in parameters.flatten(shapes).items()})
 
 
+# ---- Matrix products: what both could reach ----------------------------------------------------
+
+
+def our_products(what: str, rows: int):
+    del what
+    one = jax.device_put(np.random.default_rng(0).standard_normal((rows, rows), np.float32))
+    multiply = jax.jit(jax.numpy.matmul)
+    return lambda: [np.asarray([multiply(one, one) for _ in range(_PRODUCTS)][-1])]
+
+
+def their_products(what: str, rows: int):
+    import torch
+
+    del what
+    one = torch.from_numpy(np.random.default_rng(0).standard_normal((rows, rows), np.float32))
+    return lambda: [[one @ one for _ in range(_PRODUCTS)][-1].numpy()]
+
+
 # ---- Encoding and evaluating one picture with a generator's masks ------------------------------
 
 
@@ -91,7 +110,7 @@ def picture_of(model: str, num_masks: int, num_classes: int):
     """Sizes of the model, what `evaluate` gives its programs, and the size the tower sees."""
     name, side = _MODELS[model]
     config = getattr(MaskCLIPppConfig, name)(1)
-    network = np.array([n * side // min(evaluation._LOADED) for n in evaluation._LOADED], np.int32)
+    network = np.array([n * side // min(evaluation.LOADED) for n in evaluation.LOADED], np.int32)
     batch, names, opinion = evaluation.make_inputs(config, num_masks, num_classes)
     return config, batch, names, opinion, network
 
@@ -113,8 +132,8 @@ def our_evaluation(model: str, num_classes: int):
     params, patch = jax.device_put(draw(config)), config.image.patch_size
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
     classes = Classes.of([True] * num_classes, len(names.synonym_class))
-    height, width = evaluation._LOADED
-    output = tuple(-(-side // 64) * 64 for side in evaluation._LOADED)
+    height, width = evaluation.LOADED
+    output = tuple(-(-side // 64) * 64 for side in evaluation.LOADED)
 
     def once():
         found = run(params, batch, network[None], names, opinion, classes,
@@ -131,7 +150,7 @@ def _theirs_of(model: str, num_masks: int, num_classes: int):
     from benchmarks.torch_peer import Peer, grid_masks, resize
     config, batch, names, _, network = picture_of(model, num_masks, num_classes)
     peer = Peer(config, draw(config))
-    height, width = evaluation._LOADED
+    height, width = evaluation.LOADED
     picture = torch.from_numpy(batch["image"][:, :height, :width].transpose(0, 3, 1, 2).copy())
     logits = torch.from_numpy(batch["masks"][:, :num_masks].astype(np.float32))
     stored, enlarged, kept = (batch[k][0] for k in mask_chain.MaskSizes._fields)
@@ -177,7 +196,7 @@ def their_evaluation(model: str, num_classes: int):
     def once():
         masks, embeddings = encode()
         labels = label_map(masks, peer.classify(embeddings, text), generator, 0.9,
-                           evaluation._LOADED)
+                           evaluation.LOADED)
         return [np.bincount(labels.numpy().ravel(), minlength=num_classes)]
 
     return once
@@ -258,7 +277,8 @@ def their_training(model: str, batch_size: int):
     return once
 
 
-LOADERS = {("encode", "ours"): our_encoder, ("encode", "theirs"): their_encoder,
+LOADERS = {("multiply", "ours"): our_products, ("multiply", "theirs"): their_products,
+           ("encode", "ours"): our_encoder, ("encode", "theirs"): their_encoder,
            ("evaluate", "ours"): our_evaluation, ("evaluate", "theirs"): their_evaluation,
            ("train", "ours"): our_training, ("train", "theirs"): their_training}
 

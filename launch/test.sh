@@ -12,7 +12,7 @@ if [ $# -eq 0 ] && ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && com
     echo "could not; they are skipped" >&2
   fi
 fi
-python -c "import gradio" 2>/dev/null || python -m pip install --quiet --disable-pip-version-check \
+python -c "import importlib.util as u, sys; sys.exit(not u.find_spec('gradio'))" || python -m pip install --quiet --disable-pip-version-check \
   --no-deps -r tests/page_requirements.txt || echo "no Gradio: the tests of the page are skipped" >&2
 [ $# -gt 0 ] || set -- -n 2
 exec python -m pytest -q "$@"

@@ -18,6 +18,7 @@ from maskclippp_jax.app.uploads import Limits, Upload
 from maskclippp_jax.data import annotation_files, label_maps
 from maskclippp_jax.drawing import visualize
 from maskclippp_jax.vocabulary import Vocabulary, shipped_names
+from maskclippp_jax.weights import released
 
 _OWN = "my own words"
 _LONGEST = 500  # letters of a sentence
@@ -212,7 +213,7 @@ def _mask_choices(model: api.Model) -> list[tuple[str, str]]:
 def _title_of(model: api.Model) -> str:
     """What was loaded, without folders of the server."""
     found = f"; masks are of {model.generator.title}" if model.generator else ""
-    return " ".join(pathlib.PurePath(word).name for word in f"{model.title}{found}".split())
+    return released.without_folders(f"{model.title}{found}")
 
 
 def _sentence(error: Exception | str) -> gr.Error:

@@ -13,7 +13,8 @@ does the attention kernel on TPUs, at the share of the matrix unit that a head f
 columns: half the speed). The seconds of collectives are their bytes over the device's links.
 Added up, as if nothing overlapped, they compare plans and promise nothing.
 
-`--step=evaluation` is the naming of a generator's masks, with the data sets of `config.eval`.
+`--step=evaluation` is the naming of a generator's masks, with the data sets of `config.eval`, as
+one program; `evaluate` runs its parts (resizing, image tower, names, label maps) in turn.
 `--step=generator` is a published mask generator's pass over one picture, on one chip, and needs no
 configuration. `predict` and `evaluate` run it in float32; `--dtype=bfloat16` is that of
 `mc.load_generator`. On an accelerator `predict` takes eight pictures of one padded size at once.

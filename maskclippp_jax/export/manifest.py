@@ -11,6 +11,7 @@ from maskclippp_jax.export.programs import Program
 from maskclippp_jax.models import layers
 from maskclippp_jax.naming.generator import Generator
 from maskclippp_jax.naming.namer import Namer, Words
+from maskclippp_jax.weights import released
 
 
 def facts(namer: Namer, generator: Generator | None, words: Words, wishes,
@@ -22,7 +23,7 @@ def facts(namer: Namer, generator: Generator | None, words: Words, wishes,
         ensemble=bool(settings.ensemble), alpha=settings.alpha, beta=settings.beta,
         objectness_given_back=settings.get("objectness", 0.0))
     result = dict(
-        format=wishes.format, model=namer.title, dtype=wishes.dtype,
+        format=wishes.format, model=released.without_folders(namer.title), dtype=wishes.dtype,
         versions={n: importlib.metadata.version(n) for n in versions},
         short_side=namer.short_side,
         encoders=[dict(program=p.name, width=int(w), height=int(h)) for p in made
@@ -71,7 +72,7 @@ def facts(namer: Namer, generator: Generator | None, words: Words, wishes,
     if generator is not None:
         c = generator.config
         result["generator"] = dict(
-            model=generator.title, side=c.image_size[0], stride=c.stride,
+            model=released.without_folders(generator.title), side=c.image_size[0], stride=c.stride,
             objectness=generator.objectness, mask_threshold=0.5, filter="bilinear, antialiased "
             "(Pillow's)", resize="letterbox: the longer side to `side`, halves rounded to even",
             padding="black (0) at the right and below", mean=list(c.pixel_mean),

@@ -108,6 +108,11 @@ def last_part(name: str) -> str:
     return re.split(r"[/\\]", re.split(r"[?#]", name)[0].rstrip("/\\"))[-1]
 
 
+def without_folders(title: str) -> str:
+    """What was loaded, in words (`api.Model.title`), without where it lies on this machine."""
+    return " ".join(map(last_part, title.split()))
+
+
 @functools.cache
 def _known() -> dict:
     """The keys of all experiments; what differs between them is not looked at."""

@@ -1,0 +1,66 @@
+"""Naming pictures of many sizes, with nothing compiled before: python benchmarks/sizes.py
+
+One photograph at fifty sizes, the quick start's model, the real `predict` in a process of its own:
+with label maps, and with the small generator. Tells the seconds of all cores of a CPU together, and
+how often each of our programs was compiled.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+from skimage import data
+
+ROOT = pathlib.Path(__file__).parents[1]
+PICTURES = flags.DEFINE_integer("pictures", 50, "of as many sizes", lower_bound=1)
+_SIDES = 200, 1000  # pixels
+
+
+def main(argv):
+    del argv
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        make_inputs(place)
+        for what in ("--masks=labels/{stem}.png", "--generator=quickstart"):
+            print(json.dumps(dict(masks=what, **measure(place, what))), flush=True)
+
+
+def make_inputs(place: pathlib.Path) -> None:
+    rng, photograph = np.random.default_rng(0), Image.fromarray(data.astronaut())
+    for name in ("images", "labels"):
+        (place / name).mkdir()
+    for i in range(PICTURES.value):
+        width, height = rng.integers(*_SIDES, 2).tolist()
+        photograph.resize((width, height)).save(place / f"images/p{i}.jpg")
+        cells = rng.integers(0, 5, (4, 4), np.uint8)
+        labels = np.kron(cells, np.ones((_SIDES[1] // 4,) * 2, np.uint8))[:height, :width]
+        Image.fromarray(labels).save(place / f"labels/p{i}.png")
+
+
+def measure(place: pathlib.Path, what: str) -> dict:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "maskclippp_jax", "predict", "images", "--config=quickstart",
+         "--checkpoint=untuned", "--classes=red one;grey grass;brown brick", "--output=named",
+         "--programs=", what], cwd=place, stderr=subprocess.PIPE, text=True,
+        env=dict(os.environ, JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT)))
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    compiled = collections.Counter(
+        re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
+    return dict(cores_s=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+                compiled={name: count for name, count in compiled.most_common() if count > 3})
+
+
+if __name__ == "__main__":
+    app.run(main)
