@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskclippp_jax.models import layers
+from maskclippp_jax.models import layers, prefix_trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +94,28 @@ class TextTower(nnx.Module):
             raise ValueError(f"prompts have {length} tokens, the text tower takes at most "
                              f"{self.config.context_length}")
         tokens = self.token_embedding[...][token_ids] + self.position_table[None, :length]
-        tokens = tokens.astype(self.dtype)  # [n, X, D]
-        causal = jnp.tril(jnp.ones((1, length, length), bool))
-        run = layers.rematerialize(self.remat)
-        for block in self.blocks:
-            tokens = run(block, tokens, causal)
         end = jnp.argmax(token_ids, -1)  # the first end token
-        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]  # [n, D]
+        stops = jnp.full((1, length), length)  # each token is followed by its descendants alone
+        return self._pool(tokens, stops, end[:, None])[:, 0]
+
+    def embed_trees(self, trees: prefix_trees.Trees) -> jax.Array:
+        """Embeds prompts that lie in trees: [n, M // 2, E], the same as of each by itself.
+
+        The embeddings of prompts that do not exist mean nothing.
+        """
+        tokens = self.token_embedding[...][trees.token_ids] + self.position_table[...][trees.depths]
+        return self._pool(tokens, trees.stops, trees.ends)
+
+    def _pool(self, tokens, stops, ends):
+        """Embeddings [n, R, E] of the tokens `ends` [n, R] among tokens [n, M, D] of trees."""
+        tokens, every = tokens.astype(self.dtype), jnp.arange(tokens.shape[1])[None]
+        *blocks, last = self.blocks
+        run = layers.rematerialize(self.remat)
+        allowed = prefix_trees.sees(every, stops)  # [1 or n, M, M]
+        for block in blocks:
+            tokens = run(block, tokens, allowed)
+        # The last block is asked for these tokens alone.
+        pooled = run(last, tokens, prefix_trees.sees(ends, stops), ends)
         return self.norm(pooled) @ self.projection[...].astype(self.dtype)
 
 
@@ -115,8 +130,13 @@ class TextBlock(nnx.Module):
         activation = layers.quick_gelu if c.quick_gelu else layers.exact_gelu
         self.mlp = layers.MLP(c.width, 4 * c.width, activation, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens, causal):
-        tokens = tokens + self.attention(self.norm1(tokens), causal)
+    def __call__(self, tokens, allowed, chosen=None):
+        """[n, M, D] -> the same; of the tokens `chosen` [n, R] alone, [n, R, D], if given.
+
+        `allowed` is [1 or n, M or R, M].
+        """
+        mixed = self.attention(self.norm1(tokens), allowed, chosen)
+        tokens = _take(tokens, chosen) + mixed
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -127,10 +147,16 @@ class TextAttention(nnx.Module):
             c.width, 3 * c.width, use_bias=c.qkv_bias, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(c.width, c.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, causal):
-        q, k, v = (layers.split_heads(t, self.num_heads) for t in jnp.split(self.qkv(x), 3, -1))
-        mixed = layers.attend(q, k, v, allowed=causal, heads=self.heads)
+    def __call__(self, x, allowed, chosen):
+        q, k, v = jnp.split(self.qkv(x), 3, -1)
+        q, k, v = (layers.split_heads(t, self.num_heads) for t in (_take(q, chosen), k, v))
+        mixed = layers.attend(q, k, v, allowed=allowed, heads=self.heads)
         return self.out(layers.merge_heads(mixed))
+
+
+def _take(tokens, chosen):
+    """[n, M, D], [n, R] -> [n, R, D]."""
+    return tokens if chosen is None else jnp.take_along_axis(tokens, chosen[..., None], axis=1)
 
 
 def truncate_prompts(token_ids: np.ndarray, multiple: int = 8) -> np.ndarray:

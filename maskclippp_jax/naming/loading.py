@@ -21,17 +21,25 @@ from maskclippp_jax.data.tokenizer import (
     Tokenizer,
     canonicalize,
 )
-from maskclippp_jax.models import layers, maskclippp, siglip, similarity, text, tips
+from maskclippp_jax.models import (
+    layers,
+    maskclippp,
+    prefix_trees,
+    siglip,
+    similarity,
+    text,
+    tips,
+)
 from maskclippp_jax.naming import text_cache
 from maskclippp_jax.runs import checkpoint
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import big_vision_file, hub, published_tuned, released
 
-# Prompts encoded at a time, always as many, so that one program serves every vocabulary.
-_CHUNK = 256
-_FEW = 4      # chunks that are not worth programs for prompts of several lengths
-_LENGTHS = 2  # prompts are cut to a multiple of so many tokens
+# Tokens of a tree of prompts: fewer are encoded again more often, more see others in vain.
+_TREE = 256
+_TREES = 16  # encoded at a time by an accelerator; by a CPU one, more are no faster
+_PROMPTS = 256  # encoded at a time by a tower that is not causal
 
 
 def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
@@ -272,38 +280,46 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
         return text_cache.load_or_make(
             folder, key, token_ids.shape[:2],
             lambda: embed_names(model, text_params, token_ids))
-    encode = _text_encoder(model.text)
+    encode, params = _text_encoder(model.text), jax.device_put(text_params)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
     embeddings = np.empty((len(flat), model.text.embed_dim), np.float32)
-    chunks = _chunks_of_like_length(model.text, flat)
-    for rows, length in progress.track(chunks, "embedding names", total=len(chunks) * _CHUNK,
-                                       step=_CHUNK, unit="prompts", shown=len(chunks) > 1):
-        filled = np.resize(rows, _CHUNK)  # so that no chunk needs a program of its own
-        found = jax.device_get(encode(text_params, jnp.asarray(flat[filled, :length])))
-        embeddings[rows] = found[:len(rows)]
+    chunks = _chunks(model.text, flat)
+    for rows, inputs in progress.track(
+            chunks, "embedding names", total=len(flat), step=lambda chunk: (chunk[0] >= 0).sum(),
+            unit="prompts", shown=len(chunks) > 1):
+        found = jax.device_get(encode(params, jax.device_put(inputs)))
+        embeddings[rows[rows >= 0]] = found[rows >= 0]
     return embeddings.reshape(*token_ids.shape[:2], -1)
 
 
-def _chunks_of_like_length(config: maskclippp.TextConfig, token_ids: np.ndarray
-                           ) -> list[tuple[np.ndarray, int]]:
-    """Rows of token ids [n, X] that go through the tower together, and how many tokens they need.
+def _chunks(config: maskclippp.TextConfig, token_ids: np.ndarray
+            ) -> list[tuple[np.ndarray, np.ndarray | prefix_trees.Trees]]:
+    """Prompts [n, X] as they go through a text tower, always as many at a time, so that one program
+    serves every vocabulary.
 
-    Most prompts are much shorter than the longest. A causal tower does not see what follows their
-    end; each length more is a program more, so that a few prompts all get the longest.
+    Returns:
+      For each time: rows of `token_ids`, with -1 for what fills it up, and what the tower takes,
+      token ids or, of a causal tower, trees.
     """
-    lengths = np.full(len(token_ids), token_ids.shape[1])
-    if isinstance(config, text.TextConfig) and len(token_ids) > _FEW * _CHUNK:
-        lengths = np.minimum(-(-(token_ids.argmax(-1) + 1) // _LENGTHS) * _LENGTHS, lengths)
-    order = np.argsort(lengths, kind="stable")
-    chunks = []
-    for length in np.unique(lengths):
-        rows = order[lengths[order] == length]
-        chunks += [(rows[i:i + _CHUNK], int(length)) for i in range(0, len(rows), _CHUNK)]
-    return chunks
+    if isinstance(config, text.TextConfig):
+        count = 1 if jax.default_backend() == "cpu" else _TREES
+        size = max(_TREE, config.context_length)
+        trees, rows = prefix_trees.plant(token_ids, size, count)
+        return [(rows[i:i + count], jax.tree.map(lambda x: x[i:i + count], trees))
+                for i in range(0, len(rows), count)]
+    rows = np.arange(-(-len(token_ids) // _PROMPTS) * _PROMPTS)
+    rows = np.where(rows < len(token_ids), rows, -1).reshape(-1, _PROMPTS)
+    return [(some, token_ids[some]) for some in rows]
 
 
 @functools.lru_cache
 def _text_encoder(config: maskclippp.TextConfig):
     build, _ = parameters.abstract(lambda: config.make(
         heads=configuration.heads_on(), rngs=parameters.Keys(0)))
-    return jax.jit(lambda params, ids: similarity.unit(build(params)(ids)))
+
+    def encode(params, inputs):
+        tower = build(params)
+        return similarity.unit(
+            tower.embed_trees(inputs) if isinstance(config, text.TextConfig) else tower(inputs))
+
+    return jax.jit(encode)

@@ -15,13 +15,13 @@ import numpy as np
 from absl import logging
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.models import layers, siglip, similarity, text, tips, vit
+from maskclippp_jax.models import layers, prefix_trees, siglip, similarity, text, tips, vit
 from maskclippp_jax.runtime import storage
 
 FOLDER = ".text_embeddings"  # in the folder of the data sets
 
 # Their code decides on the embeddings, beside weights and token ids.
-_CODE = (text, siglip, tips, vit, layers, similarity)
+_CODE = (text, prefix_trees, siglip, tips, vit, layers, similarity)
 
 
 def key_of(config: typing.Any, params: parameters.Tree, token_ids: np.ndarray) -> str:

@@ -3,9 +3,11 @@
 import dataclasses
 import types
 
+import jax
 import numpy as np
 
 from maskclippp_jax import params as parameters
+from maskclippp_jax.models import similarity
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.naming import loading, text_cache
 
@@ -75,18 +77,20 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
     np.testing.assert_array_equal(found, np.ones((1, 1, 2)))
 
 
-def test_prompts_of_like_length_go_through_the_tower_together(monkeypatch, rng):
+def test_many_trees_of_prompts_give_what_the_tower_gives(monkeypatch, rng):
     config = TextConfig(16, 50, 16, 2, 2, 8)
-    params = parameters.initialize(lambda: config.make(rngs=parameters.Keys(0)))
+    make = lambda: config.make(rngs=parameters.Keys(0))
+    params, (build, _) = parameters.initialize(make), parameters.abstract(make)
     ids = np.zeros((7, 3, 16), np.int32)
     for row, length in zip(ids.reshape(21, 16), [3, 9, 4, 15, 4, 7, 2] * 3):
-        row[:length] = rng.integers(1, 49, length)
+        row[:length] = rng.integers(1, 3, length)
         row[length - 1] = 49  # the end token
+    want = np.asarray(jax.jit(lambda p, x: similarity.unit(build(p)(x)))(
+        params, ids.reshape(21, 16))).reshape(7, 3, 8)
     model = types.SimpleNamespace(text=config)
-    together = loading.embed_names(model, params, ids)
-    monkeypatch.setattr(loading, "_CHUNK", 4)
-    monkeypatch.setattr(loading, "_FEW", 2)
-    chunks = loading._chunks_of_like_length(config, ids.reshape(21, 16))
-    assert {length for _, length in chunks} == {2, 4, 8, 10, 16}
-    assert sorted(np.concatenate([rows for rows, _ in chunks])) == list(range(21))
-    np.testing.assert_allclose(loading.embed_names(model, params, ids), together, atol=1e-6)
+    monkeypatch.setattr(loading, "_TREE", 16)
+    monkeypatch.setattr(loading, "_TREES", 2)
+    for backend in ("cpu", "tpu"):  # of which the number of trees depends
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        assert len(loading._chunks(config, ids.reshape(21, 16))) > 2
+        np.testing.assert_allclose(loading.embed_names(model, params, ids), want, atol=1e-6)
