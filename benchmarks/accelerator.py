@@ -2,10 +2,10 @@
 
 Needs nothing but the package. Parity of stored cases on the device; the training step of two
 published models over batch sizes, with memory and share of the peak; encoding pictures with 100 and
-250 masks, whole evaluations with 20 to 10 000 classes, and label maps alone. Random weights of real
-size. Where torch sees the device, the same encoding runs in eager PyTorch beside it
-(benchmarks/torch_peer.py). Writes --output.json and --output.md; what no time was left for is named
-there. --sizes=quickstart tries the program itself on a CPU.
+250 masks, whole evaluations with 20 to 10 000 classes, label maps alone, and a vocabulary's names.
+Random weights of real size. Where torch sees the device, the same encoding runs in eager PyTorch
+beside it (benchmarks/torch_peer.py). Writes --output.json and --output.md; what no time was left
+for is named there. --sizes=quickstart tries the program itself on a CPU.
 """
 
 import functools
@@ -24,17 +24,19 @@ from benchmarks import evaluation
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
-from maskclippp_jax.naming import inference, postprocess, segmenter
+from maskclippp_jax.naming import inference, loading, postprocess, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
 from maskclippp_jax.parity import cases
 from maskclippp_jax.runtime import devices, sharding
 from maskclippp_jax.training import optim, train_step
+from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 
 ROOT = pathlib.Path(__file__).parents[1]
 MINUTES = flags.DEFINE_float("minutes", 8, "nothing new is begun after three quarters of them")
 OUTPUT = flags.DEFINE_string("output", "accelerator", "of the two files, without their endings")
 SIZES = flags.DEFINE_list("sizes", ["b16", "l14"], "models: b16, l14, quickstart")
-PARTS = flags.DEFINE_list("parts", ["parity", "train", "encode", "evaluate", "maps"], "what")
+PARTS = flags.DEFINE_list(
+    "parts", ["parity", "train", "encode", "evaluate", "maps", "text"], "what")
 
 # Experiment, model, pixels of the shorter side the tower sees, images a step.
 MODELS = dict(
@@ -43,6 +45,7 @@ MODELS = dict(
     l14=("coco_stuff_eva02_l14_336", "eva02_l14_336", 392, (4, 8, 16)))
 _CASES = ("tests/golden/encoders", "tests/golden/training")
 _MASKS, _CLASSES = (100, 250), (20, 150, 847, 10000)
+_TREES = (4, 16, 64)  # of prompts, encoded at a time
 
 
 class Budget:
@@ -261,11 +264,27 @@ def label_map(size: str, num_classes: int) -> dict:
     return pictures_in(seconds_of(lambda: heads(proposals, classes, canvas=output)))
 
 
+def embedding(size: str):
+    for trees in _TREES:
+        yield "embed ADE20K-847", dict(dtype="float32", trees=trees), functools.partial(
+            embed, size, trees)
+
+
+def embed(size: str, trees: int) -> dict:
+    config, params = model_of(size)
+    ids = loading.tokenize(config, Vocabulary.shipped("ade20k_847"), TEMPLATES_14)
+    loading._TREES = trees  # on a CPU it is always one
+    seconds = seconds_of(lambda: loading.embed_names(config, params["text"], ids), turns=1)
+    return dict(seconds=round(seconds, 4),
+                prompts_per_second=round(ids.shape[0] * ids.shape[1] / seconds))
+
+
 def pictures_in(seconds: float) -> dict:
     return dict(seconds=round(seconds, 4), pictures_per_second=round(1 / seconds, 1))
 
 
-MEASURES = dict(train=training, encode=encoding, evaluate=evaluating, maps=maps)
+MEASURES = dict(train=training, encode=encoding, evaluate=evaluating, maps=maps,
+                text=embedding)
 
 if __name__ == "__main__":
     app.run(main)
