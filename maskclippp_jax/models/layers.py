@@ -18,7 +18,7 @@ NO_KEY = -1e30
 # Bias of a patch outside a mask. Finite on purpose: an empty mask shifts all patches alike and the
 # token attends to the whole image, as in the public reference.
 OUTSIDE_BIAS = -100.0
-# Numbers that a CPU keeps in its cache; larger and smaller parts are slower.
+# Numbers of a part that a CPU keeps in its cache.
 IN_CACHE = 2**20
 
 # CLIP's image statistics: RGB on 0..255.

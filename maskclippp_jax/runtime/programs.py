@@ -56,8 +56,8 @@ def jit(function: typing.Callable, *, platform: str | None = None, **settings) -
     """`jax.jit` that spares the memory of a CPU, with the same results in the same time.
 
     XLA's own order of a program's operations there is for many cores: what can be done at any time
-    is done first, and stays in memory until it is used (FC-CLIP at 800 x 1088: 795 MB, in the order
-    for memory 236 MB).
+    is done first, and stays in memory until it is used (FC-CLIP-L at 800 x 1088: 796 MB, in the
+    order for memory 248 MB).
 
     Args:
       function: see `jax.jit`.
