@@ -86,7 +86,7 @@ class FCCLIP(nnx.Module):
                  rngs: nnx.Rngs):
         c = self.config = config
         self.image = Trunk(c.image, dtype=dtype, heads=heads, rngs=rngs)
-        self.pixel_decoder = PixelDecoder(c.pixel_decoder, rngs=rngs)
+        self.pixel_decoder = PixelDecoder(c.pixel_decoder, heads=heads, rngs=rngs)
         self.decoder = MaskDecoder(c.decoder, heads=heads, rngs=rngs)
         self.class_head = ClassHead(c.decoder.width, c.decoder.mask_width, c.image.embed_dim,
                                     rngs=rngs)

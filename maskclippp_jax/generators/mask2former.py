@@ -76,15 +76,15 @@ class Predictions(typing.NamedTuple):
 class Mask2Former(nnx.Module):
     """The network.
 
-    `dtype` is the arithmetic of the trunk; the decoders run in float32. `heads`: see
-    `layers.attend`.
+    `dtype` is the arithmetic of the trunk; the decoders run in float32. `heads` is the way for a
+    CPU, see `layers.attend` and `swin.Swin`.
     """
 
     def __init__(self, config: Mask2FormerConfig, *, dtype=jnp.float32, heads: str = "apart",
                  rngs: nnx.Rngs):
         c = self.config = config
-        self.image = Swin(c.image, dtype=dtype, rngs=rngs)
-        self.pixel_decoder = PixelDecoder(c.pixel_decoder, rngs=rngs)
+        self.image = Swin(c.image, dtype=dtype, heads=heads, rngs=rngs)
+        self.pixel_decoder = PixelDecoder(c.pixel_decoder, heads=heads, rngs=rngs)
         self.decoder = MaskDecoder(c.decoder, heads=heads, rngs=rngs)
         self.class_head = nnx.Linear(c.decoder.width, c.num_classes + 1, rngs=rngs)
 

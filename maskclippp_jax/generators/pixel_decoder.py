@@ -44,7 +44,9 @@ class PixelFeatures(typing.NamedTuple):
 
 
 class PixelDecoder(nnx.Module):
-    def __init__(self, config: PixelDecoderConfig, *, rngs: nnx.Rngs):
+    """`heads`: see `layers.each_cell`."""
+
+    def __init__(self, config: PixelDecoderConfig, *, heads: str = "apart", rngs: nnx.Rngs):
         c = self.config = config
         groups = lambda: nnx.GroupNorm(c.width, c.num_groups, epsilon=NORM_EPSILON,
                                        use_fast_variance=False, rngs=rngs)
@@ -54,7 +56,8 @@ class PixelDecoder(nnx.Module):
         self.projections = nnx.List([flat(channels, c.width, True) for channels in coarse])
         self.projection_norms = nnx.List([groups() for _ in coarse])
         self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (c.num_levels, c.width)))
-        self.layers = nnx.List([EncoderLayer(c, rngs=rngs) for _ in range(c.depth)])
+        self.layers = nnx.List([
+            EncoderLayer(c, heads=heads, rngs=rngs) for _ in range(c.depth)])
         self.lateral = flat(c.channels[0], c.width, False)
         self.lateral_norm = groups()
         self.output = nnx.Conv(c.width, c.width, (3, 3), use_bias=False, rngs=rngs)
@@ -97,7 +100,8 @@ class PixelDecoder(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Deformable attention and an MLP, each followed by a norm."""
 
-    def __init__(self, c: PixelDecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, c: PixelDecoderConfig, *, heads: str, rngs: nnx.Rngs):
+        self.hidden, self.heads = c.mlp_width, heads
         norm = lambda: layers.layer_norm(c.width, epsilon=NORM_EPSILON, dtype=jnp.float32,
                                          rngs=rngs)
         self.attention = DeformableAttention(c.width, c.num_heads, c.num_levels, c.num_points,
@@ -110,7 +114,8 @@ class EncoderLayer(nnx.Module):
         """tokens [B, S, C], positions [S, C], points [S, 2] -> like tokens."""
         mixed = self.attention(tokens + positions[None], tokens, points, shapes)
         tokens = self.norm1(tokens + mixed)
-        return self.norm2(tokens + self.mlp(tokens))
+        mix = lambda x: self.norm2(x + self.mlp(x))
+        return layers.each_cell(mix, tokens, self.hidden, self.heads)
 
 
 # ---- Deformable attention -----------------------------------------------------------------------

@@ -54,15 +54,20 @@ class SwinConfig:
 
 
 class Swin(nnx.Module):
-    """The stream of tokens is float32; `dtype` is the arithmetic of the layers."""
+    """The stream of tokens is float32; `dtype` is the arithmetic of the layers.
 
-    def __init__(self, config: SwinConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    `heads` is the way for a CPU, as in `layers.attend`: here some windows are looked at, and some
+    cells pass through an MLP, at a time.
+    """
+
+    def __init__(self, config: SwinConfig, *, dtype=jnp.float32, heads: str = "apart",
+                 rngs: nnx.Rngs):
         c = self.config = config
         self.patch_embed = layers.PatchConv(c.patch_size, 3, c.width, use_bias=True, dtype=dtype,
                                             rngs=rngs)
         self.patch_norm = _norm(c.width, dtype, rngs)
         self.stages = nnx.List([
-            Stage(c, i, dtype=dtype, rngs=rngs) for i in range(len(c.depths))])
+            Stage(c, i, dtype=dtype, heads=heads, rngs=rngs) for i in range(len(c.depths))])
         self.norms = nnx.List([_norm(width, dtype, rngs) for width in c.widths])
 
     def __call__(self, pixels: jax.Array) -> list[jax.Array]:
@@ -81,12 +86,13 @@ class Swin(nnx.Module):
 class Stage(nnx.Module):
     """Joins four cells to one (but in the first stage), and runs blocks."""
 
-    def __init__(self, c: SwinConfig, index: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, c: SwinConfig, index: int, *, dtype, heads: str, rngs: nnx.Rngs):
         width = c.widths[index]
         self.merge = Merge(width // 2, dtype=dtype, rngs=rngs) if index else None
         self.blocks = nnx.List([
             Block(width, c.num_heads[index], c.window, c.window // 2 if i % 2 else 0,
-                  c.mlp_ratio * width, dtype=dtype, rngs=rngs) for i in range(c.depths[index])])
+                  c.mlp_ratio * width, dtype=dtype, heads=heads, rngs=rngs)
+            for i in range(c.depths[index])])
 
     def __call__(self, x):
         x = x if self.merge is None else self.merge(x)
@@ -112,8 +118,8 @@ class Block(nnx.Module):
     """Attention within windows and an MLP, each behind a norm."""
 
     def __init__(self, width: int, num_heads: int, window: int, shift: int, hidden: int, *, dtype,
-                 rngs: nnx.Rngs):
-        self.window, self.shift = window, shift
+                 heads: str, rngs: nnx.Rngs):
+        self.window, self.shift, self.hidden, self.heads = window, shift, hidden, heads
         self.norm1 = _norm(width, dtype, rngs)
         self.attention = WindowAttention(width, num_heads, window, dtype=dtype, rngs=rngs)
         self.norm2 = _norm(width, dtype, rngs)
@@ -128,12 +134,20 @@ class Block(nnx.Module):
         y = jnp.roll(y, (-shift, -shift), (1, 2))
         windows = y.reshape(batch, rows, w, columns, w, channels).swapaxes(2, 3)
         windows = windows.reshape(-1, w * w, channels)  # [B n, w w, D]
-        apart = _apart(rows, columns, w, shift) if shift else None  # [n, w w, w w]
-        y = self.attention(windows, apart).reshape(batch, rows, columns, w, w, channels)
+        regions = np.tile(_regions(rows, columns, w, shift), (batch, 1)) if shift else None
+        y = self._attend(windows, regions).reshape(batch, rows, columns, w, w, channels)
         y = y.swapaxes(2, 3).reshape(batch, rows * w, columns * w, channels)
         y = jnp.roll(y, (shift, shift), (1, 2))[:, :height, :width]
         x = x + y.astype(jnp.float32)
-        return x + self.mlp(self.norm2(x)).astype(jnp.float32)
+        y = layers.each_cell(lambda x: self.mlp(self.norm2(x)), x, self.hidden, self.heads)
+        return x + y.astype(jnp.float32)
+
+    def _attend(self, windows, regions):
+        """`WindowAttention`; on a CPU of as many windows at a time as keep logits in cache."""
+        if self.heads != "apart":
+            return self.attention(windows, regions)
+        size = max(1, layers.IN_CACHE // (self.attention.num_heads * self.window**4))
+        return layers.in_parts(lambda part: self.attention(*part), (windows, regions), size)
 
 
 class WindowAttention(nnx.Module):
@@ -146,18 +160,18 @@ class WindowAttention(nnx.Module):
         self.bias_table = nnx.Param(0.02 * jax.random.normal(
             rngs.params(), ((2 * window - 1)**2, num_heads)))
 
-    def __call__(self, x, apart):
-        """Windows [B n, w w, D], and which cells [n, w w, w w] lie apart or None -> like x."""
+    def __call__(self, x, regions):
+        """Windows [B n, w w, D], and the part of the map that each cell is of [B n, w w] or None:
+        all are of one -> like x."""
         queries, keys, values = (layers.split_heads(part, self.num_heads)
                                  for part in jnp.split(self.qkv(x), 3, -1))  # [B n, w w, A, K]
         logits = jnp.einsum("btak,bsak->bats", queries * queries.shape[-1]**-0.5, keys,
                             preferred_element_type=jnp.float32)
         bias = jnp.moveaxis(self.bias_table[...][distances(self.window)], -1, 0)  # [A, w w, w w]
         logits = logits + bias[None]
-        if apart is not None:
-            by_map = logits.reshape(-1, len(apart), *logits.shape[1:])
-            logits = (by_map + jnp.where(apart, _OTHER_REGION, 0.0)[None, :, None]).reshape(
-                logits.shape)
+        if regions is not None:
+            apart = regions[:, :, None] != regions[:, None]
+            logits = logits + jnp.where(apart, _OTHER_REGION, 0.0)[:, None]
         weights = jax.nn.softmax(logits, -1).astype(values.dtype)
         return self.out(layers.merge_heads(jnp.einsum("bats,bsak->btak", weights, values)))
 
@@ -169,12 +183,13 @@ def distances(window: int) -> np.ndarray:
     return apart(row) * (2 * window - 1) + apart(column)
 
 
-def _apart(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
-    """Cells of shifted windows that come from different parts of the map: [n, w w, w w] bool."""
-    part = lambda count: np.repeat([0, 1, 2], [(count - 1) * window, window - shift, shift])
-    region = part(rows)[:, None] * 3 + part(columns)[None]  # [h', w']
-    region = region.reshape(rows, window, columns, window).swapaxes(1, 2).reshape(-1, window**2)
-    return region[:, :, None] != region[:, None]
+def _regions(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
+    """The part of the map that each cell of shifted windows comes from: [n, w w] int32."""
+    part = lambda count: np.repeat(np.arange(3, dtype=np.int32),
+                                   [(count - 1) * window, window - shift, shift])
+    regions = part(rows)[:, None] * 3 + part(columns)[None]  # [h', w']
+    regions = regions.reshape(rows, window, columns, window).swapaxes(1, 2)
+    return regions.reshape(-1, window**2)
 
 
 def _pad(x: jax.Array, multiple: int) -> jax.Array:

@@ -191,7 +191,9 @@ class Block(nnx.Module):
         """x [B, h, w, D], inside [B, h, w] bool, key of stochastic depth or None -> like x."""
         convolve = shifted_convolution if self.heads == "apart" else depthwise_convolution
         branch = convolve(jnp.where(inside[..., None], x, 0.0), self.kernel[...].astype(self.dtype))
-        branch = self.mlp(self.norm(branch + self.bias[None, None, None].astype(self.dtype)))
+        branch = branch + self.bias[None, None, None].astype(self.dtype)
+        branch = layers.each_cell(lambda x: self.mlp(self.norm(x)), branch, 4 * x.shape[-1],
+                                  self.heads)
         branch = branch * self.gamma[None, None, None].astype(self.dtype)
         if key is not None:
             branch = drop_path(branch, self.drop_path, key)

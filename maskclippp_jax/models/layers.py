@@ -18,6 +18,8 @@ NO_KEY = -1e30
 # Bias of a patch outside a mask. Finite on purpose: an empty mask shifts all patches alike and the
 # token attends to the whole image, as in the public reference.
 OUTSIDE_BIAS = -100.0
+# Numbers of a part that a CPU keeps in its cache.
+IN_CACHE = 2**20
 
 # CLIP's image statistics: RGB on 0..255.
 PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
@@ -159,6 +161,44 @@ def gelu(exact: bool) -> typing.Callable:
 def quick_gelu(x: jax.Array) -> jax.Array:
     """The approximation that OpenAI's CLIP was trained with; its weights want it."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def in_parts(function: typing.Callable, rows: typing.Any, size: int) -> jax.Array:
+    """Applies a function to parts of the rows of arrays, one part after the other.
+
+    What the function needs between its input and its output exists for one part at a time.
+
+    Args:
+      function: takes `rows` with any number of rows, and gives an array [n, ...] whose rows do not
+        depend on each other.
+      rows: arrays [R, ...], or a tree of such.
+      size: rows of a part, at most.
+    """
+    total = len(jax.tree.leaves(rows)[0])
+    count = -(-total // size)
+    size = -(-total // count)
+
+    def cut(x):
+        x = jnp.pad(x, ((0, count * size - total), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(count, size, *x.shape[1:])
+
+    found = jax.lax.map(function, jax.tree.map(cut, rows))
+    return found.reshape(count * size, *found.shape[2:])[:total]
+
+
+def each_cell(function: typing.Callable, x: jax.Array, hidden: int, heads: str) -> jax.Array:
+    """Applies a function to the cells of x [..., D], which do not depend on each other.
+
+    Args:
+      function: [..., D] -> [..., D'], any number of cells.
+      x: cells.
+      hidden: channels that the function has in between.
+      heads: "apart", the way for a CPU: as many cells at a time as stay in its cache. Else all.
+    """
+    if heads != "apart":
+        return function(x)
+    found = in_parts(function, x.reshape(-1, x.shape[-1]), max(1, IN_CACHE // hidden))
+    return found.reshape(*x.shape[:-1], -1)
 
 
 class MLP(nnx.Module):

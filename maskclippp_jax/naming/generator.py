@@ -27,6 +27,7 @@ from maskclippp_jax.generators.mask2former import Mask2FormerConfig
 from maskclippp_jax.naming import closed_results, inference
 from maskclippp_jax.naming.given import Given, ImageLike, read_image
 from maskclippp_jax.naming.postprocess import Instances
+from maskclippp_jax.runtime import programs
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import eomt, fcclip, mask2former
 
@@ -361,7 +362,7 @@ def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: s
             image, loaded, resized, canvas)
         return build(params)(jax.vmap(resize)(image, loaded, resized), resized)
 
-    return jax.jit(predict, static_argnames="canvas")
+    return programs.jit(predict, platform=platform, static_argnames="canvas")
 
 
 def _facts_of_embeddings(params: parameters.Tree) -> dict:

@@ -1,4 +1,4 @@
-"""Keeps compiled programs between two starts, in JAX's own cache on the disk.
+"""Programs: what they are compiled with, and JAX's own cache, which keeps them on the disk.
 
 A second start with the same model and sizes of pictures compiles none of those that are worth
 keeping (`_WORTH`). JAX names a program by its text, so nothing stale is used; an entry that is
@@ -6,12 +6,15 @@ damaged or cannot be written costs a warning and the time to compile. Programs f
 that it can do, and kinds of CPUs may share a home folder, so each kind has a folder of its own.
 """
 
+import ctypes
+import functools
 import hashlib
 import os
 import pathlib
 import platform
 import sys
 import tempfile
+import typing
 
 from maskclippp_jax.runtime import cache
 
@@ -47,6 +50,44 @@ def keep(folder: str | None) -> None:
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     _tell_jax(compilation_cache_dir=str(path), compilation_cache_max_size=_SIZE,
               persistent_cache_min_compile_time_secs=_WORTH)
+
+
+def jit(function: typing.Callable, *, platform: str | None = None, **settings) -> typing.Callable:
+    """`jax.jit` that spares the memory of a CPU, with the same results in the same time.
+
+    XLA's own order of a program's operations there is for many cores: what can be done at any time
+    is done first, and stays in memory until it is used (FC-CLIP-L at 800 x 1088: 796 MB, in the
+    order for memory 248 MB).
+
+    Args:
+      function: see `jax.jit`.
+      platform: "cpu", "gpu" or "tpu", what is compiled for; None: the device at hand.
+      settings: see `jax.jit`.
+    """
+    import jax  # commands that only show their help do without
+
+    if (platform or jax.default_backend()) != "cpu":
+        return jax.jit(function, **settings)
+    _give_back_after_compiling()
+    return jax.jit(function, compiler_options={
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}, **settings)
+
+
+@functools.cache
+def _give_back_after_compiling() -> None:
+    """Has what a compilation freed given back to the system, which glibc keeps in pieces."""
+    import jax
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or system
+        return
+
+    def after(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and duration > _WORTH:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(after)
 
 
 def _tell_jax(**settings) -> None:

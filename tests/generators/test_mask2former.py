@@ -15,6 +15,7 @@ from maskclippp_jax.generators.mask2former import Mask2FormerConfig
 from maskclippp_jax.generators.mask_decoder import MaskDecoderConfig
 from maskclippp_jax.generators.pixel_decoder import PixelDecoderConfig
 from maskclippp_jax.generators.swin import SwinConfig
+from maskclippp_jax.models import layers
 from maskclippp_jax.weights import files as any_files, mask2former as files, rules
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
@@ -57,12 +58,14 @@ def test_maps_of_any_size_halve_and_are_rounded_up(rng):
     assert [m.shape for m in maps] == [(1, 23, 31, 4), (1, 12, 16, 8), (1, 6, 8, 16), (1, 3, 4, 32)]
 
 
+@pytest.mark.parametrize("way", ["apart", "together"])
 @pytest.mark.parametrize("shift", [0, 1])
-def test_a_block_is_attention_among_the_cells_of_a_part_of_a_window(shift, rng):
+def test_a_block_is_attention_among_the_cells_of_a_part_of_a_window(shift, way, rng, monkeypatch):
     """Beside attention of all padded cells to all, where the others are cut off."""
+    monkeypatch.setattr(layers, "IN_CACHE", 5 * 2 * 3**4)  # five of twelve windows at a time
     height, width, window, heads = 5, 7, 3, 2
     build, shapes = parameters.abstract(lambda: swin.Block(
-        8, heads, window, shift, 16, dtype=jnp.float32, rngs=parameters.Keys(0)))
+        8, heads, window, shift, 16, dtype=jnp.float32, heads=way, rngs=parameters.Keys(0)))
     model = build(jax.tree.map(lambda x: jnp.asarray(
         rng.standard_normal(x.shape).astype(np.float32)), shapes))
     x = jnp.asarray(rng.standard_normal((2, height, width, 8), np.float32))

@@ -166,6 +166,18 @@ def naive_bilinear(mask, size):
     return top * (1 - a) + low * a
 
 
+def test_cells_in_parts_give_what_all_together_give(rng, monkeypatch):
+    monkeypatch.setattr(layers, "IN_CACHE", 4 * 5)  # five cells of twelve at a time
+    x, matrix = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 3, 2, 4), (4, 3)))
+
+    def results(heads):
+        mix = lambda x, m: layers.each_cell(lambda x: jnp.tanh(x @ m), x, 4, heads)
+        return mix(x, matrix), jax.grad(lambda x, m: (mix(x, m)**3).sum(), (0, 1))(x, matrix)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                 results("apart"), results("together"))
+
+
 @pytest.mark.parametrize("patch", [8, 14, 7])
 def test_four_pixels_per_patch_equal_the_resize_of_every_mask(rng, patch):
     segments = rng.integers(0, 6, (2, 3 * patch, 4 * patch)).astype(np.uint16)
