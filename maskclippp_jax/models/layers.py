@@ -145,9 +145,50 @@ def rematerialize(remat: str, layout: Layout = Layout(), static: tuple[int, ...]
     return jax.checkpoint(call, policy=policy, static_argnums=tuple(1 + i for i in static))
 
 
-def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """Flax's layer norm over the last axis, mean and variance in float32. For its gradient it keeps
+    the tokens, which their block keeps as well, and two numbers of each; what is derived of Flax's
+    keeps two arrays more of the tokens' size."""
+
+    def __call__(self, x):
+        return _normalized(*self.promote_dtype(
+            (x, self.scale[...], self.bias[...]), dtype=self.dtype), self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalized(x, scale, bias, epsilon):
+    """[..., D], [D], [D] -> [..., D]."""
+    return _normalized_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalized_forward(x, scale, bias, epsilon):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.maximum(0.0, (wide * wide).mean(-1, keepdims=True) - mean * mean)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    scale, bias = (row.reshape((1,) * (x.ndim - 1) + (-1,)) for row in (scale, bias))
+    result = (x - mean) * (inverse * scale) + bias
+    return result.astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _normalized_backward(epsilon, kept, change):
+    del epsilon
+    x, mean, inverse, scale = kept
+    standard, change = (x - mean) * inverse, change.astype(mean.dtype)
+    scaled = change * scale
+    of_x = inverse * (scaled - scaled.mean(-1, keepdims=True)
+                      - standard * (scaled * standard).mean(-1, keepdims=True))
+    every_token = tuple(range(x.ndim - 1))
+    return (of_x.astype(x.dtype), (change * standard).sum(every_token).astype(scale.dtype),
+            change.sum(every_token).astype(scale.dtype))
+
+
+_normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> LayerNorm:
     """A layer norm over the last axis; mean and variance are taken in float32."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    return LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
@@ -226,8 +267,23 @@ class SwiGLU(nnx.Module):
         self.w3 = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        x = jax.nn.silu(self.w1(x)) * self.w2(x)
+        x = gated(self.w1(x), self.w2(x))
         return self.w3(x if self.norm is None else self.norm(x))
+
+
+@jax.custom_vjp
+def gated(gate, x):
+    """silu(gate) * x, which keeps these two alone for its gradient."""
+    return jax.nn.silu(gate) * x
+
+
+def _gated_backward(kept, change):
+    gate, x = kept
+    share = jax.nn.sigmoid(gate)
+    return change * x * share * (1 + gate * (1 - share)), change * gate * share
+
+
+gated.defvjp(lambda gate, x: (gated(gate, x), (gate, x)), _gated_backward)
 
 
 class PatchConv(nnx.Module):
@@ -322,7 +378,10 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
     key_of_head = None if dropout_key is None or not dropout else jax.random.split(
         dropout_key, queries.shape[2])
     each = (*(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)), factor, key_of_head)
-    mixed = jax.lax.map(one_head, each) if heads == "apart" else jax.vmap(one_head)(each)
+    if heads == "apart":  # its gradient forms the logits of one head again: those of all are large
+        mixed = jax.lax.map(jax.checkpoint(one_head), each)
+    else:
+        mixed = jax.vmap(one_head)(each)
     return jnp.moveaxis(mixed, 0, 2).astype(queries.dtype)
 
 

@@ -265,9 +265,9 @@ def test_recomputing_the_text_blocks_changes_nothing(rng):
         gradient = jax.value_and_grad(lambda p: (build(p)(ids) * probe).sum())
         params = parameters.initialize(make)
         gradients.append(jax.jit(gradient)(params))
-        recomputed.append("remat" in str(jax.make_jaxpr(gradient)(params)))
+        recomputed.append(str(jax.make_jaxpr(gradient)(params)).count("remat"))
     near_trees(*gradients, 1e-6)
-    assert recomputed == [False, True]
+    assert recomputed[0] < recomputed[1]
 
 
 def test_the_best_name_of_a_class_equals_a_loop(rng):
@@ -364,3 +364,36 @@ def test_a_canvas_off_the_patch_and_masks_off_the_grid_are_refused(tower):
         run(tower, image, [[30, 32]], np.zeros((1, 1, 16), np.float32))
     with pytest.raises(ValueError, match="grid of 9 cells, tokens on 16"):
         run(tower, np.zeros((1, 32, 32, 3), np.uint8), [[32, 32]], np.zeros((1, 1, 9), np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_norm_and_its_gradient_are_those_of_flax(rng, dtype):
+    width = 24
+    ours = layers.layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=nnx.Rngs(0))
+    flax = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=nnx.Rngs(0))
+    for norm in (ours, flax):
+        norm.scale[...] = jnp.linspace(0.5, 2, width)
+        norm.bias[...] = jnp.linspace(-1, 1, width)
+    tokens = jnp.asarray(rng.normal(3, 2, (2, 5, width)), dtype)
+    weights = jnp.asarray(rng.normal(size=tokens.shape), jnp.float32)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+
+    def loss(norm, tokens):
+        return (norm(tokens) * weights).sum()
+
+    np.testing.assert_array_equal(ours(tokens), flax(tokens))
+    (of_ours, of_our_tokens), (of_flax, of_flax_tokens) = (
+        nnx.grad(loss, argnums=(0, 1))(norm, tokens) for norm in (ours, flax))
+    assert of_our_tokens.dtype == tokens.dtype
+    near(of_our_tokens, of_flax_tokens, tolerance)
+    for part in ("scale", "bias"):
+        near(of_ours[part][...], of_flax[part][...], tolerance)
+
+
+def test_a_gated_layer_has_the_gradient_of_its_formula(rng):
+    gate, x, weights = (jnp.asarray(rng.normal(0, 3, (2, 5, 7)), jnp.float32) for _ in range(3))
+    naive = lambda gate, x: jax.nn.silu(gate) * x
+    np.testing.assert_array_equal(layers.gated(gate, x), naive(gate, x))
+    for got, want in zip(*(jax.grad(lambda *args: (run(*args) * weights).sum(), (0, 1))(gate, x)
+                           for run in (layers.gated, naive))):
+        near(got, want)
