@@ -97,7 +97,7 @@ run() {
 # The project's own environment; what is given, such as "jax[tpu]", is installed beside it.
 environment() {
   if ! $dry_run; then
-    extra="$1"  # read by the file below
+    optional=gcs extra="$1"  # read by the file below
     source launch/environment.sh
   fi
 }
