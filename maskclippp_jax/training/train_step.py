@@ -12,7 +12,7 @@ import optax
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import clip_resnet, maskclippp, resample, similarity
-from maskclippp_jax.runtime import sharding
+from maskclippp_jax.runtime import programs, sharding
 from maskclippp_jax.training import losses, optim
 
 
@@ -108,8 +108,10 @@ def make_step(config: ml_collections.ConfigDict, build: typing.Callable,
         return new, metrics
 
     whole = sharding.replicated(mesh)
-    return jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh), whole, whole),
-                   out_shardings=(shardings, whole), donate_argnums=0)
+    return programs.jit(
+        step, platform=mesh.devices.flat[0].platform, donate_argnums=0,
+        in_shardings=(shardings, sharding.batch_sharding(mesh), whole, whole),
+        out_shardings=(shardings, whole))
 
 
 def image_in_training(config: ml_collections.ConfigDict) -> bool:
