@@ -73,7 +73,7 @@ class DinoTxtImageTower(nnx.Module):
         mlp = lambda: layers.MLP(c.width, c.mlp_width, layers.exact_gelu, dtype=dtype, rngs=rngs)
         self.blocks = vit.make_blocks(
             c.depth, c.width, c.num_heads, c.norm_epsilon, mlp, biased=("query", "value"),
-            prefix_tokens=1 + c.num_registers, rotate=positions.rotate_halves, layer_scale=True,
+            prefix_tokens=1 + c.num_registers, quarter=positions.quarter_halves, layer_scale=True,
             dtype=dtype, heads=heads, rngs=rngs)
         self.norm = layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
         self.head = VisionHead(c, dtype=dtype, heads=heads, rngs=rngs)
@@ -157,7 +157,7 @@ def mean_under(patches: jax.Array, grid_masks: jax.Array, valid: jax.Array,
 
 def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int
                  ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the angles that patches are turned by (`positions.rotate_halves`).
+    """Cosines and sines of the angles that patches are turned by (`positions.Rotation`).
 
     Each axis of an image runs from -1 to 1, whatever its size. Periods go from 1 to almost 100.
 

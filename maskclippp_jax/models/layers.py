@@ -326,8 +326,9 @@ def inside_masks(grid_masks: jax.Array, threshold: float | None) -> jax.Array:
     return grid_masks > limit
 
 
-def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask_scale=None,
-           dropout: float = 0.0, dropout_key: jax.Array | None = None, heads: str) -> jax.Array:
+def attend(queries, keys, values, *, turn: typing.Callable | None = None, allowed=None, masks=None,
+           inside=None, mask_scale=None, dropout: float = 0.0,
+           dropout_key: jax.Array | None = None, heads: str) -> jax.Array:
     """Softmax attention, with the soft-mask bias of masked attention pooling on request.
 
     The bias of query n for patch l in head a is `masks[n, l] * mask_scale[a]` inside the mask and
@@ -338,6 +339,7 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
       queries: [B, T, A, K] float.
       keys: [B, S, A, K] float.
       values: [B, S, A, K] float.
+      turn: turns queries and keys first, of the same tokens (`positions.Rotation`).
       allowed: bool, broadcastable to [B, T, S]; False hides a key from a query.
       masks: [B, T, S] float32 or None, the mask of every query.
       inside: [B, T, S] bool, see `inside_masks`; given with `masks`.
@@ -354,8 +356,10 @@ def attend(queries, keys, values, *, allowed=None, masks=None, inside=None, mask
     """
     if heads == "fused" and masks is None and dropout_key is None:
         from maskclippp_jax.models import fused_attention  # Pallas, which other devices do without
-        if fused_attention.fits(queries, keys, allowed):
-            return fused_attention.attend(queries, keys, values, allowed)
+        if fused_attention.fits(queries, keys, turn, allowed):
+            return fused_attention.attend(queries, keys, values, turn, allowed)
+    if turn is not None:
+        queries, keys = turn(queries), turn(keys)
     scale = queries.shape[-1] ** -0.5
 
     def one_head(head):

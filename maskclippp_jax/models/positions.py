@@ -161,40 +161,37 @@ def over_cells(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Arra
                  for x in (rows[:, :, None], columns[:, None]))
 
 
-def rotate(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair of neighbouring channels by its angle.
+class Rotation(typing.NamedTuple):
+    """Turns pairs of channels of queries and keys by the angles of their positions."""
 
-    Args:
-      tokens: [B, L, A, K] patches (the tokens before them, and mask tokens, are not rotated).
-      rotary: cos and sin, [B, L, K].
+    cos: jax.Array  # [B, T, K] float32, or [1, T, K] of all images; 1 where nothing turns
+    sin: jax.Array  # the same
+    quarter: typing.Callable  # turns all pairs by a right angle: `quarter_pairs`, `quarter_halves`
 
-    Returns:
-      [B, L, A, K] in the dtype of `tokens`.
-    """
-    def quarter(tokens):
-        pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
-        return jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[B, T, A, K] -> the same, in the dtype of `tokens`."""
+        if tokens.dtype == jnp.bfloat16:
+            # As exact, and moving channels about writes them to memory several times. By the count
+            # of a TPU v5e, that takes three times as long.
+            turned = jnp.einsum("btak,kj->btaj", tokens, self.matrix(tokens.dtype))
+        else:
+            turned = self.quarter(tokens)
+        cos, sin = self.cos[:, :, None], self.sin[:, :, None]
+        return (tokens * cos + turned * sin).astype(tokens.dtype)
 
-    return _turn(tokens, rotary, quarter)
+    def matrix(self, dtype) -> jax.Array:
+        """The turn by a right angle as a matrix [K, K] of 0, 1 and -1, for products from the
+        right."""
+        return self.quarter(jnp.eye(self.cos.shape[-1], dtype=dtype))
 
 
-def rotate_halves(tokens: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+def quarter_pairs(tokens: jax.Array) -> jax.Array:
+    """Turns each pair of neighbouring channels [..., K] by a right angle."""
+    pairs = tokens.reshape(*tokens.shape[:-1], -1, 2)
+    return jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(tokens.shape)
+
+
+def quarter_halves(tokens: jax.Array) -> jax.Array:
     """The same for channels paired across the two halves of a head: 0 with K/2, 1 with K/2 + 1."""
-    def quarter(tokens):
-        first, second = jnp.split(tokens, 2, -1)
-        return jnp.concatenate([-second, first], -1)
-
-    return _turn(tokens, rotary, quarter)
-
-
-def _turn(tokens, rotary, quarter):
-    """Turns pairs of channels by their angles; `quarter` turns all by a right angle."""
-    cos, sin = (x[:, :, None] for x in rotary)
-    if tokens.dtype == jnp.bfloat16:
-        # By a matrix of 0, 1 and -1, which is as exact: moving channels about writes them to memory
-        # several times. By the count of a TPU v5e, that takes three times as long.
-        matrix = quarter(jnp.eye(tokens.shape[-1], dtype=tokens.dtype))
-        turned = jnp.einsum("blak,kj->blaj", tokens, matrix)
-    else:
-        turned = quarter(tokens)
-    return (tokens * cos + turned * sin).astype(tokens.dtype)
+    first, second = jnp.split(tokens, 2, -1)
+    return jnp.concatenate([-second, first], -1)

@@ -91,17 +91,18 @@ class Attention(nnx.Module):
       inner_norm: epsilon of a norm over the mixed heads, before the output; None: no such norm.
       prefix_tokens: tokens in front of the patches, which every token of the image sees and no
         rotation turns.
-      rotate: turns queries or keys of patches by angles; see `positions.rotate`.
+      quarter: which channels of queries and keys turn together; see `positions.Rotation`.
     """
 
     def __init__(self, width: int, num_heads: int, *,
                  biased: typing.Collection[str] = ("query", "key", "value"),
                  inner_norm: float | None = None, prefix_tokens: int = 1,
-                 rotate: typing.Callable = positions.rotate, dtype, heads: str, rngs: nnx.Rngs):
+                 quarter: typing.Callable = positions.quarter_pairs, dtype, heads: str,
+                 rngs: nnx.Rngs):
         linear = lambda name: nnx.Linear(width, width, use_bias=name in biased, dtype=dtype,
                                          rngs=rngs)
         self.num_heads, self.heads = num_heads, heads
-        self.prefix_tokens, self.rotate = prefix_tokens, rotate
+        self.prefix_tokens, self.quarter = prefix_tokens, quarter
         self.query, self.key, self.value = linear("query"), linear("key"), linear("value")
         self.inner_norm = None if inner_norm is None else layers.layer_norm(
             width, epsilon=inner_norm, dtype=dtype, rngs=rngs)
@@ -113,12 +114,13 @@ class Attention(nnx.Module):
         keys = layers.split_heads(self.key(image), self.num_heads)  # [B, P+L, A, K]
         values = layers.split_heads(self.value(image), self.num_heads)
         of_image, of_masks = queries[:, :num_image_tokens], queries[:, num_image_tokens:]
+        turn = None
         if rotary is not None:
-            angles = unturned_prefix(rotary, self.prefix_tokens)
-            of_image, keys = self.rotate(of_image, angles), self.rotate(keys, angles)
+            turn = positions.Rotation(*unturned_prefix(rotary, self.prefix_tokens), self.quarter)
         seen = behind_prefix(patch_valid, self.prefix_tokens)[:, None]  # [B, 1, P+L]
-        mixed = layers.attend(of_image, keys, values, allowed=seen, heads=self.heads)
+        mixed = layers.attend(of_image, keys, values, turn=turn, allowed=seen, heads=self.heads)
         if masks is not None:
+            keys = keys if turn is None else turn(keys)
             skip = keys.shape[1] - masks[0].shape[-1]  # keys that masks do not see
             pooled = layers.attend(
                 of_masks, keys[:, skip:], values[:, skip:], allowed=seen[..., skip:],

@@ -176,10 +176,24 @@ def compare_generator(name: str, topology: str, *,
 
 
 def _each(plan: typing.Callable[[int], Plan], batches: typing.Sequence[int] | str) -> list[Plan]:
-    """Plans of numbers of images a chip, or of those that "fit" looks at."""
-    if batches != "fit":
-        return [plan(images) for images in batches]
+    """Plans of numbers of images a chip, or of those that "fit" looks at.
+
+    Where one does not fit, a sentence tells the largest that would; for it one and two images are
+    planned as well, unless two other numbers fit.
+    """
     found: list[Plan] = []
+    if batches != "fit":
+        found += [plan(images) for images in batches]
+        for images in (1, 2):
+            fitting = [p for p in found if p.fits]
+            least = min((p.images_per_chip for p in found if not p.fits), default=0)
+            if images < least and len(fitting) < 2 and all(
+                    p.images_per_chip != images for p in found):
+                found.append(plan(images))
+        found.sort(key=lambda plan: plan.images_per_chip)
+        if not all(p.fits for p in found):
+            logging.warning(_what_would_fit(found))
+        return found
 
     def fits(images: int) -> bool:
         found.append(plan(images))
@@ -188,6 +202,28 @@ def _each(plan: typing.Callable[[int], Plan], batches: typing.Sequence[int] | st
     logging.info("the largest that fits: %d images a chip",
                  compiled_step.largest_batch(fits, _MOST))
     return sorted(found, key=lambda plan: plan.images_per_chip)
+
+
+def _what_would_fit(plans: typing.Sequence[Plan]) -> str:
+    """A sentence for plans, some of which do not fit: the largest number of images that would.
+
+    That is read off the line through the memory of the two largest that fit, which grows ever less
+    steeply with the images.
+    """
+    least = next(p for p in plans if not p.fits)
+    says = f"{least.images_per_chip} images a chip do not fit into {least.available_gib:.4g} GiB"
+    fitting = [p for p in plans if p.fits and p.images_per_chip < least.images_per_chip]
+    if len(fitting) < 2:
+        most = fitting[0].images_per_chip if fitting else 0
+        return f"{says}, {most} do" if most else (
+            f"{says}; more chips, mesh.fsdp or remat=full leave more room to a training step")
+    first, second = fitting[-2:]
+    each = max((second.memory_gib - first.memory_gib)
+               / (second.images_per_chip - first.images_per_chip), 1e-9)
+    most = second.images_per_chip + int((least.available_gib - second.memory_gib) / each)
+    return (f"{says}, about {min(most, least.images_per_chip - 1)} would: the compiler counts "
+            f"{first.memory_gib:.3g} GiB for {first.images_per_chip} and {second.memory_gib:.3g} "
+            f"for {second.images_per_chip}")
 
 
 def _plan(step: str, remat: str, topology: str, mesh: jax.sharding.Mesh, images_per_chip: int,

@@ -98,7 +98,9 @@ def test_the_attention_of_a_tpu_never_writes_its_logits():
     program = compiled_step.lower_training(config, mesh, mesh.size).compile().as_text()
     forward, backward = sorted(compiled_step.kernels(program))
     pairs = 4 * 145**2
-    assert (forward.flops, backward.flops) == (2 * 2 * pairs * 64, 5 * 2 * pairs * 64)
+    turned = 145 * 256 * 64  # queries or keys by a matrix, and backwards their gradients
+    assert (forward.flops, backward.flops) == (
+        2 * 2 * (pairs * 64 + turned), 2 * (5 * pairs * 64 + 4 * turned))
     assert forward.used == backward.used == 0.5
     assert "145,145" not in program and "all-to-all" not in program
 
@@ -109,6 +111,31 @@ def test_the_largest_batch_is_found_to_an_eighth(room):
     found = compiled_step.largest_batch(lambda n: asked.append(n) or n <= room, 256)
     assert found <= room and found >= min(room, 256) * 7 / 8
     assert len(asked) == len(set(asked)) <= 13
+
+
+@pytest.mark.parametrize("asked, planned, words", [
+    ([4, 12, 64], [4, 12, 64], "64 images a chip do not fit into 16 GiB, about 21 would"),
+    ([40, 64], [1, 2, 40, 64], "40 images a chip do not fit into 16 GiB, about 21 would"),
+    ([1, 22], [1, 2, 22], "22 images a chip do not fit into 16 GiB, about 21 would"),
+    ([1, 20], [1, 20], None)])
+def test_a_batch_that_does_not_fit_is_told_the_largest_that_would(
+        monkeypatch, asked, planned, words):
+    def plan(images):
+        memory = 3.9 + 0.56 * images  # up to 21 images
+        return plans.Plan("training", "", 1, 1, 1, "none", images, memory <= 16, 16,
+                          memory if memory <= 16 else None)
+
+    said = []
+    monkeypatch.setattr(plans.logging, "warning", said.append)
+    assert [p.images_per_chip for p in plans._each(plan, asked)] == planned
+    assert [s[:len(words)] for s in said] == ([words] if words else [])
+
+
+def test_where_not_even_one_image_fits_the_sentence_says_what_leaves_room(monkeypatch):
+    said = []
+    monkeypatch.setattr(plans.logging, "warning", said.append)
+    plans._each(lambda images: plans.Plan("training", "", 1, 1, 1, "none", images, False, 16), [8])
+    assert said[0].startswith("1 images a chip do not fit") and "remat=full" in said[0]
 
 
 def run(tmp_path, *flags):
@@ -125,6 +152,7 @@ def test_plan_tells_memory_flops_and_what_does_not_fit(tmp_path):
                f"--workdir={tmp_path}/plan")
     assert done.returncode == 0, done.stderr
     assert "4x1" in done.stdout and "too much" in done.stdout
+    assert "400000 images a chip do not fit into 16 GiB, about" in done.stderr
     one, two, many = json.loads((tmp_path / "plan/plan.json").read_text())["plans"]
     assert one["chips"] == 4 and (one["data"], one["fsdp"]) == (4, 1)
     assert 1.5 < two["tera_flops"] / one["tera_flops"] < 2.1

@@ -79,8 +79,8 @@ def test_bfloat16_keeps_the_direction_of_predictions(image):
 
 def test_the_kernel_of_a_tpu_gives_what_plain_attention_gives(rng, monkeypatch):
     calls = []
-    monkeypatch.setattr(fused_attention, "attend", lambda q, k, v, allowed: calls.append(
-        q.shape) or attend(q, k, v, allowed, interpret=True))
+    monkeypatch.setattr(fused_attention, "attend", lambda q, k, v, turn, allowed: calls.append(
+        q.shape) or attend(q, k, v, turn, allowed, interpret=True))
     # Blocks of 149 and of 155 tokens, each with two heads of 64 channels.
     config = dataclasses.replace(tiny_eomt.CONFIG, image_size=(96, 96), patch_size=8, width=128,
                                  num_heads=2, upscale_blocks=1)

@@ -17,11 +17,11 @@ fused = functools.partial(fused_attention.attend, interpret=True)
 plain = functools.partial(layers.attend, heads="together")
 
 
-def value_and_gradients(attend, arrays, allowed, probe):
+def value_and_gradients(attend, arrays, allowed, probe, turn=None):
     """[B, T, A, K], and the gradients with respect to the arrays of its product with `probe`."""
     @jax.jit
     def run(*arrays):
-        value, pull = jax.vjp(lambda *a: attend(*a, allowed=allowed), *arrays)
+        value, pull = jax.vjp(lambda *a: attend(*a, turn=turn, allowed=allowed), *arrays)
         return value, *pull(probe)
     return run(*arrays)
 
@@ -30,23 +30,23 @@ def draw(rng, *shape):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(4)]
 
 
-@pytest.mark.parametrize("heads, width, turned, parts", [
-    (4, 64, True, 3), (2, 88, False, 3), (3, 64, False, 1), (2, 88, True, 1)])
-def test_the_kernel_gives_what_plain_attention_gives(rng, monkeypatch, heads, width, turned, parts):
+def draw_turn(rng, quarter, *shape):
+    """By angles that nothing ties together; the token in front of all others stays."""
+    angles = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return positions.Rotation(*vit.unturned_prefix((jnp.cos(angles), jnp.sin(angles)), 1), quarter)
+
+
+@pytest.mark.parametrize("heads, width, quarter, parts", [
+    (4, 64, positions.quarter_pairs, 3), (2, 88, None, 3), (3, 64, None, 1),
+    (2, 88, positions.quarter_halves, 2), (3, 64, positions.quarter_pairs, 1)])
+def test_the_kernel_gives_what_plain_attention_gives(
+        rng, monkeypatch, heads, width, quarter, parts):
     # The last of three parts of 16 queries reaches beyond the 41 tokens.
     monkeypatch.setattr(fused_attention, "_LOGITS", 41 * 48 // parts)
     *arrays, probe = draw(rng, 2, 41, heads, width)
     allowed = jnp.asarray(rng.random((2, 1, 41)) < 0.6).at[..., 0].set(True)
-    angles = jnp.asarray(rng.normal(size=(2, 41, width)), jnp.float32)
-
-    def attend(how):
-        def run(q, k, v, allowed):
-            if turned:
-                q, k = (positions.rotate(x, (jnp.sin(angles), jnp.cos(angles))) for x in (q, k))
-            return how(q, k, v, allowed=allowed)
-        return run
-
-    found, want = (value_and_gradients(attend(f), arrays, allowed, probe) for f in (fused, plain))
+    turn = quarter and draw_turn(rng, quarter, min(parts, 2), 40, width)  # or one for both images
+    found, want = (value_and_gradients(f, arrays, allowed, probe, turn) for f in (fused, plain))
     for one, other in zip(found, want, strict=True):
         near(one, other)
 
@@ -67,17 +67,23 @@ def test_a_padded_image_in_a_batch_gives_what_it_gives_alone(rng):
 def test_devices_attend_to_their_own_images(rng):
     *arrays, probe = draw(rng, 16, 24, 2, 64)
     allowed = jnp.asarray(rng.random((16, 1, 24)) < 0.6).at[..., 0].set(True)
-    whole = value_and_gradients(fused, arrays, allowed, probe)
+    turn = draw_turn(rng, positions.quarter_pairs, 16, 23, 64)
+    whole = value_and_gradients(fused, arrays, allowed, probe, turn)
     mesh = sharding.make_mesh(2)
     assert mesh.size == 8
     with jax.set_mesh(mesh):
         split = sharding.put([np.asarray(x) for x in (*arrays, allowed, probe)],
                              sharding.batch_sharding(mesh))
-        found = value_and_gradients(fused, split[:3], *split[3:])
+        of_own = turn._replace(**sharding.put(
+            {k: np.asarray(x) for k, x in (("cos", turn.cos), ("sin", turn.sin))},
+            sharding.batch_sharding(mesh)))
+        found = value_and_gradients(fused, split[:3], *split[3:], of_own)
         one_by_one = sharding.each_picture(  # the devices are parted already
-            lambda x, _: fused(*(a[None] for a in x[:3]), x[3][None])[0], (*split[:3], split[3]))
+            lambda x, _: fused(*(a[None] for a in x[:3]), turn._replace(
+                cos=x[3][None], sin=x[4][None]), x[5][None])[0],
+            (*split[:3], of_own.cos, of_own.sin, split[3]))
         half = jax.ShapeDtypeStruct((4, 200, 2, 64), jnp.bfloat16)
-        assert not fused_attention.fits(half, half, None)  # too few images for eight devices
+        assert not fused_attention.fits(half, half, None, None)  # too few images for eight devices
     assert found[0].sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
     for one, other in zip(found, whole, strict=True):
         near(one, other)
@@ -86,8 +92,8 @@ def test_devices_attend_to_their_own_images(rng):
 
 def test_image_tokens_in_bfloat16_take_the_kernel_and_nothing_else_does(rng, monkeypatch):
     calls = []
-    monkeypatch.setattr(fused_attention, "attend", lambda q, k, v, seen: calls.append(
-        jax.typeof(q)) or fused(q, k, v, seen))
+    monkeypatch.setattr(fused_attention, "attend", lambda q, k, v, turn, seen: calls.append(
+        jax.typeof(q)) or fused(q, k, v, turn, seen))
     config = eva_vit.EvaViTConfig(image_size=96, patch_size=8, width=128, depth=1, num_heads=2,
                                   mlp_width=64, embed_dim=16, mask_layers=1)
     image = jnp.asarray(rng.integers(0, 256, (1, 96, 96, 3)), jnp.uint8)
@@ -110,6 +116,7 @@ def test_image_tokens_in_bfloat16_take_the_kernel_and_nothing_else_does(rng, mon
 
 @pytest.mark.parametrize("queries, keys, allowed, taken", [
     (((2, 145, 2, 64), "bfloat16"), (2, 145, 2, 64), (2, 1, 145), True),
+    (((2, 3000, 2, 64), "bfloat16"), (2, 3000, 2, 64), None, True),
     (((2, 145, 2, 64), "float32"), (2, 145, 2, 64), (2, 1, 145), False),  # asked for to be exact
     (((2, 145, 2, 64), "bfloat16"), (2, 144, 2, 64), None, False),
     (((2, 145, 2, 64), "bfloat16"), (2, 145, 2, 64), (145, 145), False),  # of words
@@ -117,18 +124,21 @@ def test_image_tokens_in_bfloat16_take_the_kernel_and_nothing_else_does(rng, mon
     (((2, 9000, 2, 64), "bfloat16"), (2, 9000, 2, 64), None, False)])     # no room
 def test_what_the_kernel_cannot_do_is_left_to_plain_attention(queries, keys, allowed, taken):
     like = lambda shape, dtype: shape and jax.ShapeDtypeStruct(shape, dtype)
-    assert taken == fused_attention.fits(
-        like(*queries), like(keys, queries[1]), like(allowed, bool))
+    arrays = like(*queries), like(keys, queries[1])
+    turn = positions.Rotation(*[like(queries[0][:2] + (64,), "float32")] * 2, None)
+    assert taken == fused_attention.fits(*arrays, None, like(allowed, bool))
+    turned = taken and queries[0][1] < 3000  # the angles want room as well
+    assert turned == fused_attention.fits(*arrays, turn, like(allowed, bool))
 
 
-@pytest.mark.parametrize("rotate", [positions.rotate, positions.rotate_halves])
-def test_channels_turn_the_same_by_a_matrix_and_by_moving_them(rng, rotate):
+@pytest.mark.parametrize("quarter", [positions.quarter_pairs, positions.quarter_halves])
+def test_channels_turn_the_same_by_a_matrix_and_by_moving_them(rng, quarter):
     """In bfloat16 a matrix of 0, 1 and -1 turns them; tokens in front of the patches stay."""
     tokens = jnp.asarray(rng.normal(size=(2, 9, 2, 8)), jnp.bfloat16)
     angles = jnp.asarray(rng.normal(size=(2, 7, 8)), jnp.float32)
-    of_all = vit.unturned_prefix((jnp.cos(angles), jnp.sin(angles)), 2)
-    moved = rotate(tokens.astype(jnp.float32), of_all).astype(jnp.bfloat16)
-    turned = jax.jit(rotate)(tokens, of_all)
+    turn = positions.Rotation(*vit.unturned_prefix((jnp.cos(angles), jnp.sin(angles)), 2), quarter)
+    moved = turn(tokens.astype(jnp.float32)).astype(jnp.bfloat16)
+    turned = jax.jit(lambda x: turn(x))(tokens)
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(turned, moved)
     np.testing.assert_array_equal(turned[:, :2], tokens[:, :2])
