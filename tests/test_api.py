@@ -253,6 +253,18 @@ def test_another_vocabulary_and_a_like_picture_compile_nothing(model):
     assert not compiled
 
 
+def test_pictures_of_many_sizes_share_two_canvases_and_are_named_alike(tiny):
+    model, alone = (mc.load("untuned", tiny, keep_embeddings=False) for _ in range(2))
+    image, labels = draw(1, side=96)
+    sizes = [(96, 64), (64, 96), (96, 90), (50, 96), (33, 96), (96, 40)]
+    with compilations() as compiled:
+        named = [model.name(image[:h, :w], labels[:h, :w], CLASSES) for h, w in sizes]
+    assert compiled.count("tower") == 2 and compiled.count("scores_of") == 1
+    h, w = sizes[-1]  # on a canvas of its own
+    np.testing.assert_allclose(alone.name(image[:h, :w], labels[:h, :w], CLASSES).scores,
+                               named[-1].scores, atol=1e-6)
+
+
 def test_a_picture_that_was_seen_gets_other_names_without_being_looked_at_again(model, monkeypatch):
     image, labels = draw(1)
     cases = ((CLASSES, {}), (["blue three", "red one"], {}),

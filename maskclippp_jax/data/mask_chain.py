@@ -113,8 +113,41 @@ def to_grid(masks: jax.Array, sizes: MaskSizes, network: jax.Array, patch: int,
     Returns:
       [N, L] float32 in [0, 1].
     """
-    rows, columns = (
+    return resample.resize_masks(
+        resample.soft(masks), *_grid_taps(sizes, network, patch, canvas)).reshape(
+            masks.shape[0], -1)
+
+
+def to_grid_on_host(masks: np.ndarray, sizes: MaskSizes, network: typing.Sequence[int], patch: int,
+                    canvas: tuple[int, int]) -> np.ndarray:
+    """What `to_grid` gives of stored masks [N, h, w] (floats: logits), by numpy.
+
+    Only what the grid reads of them is looked at, so that large ones take little time.
+    """
+    (rows, row_taps), (columns, column_taps) = map(
+        _read, _grid_taps(sizes, network, patch, canvas))
+    read = probabilities_on_host(masks[:, rows][:, :, columns])
+    across = resample.resize_on_host(read, row_taps, 1)
+    grid = resample.resize_on_host(across, column_taps, 2)
+    return grid.reshape(len(grid), grid.shape[1] * grid.shape[2])
+
+
+def probabilities_on_host(masks: np.ndarray) -> np.ndarray:
+    """What `probabilities` gives, by numpy."""
+    if masks.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # exp(89) is infinite: a probability of 0
+            return 1 / (1 + np.exp(-masks.astype(np.float32)))
+    return masks.astype(np.float32) / np.float32(255 if masks.dtype == np.uint8 else 1)
+
+
+def _grid_taps(sizes: MaskSizes, network, patch: int, canvas: tuple[int, int]
+               ) -> tuple[Taps, Taps]:
+    return tuple(
         resample.grid_taps(canvas[i] // patch, patch, Stage(sizes.kept[i], network[i]),
                            Stage(sizes.stored[i], sizes.enlarged[i])) for i in range(2))
-    return resample.resize_masks(resample.soft(masks), rows, columns).reshape(
-        masks.shape[0], -1)
+
+
+def _read(taps: Taps) -> tuple[np.ndarray, Taps]:
+    """The rows that taps read, and the same taps over nothing but these."""
+    rows, place = np.unique(taps.index, return_inverse=True)
+    return rows, Taps(place.reshape(taps.index.shape), taps.weight)

@@ -17,12 +17,15 @@ import numpy as np
 
 from maskclippp_jax.models import positions
 
+# Cells of the smallest window that is told from larger ones: less work than another program.
+_SMALLEST_WINDOW = 16
+
 
 class Taps(typing.NamedTuple):
     """Which source rows (or columns) an output row reads, and how much of each."""
 
-    index: jax.Array   # [n, k] int32
-    weight: jax.Array  # [n, k] float32; 0 for rows that do not exist
+    index: jax.Array | np.ndarray   # [n, k] int32
+    weight: jax.Array | np.ndarray  # [n, k] float32; 0 for rows that do not exist
 
 
 class Stage(typing.NamedTuple):
@@ -42,21 +45,24 @@ def bilinear_taps(num_rows: int, *stages: Stage, first: jax.Array | int = 0) -> 
       first: number of the first output row, for a part of them.
 
     Returns:
-      Taps with k = 2 ** len(stages) (k = 1 without stages: the identity).
+      Taps with k = 2 ** len(stages) (k = 1 without stages: the identity); arrays of numpy if all
+      sizes are numbers, which compiles nothing.
     """
-    index = first + jnp.arange(num_rows)[:, None]  # [n, 1]
-    weight = jnp.ones((num_rows, 1), jnp.float32)
+    sizes = (first, *(side for stage in stages for side in stage))
+    xp = jnp if any(isinstance(size, jax.Array) for size in sizes) else np
+    index = first + xp.arange(num_rows)[:, None]  # [n, 1]
+    weight = xp.ones((num_rows, 1), xp.float32)
     for num_in, num_out in stages:
-        twice = jnp.maximum((2 * index + 1) * num_in - num_out, 0)  # 2 * num_out * coordinate
+        twice = xp.maximum((2 * index + 1) * num_in - num_out, 0)  # 2 * num_out * coordinate
         first = twice // (2 * num_out)
         part = (twice % (2 * num_out)) / (2 * num_out)  # [n, k] in [0, 1)
-        part = part.astype(jnp.float32)
-        exists = (index < num_out).astype(jnp.float32)
-        both = jnp.stack([first, jnp.minimum(first + 1, num_in - 1)], -1)
-        index = jnp.minimum(both, num_in - 1).reshape(num_rows, -1)
-        weight = (jnp.stack([1 - part, part], -1) * (weight * exists)[..., None])
+        part = part.astype(xp.float32)
+        exists = (index < num_out).astype(xp.float32)
+        both = xp.stack([first, xp.minimum(first + 1, num_in - 1)], -1)
+        index = xp.minimum(both, num_in - 1).reshape(num_rows, -1)
+        weight = (xp.stack([1 - part, part], -1) * (weight * exists)[..., None])
         weight = weight.reshape(num_rows, -1)
-    return Taps(index, weight)
+    return Taps(index.astype(xp.int32), weight)
 
 
 def scaled_taps(num_rows: int, num_in: int, scale: float) -> Taps:
@@ -125,6 +131,30 @@ def segments_to_masks(segments: jax.Array, rows: Taps, columns: Taps, num_masks:
     found, weight = segment_shares(segments, rows, columns)
     slots = jnp.arange(1, num_masks + 1)[:, None, None, None]
     return jnp.where(found[None] == slots, weight[None], 0.0).sum(-1)
+
+
+def resize_on_host(maps: np.ndarray, taps: Taps, axis: int) -> np.ndarray:
+    """Resizes one axis of an array by taps of numpy, to float32 with n cells along that axis.
+
+    For what one picture of any size asks for: little work, for which nothing is compiled.
+    """
+    maps = np.moveaxis(maps, axis, 0)
+    resized = np.zeros((len(taps.index), *maps.shape[1:]), np.float32)
+    for number, share in zip(taps.index.T, taps.weight.T):
+        resized += share.reshape(-1, *[1] * (maps.ndim - 1)) * maps[number]
+    return np.moveaxis(resized, 0, axis)
+
+
+def segments_to_masks_on_host(segments: np.ndarray, rows: Taps, columns: Taps, num_masks: int
+                              ) -> np.ndarray:
+    """What `segments_to_masks` gives, by taps of numpy."""
+    found = segments[rows.index][:, :, columns.index]  # [h, kr, w, kc]
+    height, _, width, _ = found.shape
+    cells = np.arange(height * width).reshape(height, 1, width, 1)
+    weight = rows.weight[:, :, None, None] * columns.weight[None, None]
+    sums = np.bincount((found.astype(np.int64) * cells.size + cells).ravel(), weight.ravel(),
+                       minlength=(1 + num_masks) * cells.size)  # of segment 0 first
+    return sums[cells.size:].reshape(num_masks, height, width).astype(np.float32)
 
 
 def grid_taps(cells: int, patch: int, *stages: Stage) -> Taps:
@@ -242,7 +272,7 @@ def window_of(block: int, *stages: Stage) -> int:
     for num_in, num_out in stages:
         # Between the coordinates of the first and the last; and a neighbour on either side.
         rows = (rows - 1) * num_in // num_out + 3
-    return few(rows)
+    return few(max(rows, _SMALLEST_WINDOW))
 
 
 def few(number: int) -> int:

@@ -212,7 +212,8 @@ class Generator:
             void = classes @ np.array(facts["void_embedding"], np.float32)
             logits = facts["logit_scale"] * np.concatenate(
                 [np.maximum.reduceat(of_names, first, axis=1), void[:, None]], axis=1)
-        return 1 - np.asarray(jax.nn.softmax(logits))[:, -1]
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        return 1 - shares[:, -1] / shares.sum(-1)
 
     def embed(self, vocabulary: Vocabulary) -> np.ndarray:
         """The names of a vocabulary as unit vectors [S, E] float32 of an open generator's own CLIP,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import config as configuration, params as parameters
+from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
 from maskclippp_jax.models import layers, maskclippp, resample
 from maskclippp_jax.models.resample import Stage
@@ -197,9 +197,7 @@ def model_builder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float3
                   platform: str | None = None
                   ) -> typing.Callable[[parameters.Tree], maskclippp.MaskCLIPpp]:
     """Makes the model of its parameters; the arguments: see `make_tower`."""
-    build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
-        model_config, dtype=dtype, heads=configuration.heads_on(platform),
-        rngs=parameters.Keys(0)))
+    build, _ = loading.abstract(model_config, dtype, platform)
     return build
 
 
@@ -251,7 +249,32 @@ def segments_to_grid(segments: jax.Array, stored: jax.Array, masks: jax.Array, n
     They pass through all sizes of the published chain, stored -> generator -> network -> grid, each
     step bilinear; only the pixels that matter are read.
     """
-    rows, columns = (
+    return resample.segments_to_masks(
+        segments, *_grid_taps(stored, masks, network, patch, canvas), num_masks).reshape(
+            num_masks, -1)
+
+
+def _grid_taps(stored, masks, network, patch: int, canvas: tuple[int, int]):
+    return tuple(
         resample.grid_taps(canvas[i] // patch, patch, Stage(masks[i], network[i]),
                            Stage(stored[i], masks[i])) for i in range(2))
-    return resample.segments_to_masks(segments, rows, columns, num_masks).reshape(num_masks, -1)
+
+
+def lay_picture(image: np.ndarray, network: typing.Sequence[int], canvas: tuple[int, int]
+                ) -> np.ndarray:
+    """What `to_network_size` gives of a picture [H, W, 3] without padding, by numpy."""
+    for axis in range(2):
+        taps = resample.bilinear_taps(canvas[axis], Stage(image.shape[axis], int(network[axis])))
+        image = resample.resize_on_host(image, taps, axis)
+    return image
+
+
+def lay_label_map(segments: np.ndarray, masks: typing.Sequence[int],
+                  network: typing.Sequence[int], patch: int, canvas: tuple[int, int],
+                  num_masks: int) -> np.ndarray:
+    """What `segments_to_grid` gives of a label map without padding, by numpy."""
+    stored, masks, network = (np.asarray(size).tolist() for size in (
+        segments.shape, masks, network))
+    return resample.segments_to_masks_on_host(
+        segments, *_grid_taps(stored, masks, network, patch, canvas), num_masks).reshape(
+            num_masks, -1)

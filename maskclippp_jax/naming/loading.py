@@ -57,6 +57,15 @@ def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str 
         config.seed, platform)
 
 
+@functools.lru_cache(maxsize=8)  # half a second for a small model, and asked for several times
+def abstract(model_config: maskclippp.MaskCLIPppConfig, dtype: typing.Any,
+             platform: str | None) -> tuple[typing.Callable, parameters.Tree]:
+    """What `params.abstract` gives of a model; the arguments: see `model_maker`."""
+    return parameters.abstract(lambda: maskclippp.MaskCLIPpp(
+        model_config, dtype=dtype, heads=configuration.heads_on(platform),
+        rngs=parameters.Keys(0)))
+
+
 def _make_model(model_config, dtype, remat, layout, seed, platform=None):
     return maskclippp.MaskCLIPpp(
         model_config, dtype=dtype, remat=remat, layout=layout,
@@ -148,7 +157,7 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
                          f"templates, the configuration lists {len(config.templates)}")
     make = functools.partial(
         _make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
-    _, shapes = parameters.abstract(make)
+    _, shapes = abstract(model_config, jnp.float32, None)
     if path == "untuned":
         params = load_params(config.weights, model_config, make, shapes)
         return model_config, params, f"untuned {config.weights}"

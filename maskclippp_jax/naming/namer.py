@@ -1,8 +1,8 @@
 """A CLIP with its parameters on the device, that names the masks of any pictures.
 
-`api.Model` is what people hold; this is what its methods share. One program for each shape:
-pictures, masks and names are padded to a few sizes, so that neither a picture of like size nor
-another vocabulary compiles anything.
+`api.Model` is what people hold; this is what its methods share. Pictures and masks are brought to
+a few canvases on the host, and names are padded to a few sizes, so that neither a picture of like
+size nor another vocabulary compiles anything.
 """
 
 import functools
@@ -13,11 +13,12 @@ import ml_collections
 import numpy as np
 
 from maskclippp_jax import params as parameters
-from maskclippp_jax.data import mask_batches, pipeline, transforms
+from maskclippp_jax.data import mask_batches, mask_chain, pipeline, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import layers, maskclippp, similarity
 from maskclippp_jax.naming import inference, loading, postprocess, segmenter
+from maskclippp_jax.naming.canvases import Canvases
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
 from maskclippp_jax.vocabulary import Vocabulary
@@ -75,6 +76,7 @@ class Namer:
         self._text, self._cache = dict(text=params["text"]), cache
         self.params = jax.device_put(params)
         self.short_side = config.eval.short_side or model.image.image_size
+        self._canvases = Canvases(model.image, parameters.count(params["image"]))
         self._opinions: dict[tuple, segmenter.Opinion] = {}
         self._scorers: dict[tuple[str, bool], typing.Callable] = {}
 
@@ -98,40 +100,40 @@ class Namer:
         Raises:
           ValueError: a picture so long that the image tower cannot see it whole.
         """
-        size, patch = self._loaded_size(picture), self.model.image.patch_size
-        network = inference.canvas_of(self._network_size(size), patch)
-        if network[0] * network[1] > _MOST_PATCHES * patch**2:
+        own, patch = self._own_canvas(picture), self.model.image.patch_size
+        if own[0] * own[1] > _MOST_PATCHES * patch**2:
             height, width = picture.image.shape[:2]
             raise ValueError(f"{picture.path or 'a picture'} of {width}x{height} pixels is too "
-                             f"long: with its shorter side at {min(network)} pixels the image "
-                             f"tower would see {network[1]}x{network[0]}; cut it into pieces")
-        canvas = pipeline.few_sides(size)  # nothing but resizing works on it
-        slots = -(-max(len(picture.ids), 1) // _MASK_SLOTS) * _MASK_SLOTS
-        if picture.segments is not None:
-            stored = pipeline.few_sides(picture.segments.shape)
-            return "segments", canvas, stored, slots, network
-        stored = mask_batches.mask_canvas(picture.masks.masks.shape[1:], size)
-        kind = picture.masks.masks.dtype.str, picture.bundle and str(picture.bundle.folder)
-        return kind, canvas, stored, slots, network
+                             f"long: with its shorter side at {min(own)} pixels the image "
+                             f"tower would see {own[1]}x{own[0]}; cut it into pieces")
+        kind = "segments" if picture.segments is not None else (
+            picture.bundle and str(picture.bundle.folder))
+        return kind, self._slots(picture), self._canvases.choose(own)
 
     def see(self, pictures: typing.Sequence[Given]) -> Seen:
         """What the image tower makes of pictures of one group, and of their masks."""
-        batch, sizes, canvas = self._batch(pictures)
-        patch = self.model.image.patch_size
-        if pictures[0].segments is not None:
-            laid = inference.lay_segments(batch, sizes, patch, canvas)
-            batch["mask_valid"] = np.ones(batch["labels"].shape, bool)
-        else:
-            laid = segmenter.lay_masks(batch, sizes, patch, canvas)
-        return Seen(pictures, self._tower(self.params, laid), batch["mask_valid"],
-                    batch.get("classes"))
+        own = [self._own_canvas(p) for p in pictures]
+        canvas, slots = self._canvases.choose(np.max(own, 0).tolist()), self._slots(pictures[0])
+        laid = inference.OnCanvas(*map(np.stack, zip(*(
+            self._lay(p, canvas, slots) for p in pictures))))
+        features = self._tower(self.params, laid)
+        self._canvases.used(canvas, own)
+        valid = [np.arange(slots) < len(p.ids) for p in pictures]
+        classes = None
+        if pictures[0].masks is not None and pictures[0].masks.classes is not None:
+            classes = np.stack([_padded(p.masks.classes, slots) for p in pictures])
+        return Seen(pictures, features, np.stack(valid), classes)
 
     def score(self, seen: Seen, words: Words) -> list[MaskScores]:
         """Scores of the masks of pictures: classes [N, C] and void [N], float32."""
         bundle = seen.pictures[0].bundle
         kind, ensemble = self._opinion_kind(bundle)
+        features, head = seen.features, self.model.similarity
+        if head is None or not head.needs_patches:  # then one program serves all canvases
+            features = features._replace(image_embedding=None, patch_embeddings=None,
+                                         patch_valid=None)
         classes, void = jax.device_get(self._scorer(kind, ensemble)(
-            self.params, seen.features, seen.mask_valid, seen.classes, words.names,
+            self.params, features, seen.mask_valid, seen.classes, words.names,
             self._opinion(bundle, words)))
         count = words.vocabulary.num_classes
         return [MaskScores(classes[b, :len(p.ids), :count], void[b, :len(p.ids)])
@@ -145,18 +147,20 @@ class Namer:
     def look(self, picture: Given, scores: MaskScores, vocabulary: Vocabulary
              ) -> segmenter.Found:
         """The label map and the panoptic segments of soft masks with their scores."""
-        batch, _, _ = self._batch([picture])
-        slots = batch["mask_valid"].shape[1]
+        size, slots = picture.image.shape[:2], self._slots(picture)
         num_columns = inference.num_rows(vocabulary)
-        pad = lambda x, *sides: np.pad(x, [(0, side - n) for n, side in zip(x.shape, sides)])
-        scores = MaskScores(pad(scores.classes, slots, num_columns)[None],
-                            pad(scores.void, slots)[None])
+        scores = MaskScores(_padded(scores.classes, slots, num_columns),
+                            _padded(scores.void, slots))
         classes = postprocess.Classes.of(vocabulary.is_thing, num_columns,
                                          self.config.eval.object_threshold)
-        size, proposals = picture.image.shape[:2], segmenter.proposals_of(batch, scores)
-        sizes = MaskSizes(*(batch[k][0].tolist() for k in MaskSizes._fields))
+        masks, sizes = picture.masks.masks, self._mask_sizes(picture)
+        stored = mask_batches.mask_canvas(masks.shape[1:], self._loaded_size(picture))
+        masks = _padded(mask_chain.probabilities_on_host(masks), slots, *stored)
+        proposals = postprocess.Proposals(*jax.tree.map(lambda x: x[None], (
+            masks, np.arange(slots) < len(picture.ids), sizes, np.array(size, np.int32), scores)))
         blocks = postprocess.in_blocks(
-            functools.partial(self._heads, jax.device_put(proposals), classes), sizes, size)
+            functools.partial(self._heads, jax.device_put(proposals), classes),
+            MaskSizes(*(x.tolist() for x in sizes)), size)
         blocks = jax.tree.map(lambda x: x[0], blocks)
         row = blocks[0][0]._replace(
             labels=postprocess.join_blocks([[b.labels for b in row] for row in blocks]),
@@ -164,33 +168,46 @@ class Namer:
         return segmenter.found_in(row, size, _WANTED, vocabulary,
                                   self.config.eval.overlap_threshold)
 
-    def _batch(self, pictures: typing.Sequence[Given]) -> tuple[dict, typing.Any, tuple[int, int]]:
-        """Arrays, the sizes on their way, and the canvas of the image tower."""
-        _, canvas, stored, slots, network = self.group_of(pictures[0])
-        rows = [self._segments_row(p, canvas, stored, slots) if p.segments is not None
-                else self._masks_row(p, canvas, stored, slots) for p in pictures]
-        batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-        settings, patch = self.config.eval, self.model.image.patch_size
-        if pictures[0].segments is None:
-            batch, sizes = segmenter.with_sizes(batch, settings, self.short_side, patch)
-            return batch, sizes, network
-        sizes = inference.sizes_of(batch, self.short_side, settings.mask_short_side,
-                                   max_tokens=settings.max_tokens, patch=patch)
-        return {k: batch[k] for k in ("image", "segments", "labels")}, sizes, network
+    def _lay(self, picture: Given, canvas: tuple[int, int], slots: int) -> inference.OnCanvas:
+        """A picture and its masks as the image tower takes them, without the axis of a batch.
 
-    def _segments_row(self, picture: Given, canvas, stored, slots: int) -> dict:
+        Made on the host: a program for each size of pictures would take longer to compile than
+        hundreds of them take here.
+        """
         loaded = transforms.resize_image(picture.image, self._loaded_size(picture))
-        return dict(
-            image=transforms.pad_to_canvas(loaded, canvas),
-            image_size=np.array(loaded.shape[:2], np.int32),
-            segments=transforms.pad_to_canvas(picture.segments.astype(np.uint16), stored),
-            segments_size=np.array(picture.segments.shape, np.int32),
-            labels=np.zeros(slots, np.int32))
+        network, patch = self._network_size(loaded.shape[:2])[0], self.model.image.patch_size
+        image = inference.lay_picture(loaded, network, canvas)
+        if picture.segments is None:
+            masks = mask_chain.to_grid_on_host(
+                picture.masks.masks, self._mask_sizes(picture), network, patch, canvas)
+            return inference.OnCanvas(image, network, _padded(masks, slots))
+        stored = np.array(picture.segments.shape, np.int32)
+        masks = inference.lay_label_map(picture.segments, self._size_of_masks(picture, stored),
+                                        network, patch, canvas, slots)
+        return inference.OnCanvas(image, network, masks)
 
-    def _masks_row(self, picture: Given, canvas, stored, slots: int) -> dict:
-        loaded = transforms.resize_image(picture.image, self._loaded_size(picture))
-        return mask_batches.row_of(loaded, picture.masks, (canvas, None, stored), slots) | dict(
-            output_size=np.array(picture.image.shape[:2], np.int32))
+    def _mask_sizes(self, picture: Given) -> MaskSizes:
+        """Of a picture with soft masks, int32 [2] each."""
+        found = picture.masks
+        stored = np.array(found.masks.shape[1:], np.int32)
+        if found.kept is not None:
+            return MaskSizes(stored, *(np.array(x, np.int32) for x in (found.enlarged, found.kept)))
+        return mask_chain.given_mask_sizes(stored, self._size_of_masks(picture, stored))
+
+    def _size_of_masks(self, picture: Given, stored: np.ndarray) -> np.ndarray:
+        """The size through which masks of the picture itself pass, as generated ones would."""
+        side = self.config.eval.mask_short_side
+        if side is None:
+            return stored
+        return inference.shorter_side_to(np.array(self._loaded_size(picture), np.int32), side)
+
+    def _slots(self, picture: Given) -> int:
+        return -(-max(len(picture.ids), 1) // _MASK_SLOTS) * _MASK_SLOTS
+
+    def _own_canvas(self, picture: Given) -> tuple[int, int]:
+        """The smallest canvas of the image tower that holds a picture."""
+        return inference.canvas_of(self._network_size(self._loaded_size(picture)),
+                                   self.model.image.patch_size)
 
     def _loaded_size(self, picture: Given) -> tuple[int, int]:
         settings = self.config.eval
@@ -236,3 +253,9 @@ class Namer:
 
 
 _unit = jax.jit(similarity.unit)
+
+
+def _padded(array: np.ndarray, *sides: int) -> np.ndarray:
+    """Zeros behind the first axes of an array, up to these sides."""
+    return np.pad(array, [(0, side - n) for n, side in zip(array.shape, sides)]
+                  + [(0, 0)] * (array.ndim - len(sides)))

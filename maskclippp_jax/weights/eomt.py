@@ -5,9 +5,12 @@ model a file is of follows from the shapes in it.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import typing
+
+import jax.numpy as jnp
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.eomt import EoMT, EoMTConfig
@@ -246,6 +249,13 @@ def load(source: Source, shapes: parameters.Tree, path: str) -> parameters.Tree:
     return params
 
 
-def abstract(config: EoMTConfig, **settings) -> tuple[typing.Callable, parameters.Tree]:
+def abstract(config: EoMTConfig, *, dtype: typing.Any = jnp.float32, heads: str = "apart"
+             ) -> tuple[typing.Callable, parameters.Tree]:
     """What `params.abstract` gives of the model; for the settings see `EoMT`."""
-    return parameters.abstract(lambda: EoMT(config, rngs=parameters.Keys(0), **settings))
+    return _abstract(config, dtype, heads)
+
+
+@functools.lru_cache(maxsize=4)  # asked for when a file is read, and again for its program
+def _abstract(config, dtype, heads):
+    return parameters.abstract(lambda: EoMT(
+        config, dtype=dtype, heads=heads, rngs=parameters.Keys(0)))

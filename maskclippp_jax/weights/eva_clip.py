@@ -1,5 +1,6 @@
 """EVA-CLIP checkpoints (github.com/baaivision/EVA, EVA-CLIP): EVA02 and EVA01."""
 
+import jax
 import numpy as np
 
 from maskclippp_jax.models import positions
@@ -72,8 +73,9 @@ def rotary_buffers(config: EvaViTConfig) -> dict[str, np.ndarray]:
     if config.rotary_grid is None:
         return {}
     side = config.image_size // config.patch_size
-    tables = positions.rotary_table(np.array([[side, side]]), (side, side),
-                                 config.width // config.num_heads, config.rotary_grid)
+    tables = jax.jit(positions.rotary_table, static_argnums=(1, 2, 3))(
+        np.array([[side, side]]), (side, side), config.width // config.num_heads,
+        config.rotary_grid)
     places = ("", *(f"blocks.{i}.attn." for i in range(config.depth)))
-    return {f"visual.{place}rope.freqs_{name}": np.asarray(table[0])
+    return {f"visual.{place}rope.freqs_{name}": np.asarray(table)[0]
             for place in places for name, table in zip(("cos", "sin"), tables)}
