@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up its own environment and shows the method on generated scenes, in 5 to 10 minutes on two cores:
+# Sets up its own environment and shows the method on generated scenes, in about 5 minutes on two cores:
 # tunes the small CLIP on ground-truth masks and on degraded ones, and compares both with the
 # untouched one: on ground-truth masks, and on those that the small mask generator finds in the
 # photographs. Can be stopped and started again; everything it makes is in data/ and runs/.

@@ -308,7 +308,6 @@ class Block(nnx.Module):
 
     def __init__(self, c: EoMTConfig, *, dtype, heads: str, rngs: nnx.Rngs):
         norm = lambda: layers.layer_norm(c.width, epsilon=c.norm_epsilon, dtype=dtype, rngs=rngs)
-        self.hidden, self.heads = c.mlp_width, heads
         self.norm1 = norm()
         self.attention = SelfAttention(c.width, c.num_heads, dtype=dtype, heads=heads,
                                        rngs=rngs)
@@ -323,8 +322,7 @@ class Block(nnx.Module):
         """[B, T, D] float32 -> the same; `allowed`: see `SelfAttention`."""
         branch = self.attention(self.norm1(tokens), allowed).astype(jnp.float32)
         tokens = tokens + self.scale1[...][None, None] * branch
-        branch = layers.each_cell(lambda x: self.mlp(self.norm2(x)), tokens, self.hidden,
-                                  self.heads).astype(jnp.float32)
+        branch = self.mlp(self.norm2(tokens)).astype(jnp.float32)
         return tokens + self.scale2[...][None, None] * branch
 
 
