@@ -223,7 +223,7 @@ def in_grid(rows: typing.Sequence[typing.Sequence[Image.Image]], titles: typing.
 def to_png(picture: Image.Image, **options) -> bytes:
     """A picture as the content of a PNG file.
 
-    Photographs are packed in a third of the time that the usual level takes, and are 9 % larger.
+    Packed faster than by the usual level, and larger: photographs hardly shrink further.
     """
     content = io.BytesIO()
     picture.save(content, "PNG", **(dict(compress_level=2) | options))

@@ -16,8 +16,8 @@ import numpy as np
 from maskclippp_jax.models import resample
 
 # Operations that take as long as to compile a tower: 3 s on two cores of a CPU, which do 5e10 a
-# second (benchmarks/sizes.py). Accelerators compile for longer and compute for much less; but a
-# large canvas also wants memory there.
+# second. Accelerators compile for longer and compute for much less; but a large canvas also wants
+# memory there. Theirs is a guess that no accelerator was at hand to check.
 _WORTH = {"cpu": 1.5e11}
 _WORTH_ELSEWHERE = 3e13
 # A new canvas may be larger than its picture needs by as much as is regained in so many pictures.

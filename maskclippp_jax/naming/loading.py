@@ -38,7 +38,7 @@ from maskclippp_jax.weights import big_vision_file, hub, published_tuned, releas
 
 # Tokens of a tree of prompts: fewer are encoded again more often, more see others in vain.
 _TREE = 256
-_TREES = 16  # encoded at a time by an accelerator; by a CPU one, more are no faster
+_TREES = 16  # encoded at a time by an accelerator, a guess; by a CPU one, more are no faster
 _PROMPTS = 256  # encoded at a time by a tower that is not causal
 
 

@@ -20,6 +20,7 @@ from maskclippp_jax.runtime import cache
 
 _SIZE = 2 * 2**30  # bytes; what was not used for longest is removed first
 _WORTH = 0.1       # seconds that a program takes to compile so that it is kept
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # what JAX says after compiling
 
 
 def keep(folder: str | None) -> None:
@@ -53,11 +54,10 @@ def keep(folder: str | None) -> None:
 
 
 def jit(function: typing.Callable, *, platform: str | None = None, **settings) -> typing.Callable:
-    """`jax.jit` that spares the memory of a CPU, with the same results in the same time.
+    """`jax.jit` that spares the memory of a CPU, with the same results.
 
     XLA's own order of a program's operations there is for many cores: what can be done at any time
-    is done first, and stays in memory until it is used (FC-CLIP-L at 800 x 1088: 796 MB, in the
-    order for memory 248 MB).
+    is done first, and stays in memory until it is used.
 
     Args:
       function: see `jax.jit`.
@@ -84,7 +84,7 @@ def _give_back_after_compiling() -> None:
         return
 
     def after(event: str, duration: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and duration > _WORTH:
+        if event == _COMPILED and duration > _WORTH:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(after)

@@ -64,3 +64,17 @@ def test_where_programs_are_kept(tmp_path, monkeypatch):
     assert pathlib.Path(kept_in()).parent == tmp_path / "y"
     programs.keep("")
     assert environment["JAX_ENABLE_COMPILATION_CACHE"] == "False"
+
+
+def test_a_program_for_a_cpu_is_told_to_spare_memory_and_jax_says_when_it_is_compiled():
+    import jax
+
+    heard = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **more: heard.append(event))
+    run = programs.jit(lambda x: x * 2 + 12345)
+    assert run(1) == 12347
+    assert programs._COMPILED in heard  # else nothing would be given back to the system
+    with pytest.raises(jax.errors.JaxRuntimeError):  # the option is one that this XLA reads
+        jax.jit(lambda x: x - 12345, compiler_options={
+            "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_NONE_SUCH"})(1)
