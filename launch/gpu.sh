@@ -4,7 +4,9 @@
 #
 #   launch/gpu.sh [--gpus=N] [--dry_run] --config=NAME --workdir=runs/x [flags for train]
 #
-# --gpus=N takes the first N; left out, all of them.
+# --gpus=N takes the first N; left out, all of them. With MASKCLIPPP_GPU_ATTENTION=cudnn in front of
+# the line, or of any other command, image tokens in bfloat16 attend by cuDNN (GPUs from Ampere on);
+# python -m benchmarks.accelerator tells whether that is faster on this machine, and as exact.
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 gpus=
 parse "gpus" "$@"

@@ -5,6 +5,7 @@ which also applies `--config.key=value` and refuses unknown keys.
 """
 
 import dataclasses
+import os
 import typing
 
 import jax
@@ -14,6 +15,7 @@ from maskclippp_jax.models import (
     clip_convnext,
     clip_resnet,
     clip_vit,
+    cudnn_attention,
     dinotxt,
     eva_vit,
     maskclippp,
@@ -29,6 +31,9 @@ DTYPES = ("float32", "bfloat16")
 MASKS = ("ground_truth", "degraded")
 FAMILIES = ("semantic", "panoptic")
 BATCH_NORMS = ("batch", "stored")
+
+GPU_ATTENTION = "MASKCLIPPP_GPU_ATTENTION"  # of the environment, see `heads_on`
+_HEADS_ON_GPU = ("together", "cudnn")
 
 # What a stored configuration may hold beside plain values; their names are stored with them.
 _SIZES = {c.__name__: c for c in (
@@ -146,10 +151,24 @@ def dtype(config: ml_collections.ConfigDict) -> typing.Any:
 def heads_on(platform: str | None = None) -> str:
     """How attention takes its heads on a platform, see `layers.attend`.
 
+    Of a GPU the environment says it, in `GPU_ATTENTION`: cuDNN's kernel was compiled for GPUs, but
+    never ran on one, so that nobody gets it who does not ask for it.
+
     Args:
       platform: what is compiled for; None: the device at hand.
+
+    Raises:
+      ValueError: the environment says something else, or the GPU at hand has no such kernel.
     """
-    return {"cpu": "apart", "tpu": "fused"}.get(platform or jax.default_backend(), "together")
+    platform = platform or jax.default_backend()
+    if platform != "gpu":
+        return {"cpu": "apart", "tpu": "fused"}.get(platform, "together")
+    heads = os.environ.get(GPU_ATTENTION, "together")
+    if heads not in _HEADS_ON_GPU:
+        raise ValueError(f"{GPU_ATTENTION} is {heads!r}; it can be {', '.join(_HEADS_ON_GPU)}")
+    if heads == "cudnn" and jax.default_backend() == "gpu":
+        cudnn_attention.check(jax.local_devices()[0])
+    return heads
 
 
 def to_json(config: typing.Any) -> typing.Any:

@@ -1,7 +1,9 @@
 """What is checked of a configuration."""
 
 import dataclasses
+import types
 
+import jax
 import pytest
 
 from maskclippp_jax import config as configuration, configs
@@ -67,3 +69,30 @@ def test_what_is_no_configuration_is_refused(tmp_path, text, says):
         configs.read(str(tmp_path / "own.py"))
     with pytest.raises(ValueError, match="has no argument 'foo'; it has dataset, names"):
         configs.read("own_data:foo")
+
+
+def test_a_gpu_attends_as_the_environment_says(monkeypatch):
+    monkeypatch.delenv(configuration.GPU_ATTENTION, raising=False)
+    assert configuration.heads_on("gpu") == "together"
+    monkeypatch.setenv(configuration.GPU_ATTENTION, "cudnn")
+    assert configuration.heads_on("gpu") == "cudnn"
+    assert [configuration.heads_on(x) for x in ("cpu", "tpu", None)] == ["apart", "fused", "apart"]
+    monkeypatch.setenv(configuration.GPU_ATTENTION, "flash")
+    with pytest.raises(ValueError, match="GPU_ATTENTION is 'flash'; it can be together, cudnn"):
+        configuration.heads_on("gpu")
+
+
+@pytest.mark.parametrize("capability, refused", [
+    ("7.5", True), ("gfx90a", True), (None, True), ("8.0", False), ("12.0", False)])
+def test_a_gpu_that_cudnn_does_not_attend_on_is_refused(monkeypatch, capability, refused):
+    device = types.SimpleNamespace(device_kind="Tesla T4")
+    if capability:
+        device.compute_capability = capability
+    monkeypatch.setenv(configuration.GPU_ATTENTION, "cudnn")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    if not refused:
+        assert configuration.heads_on() == "cudnn"
+        return
+    with pytest.raises(ValueError, match=rf"8.0 or more .*Tesla T4. has {capability}; leave "):
+        configuration.heads_on()

@@ -10,7 +10,6 @@ there and back would cost more than half of what it saves.
 """
 
 import functools
-import math
 import typing
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from maskclippp_jax.models import positions
+from maskclippp_jax.models import layers, positions
 
 _LANES = 128    # columns of a register, and of the matrix unit
 _ROWS = 16      # rows of a register of bfloat16
@@ -55,36 +54,15 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array,
                        for x in (turn.cos, turn.sin))
     run = functools.partial(
         _attend, Sizes(num_heads, width, None if turn is None else turn.quarter, interpret))
-    mixed = _on_own_rows(run)(*flat, hidden, angles)
+    mixed = layers.on_own_rows(run)(*flat, hidden, angles)
     return mixed.reshape(*queries.shape[:3], -1)[..., :width]
 
 
 def fits(queries: jax.Array, keys: jax.Array, turn: positions.Rotation | None,
          allowed: jax.Array | None) -> bool:
-    """Whether `attend` can take the place of `layers.attend`, and pays.
-
-    Numbers of fewer bits than float32 alone: kernels multiply as the matrix unit likes best, and
-    float32 is asked for to be exact.
-    """
-    return (queries.dtype == jnp.bfloat16 and queries.shape == keys.shape
-            and _LANES <= queries.shape[1] <= (_MOST if turn is None else _MOST_TURNED)
-            and (allowed is None or (allowed.ndim == 3 and allowed.shape[1] == 1))
-            and len(queries) % math.prod(_free_axes().values()) == 0)
-
-
-def _free_axes() -> dict[str, int]:
-    """Axes of the active mesh over which the compiler still splits arrays, with their sizes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
-
-
-def _on_own_rows(run):
-    """`run` of arrays [B, ...] on every device's own rows: the compiler cannot split a kernel."""
-    axes = tuple(_free_axes())
-    if not axes:
-        return run
-    rows = jax.sharding.PartitionSpec(axes)
-    return jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)
+    """Whether `attend` can take the place of `layers.attend`, and pays."""
+    return (layers.kernels_take(queries, keys, allowed)
+            and _LANES <= queries.shape[1] <= (_MOST if turn is None else _MOST_TURNED))
 
 
 class Sizes(typing.NamedTuple):

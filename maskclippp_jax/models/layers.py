@@ -7,6 +7,8 @@ seen as keys. So an image gives the same numbers alone, padded, or in any batch.
 
 import dataclasses
 import functools
+import math
+import types
 import typing
 
 import jax
@@ -347,17 +349,17 @@ def attend(queries, keys, values, *, turn: typing.Callable | None = None, allowe
       dropout: share of the attention weights that are dropped, if a key is given.
       dropout_key: source of randomness; None: nothing is dropped.
       heads: "apart", one after the other: three times faster on a CPU, where the logits of one
-        head stay in cache. "together", as the compiler batches them. "fused", a TPU kernel that
-        never writes logits to memory, where it can (bfloat16 tokens that see each other, no masks;
-        see `fused_attention.fits`), else together.
+        head stay in cache. "together", as the compiler batches them. "fused" and "cudnn", kernels
+        of TPUs and of GPUs that never write logits to memory, where they can (bfloat16 tokens that
+        see each other, no masks; see `fused_attention.fits`, `cudnn_attention.fits`), else
+        together.
 
     Returns:
       [B, T, A, K] in the dtype of `queries`. Logits, bias and softmax are float32.
     """
-    if heads == "fused" and masks is None and dropout_key is None:
-        from maskclippp_jax.models import fused_attention  # Pallas, which other devices do without
-        if fused_attention.fits(queries, keys, turn, allowed):
-            return fused_attention.attend(queries, keys, values, turn, allowed)
+    kernel = _kernel(heads) if masks is None and dropout_key is None else None
+    if kernel is not None and kernel.fits(queries, keys, turn, allowed):
+        return kernel.attend(queries, keys, values, turn, allowed)
     if turn is not None:
         queries, keys = turn(queries), turn(keys)
     scale = queries.shape[-1] ** -0.5
@@ -387,6 +389,43 @@ def attend(queries, keys, values, *, turn: typing.Callable | None = None, allowe
     else:
         mixed = jax.vmap(one_head)(each)
     return jnp.moveaxis(mixed, 0, 2).astype(queries.dtype)
+
+
+def _kernel(heads: str) -> types.ModuleType | None:
+    """Where `fits` and `attend` of a kernel are."""
+    if heads == "fused":
+        from maskclippp_jax.models import fused_attention  # Pallas, which other devices do without
+        return fused_attention
+    if heads == "cudnn":
+        from maskclippp_jax.models import cudnn_attention
+        return cudnn_attention
+    return None
+
+
+def kernels_take(queries: jax.Array, keys: jax.Array, allowed: jax.Array | None) -> bool:
+    """Whether the tokens of each image attend to each other, as all kernels want it.
+
+    Numbers of fewer bits than float32 alone: kernels multiply as the matrix unit likes best, and
+    float32 is asked for to be exact.
+    """
+    return (queries.dtype == jnp.bfloat16 and queries.shape == keys.shape
+            and (allowed is None or (allowed.ndim == 3 and allowed.shape[1] == 1))
+            and len(queries) % math.prod(_free_axes().values()) == 0)
+
+
+def _free_axes() -> dict[str, int]:
+    """Axes of the active mesh over which the compiler still splits arrays, with their sizes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+
+
+def on_own_rows(run: typing.Callable) -> typing.Callable:
+    """`run` of arrays [B, ...] on every device's own rows: the compiler cannot split a kernel."""
+    axes = tuple(_free_axes())
+    if not axes:
+        return run
+    rows = jax.sharding.PartitionSpec(axes)
+    return jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
