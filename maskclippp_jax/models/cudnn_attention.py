@@ -4,7 +4,8 @@ JAX calls cuDNN's flash attention, and its gradient, for heads of 64 to 128 chan
 (`jax.nn.dot_product_attention`). It hides keys by a length, which cells of a padded image are not,
 or by a bias [T, T] of every image; JAX up to 0.10 has cuDNN sum up that bias's gradient as well.
 Here hidden keys get a channel of their own instead: it holds a large negative number, and queries
-hold 1 in it. So logits are what they are, or far below all others.
+hold 1 in it. So logits are what they are, or far below all others. cuDNN adds the parts of a
+gradient in the order in which they come, so that two runs agree up to rounding, not bit for bit.
 """
 
 import functools
