@@ -30,6 +30,7 @@ MODELS = flags.DEFINE_multi_enum("models", ["quickstart", "eva02_b16"],
                                  ["quickstart", "eva02_b16", "eva02_l14_336"], "sizes of the model")
 SHORT_SIDES = dict(quickstart=64, eva02_b16=384, eva02_l14_336=392)  # pixels the tower sees
 LOADED, GENERATOR, _MULTIPLE = (512, 683), (800, 1067), 32
+_REGIONS = 12  # masks that cover a picture together
 
 
 def main(argv):
@@ -77,7 +78,8 @@ def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
 
 
 def make_inputs(config, num_masks: int, num_classes: int):
-    """A random picture with masks and logits of all classes, as `data.mask_batches` gives them."""
+    """A picture of coloured patches with their masks and a generator's logits of all classes, as
+    `data.mask_batches` gives them; random names."""
     rng = np.random.default_rng(0)
     sizes = mask_chain.generated_mask_sizes(np.array(GENERATOR), _MULTIPLE)
     slots, rows = -(-num_masks // 8) * 8, 64
@@ -85,12 +87,15 @@ def make_inputs(config, num_masks: int, num_classes: int):
         rows *= 2
     canvas = [-(-side // 64) * 64 for side in LOADED]
     stored = [-(-side // 16) * 16 for side in sizes.stored]
+    masks = draw_masks(slots, stored, rng)
     one = lambda *x: np.array([x], np.int32)
+    opinions = rng.normal(size=(1, slots, num_classes + 1)).astype(np.float32)
+    opinions[0, np.arange(slots), np.arange(slots) % num_classes] += 8  # what each shows
+    opinions[..., -1] -= 2  # void
     batch = dict(
-        image=rng.integers(0, 256, (1, *canvas, 3)).astype(np.uint8), image_size=one(*LOADED),
-        output_size=one(*LOADED), masks=rng.normal(size=(1, slots, *stored)).astype(np.float16),
+        image=draw_picture(masks, canvas, rng)[None], image_size=one(*LOADED),
+        output_size=one(*LOADED), masks=masks[None], classes=opinions,
         mask_valid=np.arange(slots)[None] < num_masks,
-        classes=rng.normal(size=(1, slots, num_classes + 1)).astype(np.float32),
         **{k: np.asarray(v)[None] for k, v in sizes._asdict().items()})
     embeddings = rng.normal(size=(rows, 1, config.text.embed_dim)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)
@@ -100,6 +105,30 @@ def make_inputs(config, num_masks: int, num_classes: int):
     opinion = segmenter.Opinion(np.zeros((rows, 0), np.float32), none, np.float32(1),
                                 np.zeros(0, np.int32), np.full(rows, 0.9, np.float32))
     return batch, inference.Names(embeddings, synonyms), opinion
+
+
+def draw_masks(number: int, size, rng) -> np.ndarray:
+    """Logits [N, h, w] float16 as a generator's are, sure inside and outside: of regions that cover
+    the picture together, and of ellipses on them, most of them small."""
+    y, x = (np.arange(side) / side for side in size)
+    row, column = rng.random((2, number, 1, 1))
+    radius, stretch = (np.exp(rng.normal(mean, deviation, (number, 1, 1)))
+                       for mean, deviation in ((np.log(0.12), 0.7), (0, 0.4)))
+    distance = np.hypot((y[None, :, None] - row) * stretch, (x[None, None] - column) / stretch)
+    logits = 12 * (1 - distance / radius)
+    regions = distance[:_REGIONS]
+    nearest, second = np.sort(regions, 0)[:2]
+    logits[:_REGIONS] = 60 * np.where(regions == nearest, second - nearest, nearest - regions)
+    return np.clip(logits, -60, 12).astype(np.float16)
+
+
+def draw_picture(masks: np.ndarray, canvas, rng) -> np.ndarray:
+    """[H, W, 3] uint8, coloured where masks are, so that a model can tell these apart."""
+    labels = len(masks) - 1 - (masks > 0)[::-1].argmax(0)  # what lies on top
+    rows, columns = (np.arange(n) * side // n for n, side in zip(canvas, labels.shape))
+    colours = rng.integers(0, 200, (len(masks), 3))
+    noise = rng.integers(0, 50, (*canvas, 3))
+    return (colours[labels[rows[:, None], columns]] + noise).astype(np.uint8)
 
 
 def literal_labels(make, network, canvas, params, image, logits, generator, embeddings):

@@ -2,36 +2,46 @@
 
 Random weights of real size that both sides share, float32; what both find is compared. Where torch
 is missing (pip install torch) our side runs alone. Ours is what `evaluate` and `train` run; theirs
-is benchmarks/torch_peer.py, with PyTorch's own fused attention. "cores s" is the time of all cores
-of a CPU together, which other programs on the machine disturb little; the memory is the peak of the
-whole process, with libraries and weights.
+is benchmarks/torch_peer.py, with PyTorch's own fused attention; the literal form of an evaluation
+in JAX is that of benchmarks/evaluation.py. "cores s" is the time of all cores of a CPU together,
+which other programs on the machine disturb little; the memory is the peak of the whole process,
+with libraries and weights.
+
+The floor of a case are its matrix products at the speed of large ones (the first case): what is
+named or tuned is not found with less. What PyTorch takes, in floors, is the most that anything on
+this machine can be ahead of it.
 """
 
 import functools
 import importlib.util
 import json
 import statistics
+import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import evaluation, turns
+from benchmarks import evaluation, heads, products, turns
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.configs import coco_panoptic_eva02_b16
 from maskclippp_jax.data import mask_chain
 from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
-from maskclippp_jax.naming import inference, segmenter
+from maskclippp_jax.naming import inference, loading, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
 from maskclippp_jax.runtime import sharding
 from maskclippp_jax.training import losses, optim, train_step
+from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 
-ENCODING = ("encode b16 16", "encode b16 100", "encode b16 250", "encode l14 100")
-EVALUATING = ("evaluate b16 20", "evaluate b16 150", "evaluate b16 847")
-CASES = ("multiply matrices 1536", *ENCODING, *EVALUATING, "train b16 2")
+CASES = ("multiply matrices 1536", "encode b16 16", "encode b16 100", "encode b16 250",
+         "encode l14 100", "evaluate b16 20", "evaluate b16 150", "evaluate b16 847",
+         "evaluate b16 10000", "evaluate-flat b16 150", "evaluate-flat b16 847", "text b16 32",
+         "train b16 2")
 CHOSEN = flags.DEFINE_list("cases", list(CASES), "what, model, and how many of it")
 TURNS = flags.DEFINE_integer("turns", 5, "turns of each; the median counts", lower_bound=1)
 
@@ -39,46 +49,67 @@ _MODELS = dict(b16=("eva02_b16", 384), l14=("eva02_l14_336", 392))  # shorter si
 _MASKS = 100        # of a picture that is evaluated
 _PRODUCTS = 40      # of matrices, in a turn
 _SIDE, _SLOTS, _CLASSES, _TEMPLATES = 448, 16, 171, 14  # of a training step
+_VOCABULARY = "ade20k_847"  # whose first names are embedded
+_PUBLISHED = {"logit_scale": np.log(100), "image/mask_logit_scale": -5}  # about these
+_OWN = 0.7          # share of a name that is its mask's own direction
+_FLAT = 0.03        # length of what tells names apart, where they are about equally near
 
 
 def main(argv):
     del argv
-    table = Table(title=f"on {jax.devices()[0].device_kind}; median (least ... most)")
-    columns = ("s", "cores s", "peak MB")
-    for column in ("case", *columns, *(f"{c}, PyTorch" for c in columns), "ratio of cores",
-                   "largest difference"):
+    table = Table(title=f"on {jax.devices()[0].device_kind}; cores s: median (least ... most)")
+    columns = ("case", "ours", "PyTorch", "ratio", "floor", "PyTorch in floors", "literal JAX",
+               "peak MB", "PyTorch", "literal JAX", "largest difference")
+    for column in columns:
         table.add_column(column, justify="left" if column == "case" else "right")
+    speed = None  # FLOP a second of all cores
     for case in CHOSEN.value:
         what, model, number = case.split()
-        sides = {side: functools.partial(LOADERS[what, side], model, int(number))
-                 for side in ("ours", "theirs")}
-        if not importlib.util.find_spec("torch"):
-            del sides["theirs"]
-        found = turns.take(sides, TURNS.value)
-        row = [case]
-        for side in sides:
-            one = found[side]
-            row += [turns.spread(one.wall), turns.spread(one.cores), f"{one.peak_mb:.0f}"]
-        if len(sides) == 2:
-            ours, theirs = (found[side] for side in ("ours", "theirs"))
-            row += [f"{statistics.median(theirs.cores) / statistics.median(ours.cores):.2f}",
-                    f"{turns.difference(ours, theirs):.1e}"]
-        print(json.dumps(dict(zip(("case", *columns, *(f"{c}, PyTorch" for c in columns),
-                                   "ratio of cores", "largest difference"), row))), flush=True)
-        table.add_row(*row, *[""] * (9 - len(row)))
-    Console(width=180).print(table)
+        found = turns.take(sides_of(what, model, int(number)), TURNS.value)
+        seconds = {side: statistics.median(one.cores) for side, one in found.items()}
+        flops = FLOPS[what](model, int(number))
+        if what == "multiply":
+            speed = flops / min(seconds.values())
+        floor = speed and flops / speed
+        facts = {side: dict(cores=one.cores, wall=one.wall, peak_mb=round(one.peak_mb),
+                            difference=turns.difference(found["ours"], one))
+                 for side, one in found.items()}
+        print(json.dumps(dict(case=case, gflop=round(flops / 1e9, 1), floor=floor, **facts)),
+              flush=True)
+        spread = lambda side: turns.spread(found[side].cores) if side in found else "–"
+        peak = lambda side: f"{found[side].peak_mb:.0f}" if side in found else "–"
+        ratio = lambda of: f"{seconds['theirs'] / of:.2f}" if of and "theirs" in found else "–"
+        others = [one["difference"] for side, one in facts.items() if side != "ours"]
+        table.add_row(
+            case, spread("ours"), spread("theirs"), ratio(seconds["ours"]),
+            f"{floor:.2f}" if floor else "–", ratio(floor), spread("literal"), peak("ours"),
+            peak("theirs"), peak("literal"), f"{max(others):.1e}" if others else "–")
+    Console(width=200).print(table)
 
 
-def draw(config: MaskCLIPppConfig) -> parameters.Tree:
-    """Random parameters, the same for both sides; without the text tower's, which nothing needs."""
-    _, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))
+def sides_of(what: str, model: str, number: int) -> dict[str, turns.Load]:
+    """What takes part in a case; each runs in a process of its own."""
+    loaders, arguments = dict(SIDES[what]), (model, number)
+    if what.startswith("evaluate"):
+        arguments += (names_of_masks(model, number, flat=what.endswith("flat")),)
+        if number * np.prod(evaluation.LOADED) * 4 > heads.LIMIT.value * 1e9:
+            loaders = dict(ours=loaders["ours"])
+    if not importlib.util.find_spec("torch"):
+        loaders.pop("theirs", None)
+    return {side: functools.partial(load, *arguments) for side, load in loaders.items()}
+
+
+def draw(make: typing.Callable[[], nnx.Module]) -> parameters.Tree:
+    """Random parameters of a module, the same for all sides."""
+    _, shapes = parameters.abstract(make)
     rng = np.random.default_rng(0)
 
     def one(path, x):
         values = rng.standard_normal(x.shape, np.float32) / 50
-        if path.endswith("mask_logit_scale"):
-            return np.full(x.shape, -5, np.float32)  # as published
+        if path.startswith("similarity/") and path.endswith("kernel"):
+            return np.full(x.shape, 1 / len(x), np.float32)  # the mean over templates
+        if path in _PUBLISHED:
+            return np.full(x.shape, _PUBLISHED[path], np.float32)
         return values + 1 if path.endswith("scale") else values
 
     return parameters.unflatten({path: one(path, x)
@@ -91,7 +122,7 @@ def draw(config: MaskCLIPppConfig) -> parameters.Tree:
 def our_products(what: str, rows: int):
     del what
     one = jax.device_put(np.random.default_rng(0).standard_normal((rows, rows), np.float32))
-    multiply = jax.jit(jax.numpy.matmul)
+    multiply = jax.jit(jnp.matmul)
     return lambda: [np.asarray([multiply(one, one) for _ in range(_PRODUCTS)][-1])]
 
 
@@ -106,30 +137,55 @@ def their_products(what: str, rows: int):
 # ---- Encoding and evaluating one picture with a generator's masks ------------------------------
 
 
-def picture_of(model: str, num_masks: int, num_classes: int):
-    """Sizes of the model, what `evaluate` gives its programs, and the size the tower sees."""
+def picture_of(model: str, num_masks: int, num_classes: int = 1):
+    """Sizes of the model, its parameters, what `evaluate` gives its programs, and the size the
+    tower sees."""
     name, side = _MODELS[model]
     config = getattr(MaskCLIPppConfig, name)(1)
     network = np.array([n * side // min(evaluation.LOADED) for n in evaluation.LOADED], np.int32)
-    batch, names, opinion = evaluation.make_inputs(config, num_masks, num_classes)
-    return config, batch, names, opinion, network
+    params = draw(lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))
+    return config, params, *evaluation.make_inputs(config, num_masks, num_classes), network
+
+
+def encoding(model: str, num_masks: int):
+    """The image tower's program and what it takes."""
+    config, params, batch, _, _, network = picture_of(model, num_masks)
+    patch = config.image.patch_size
+    lay = lambda: segmenter.lay_masks(batch, network[None], patch,
+                                      inference.canvas_of(network[None], patch))
+    return inference.make_tower(config), jax.device_put(params), lay
 
 
 def our_encoder(model: str, num_masks: int):
-    config, batch, _, _, network = picture_of(model, num_masks, 1)
-    params, patch = jax.device_put(draw(config)), config.image.patch_size
-    tower, canvas = inference.make_tower(config), inference.canvas_of(network[None], patch)
-
-    def once():
-        found = tower(params, segmenter.lay_masks(batch, network[None], patch, canvas))
-        return [np.asarray(found.mask_embeddings)[0, :num_masks]]
-
-    return once
+    tower, params, lay = encoding(model, num_masks)
+    return lambda: [np.asarray(tower(params, lay()).mask_embeddings)[0, :num_masks]]
 
 
-def our_evaluation(model: str, num_classes: int):
-    config, batch, names, opinion, network = picture_of(model, _MASKS, num_classes)
-    params, patch = jax.device_put(draw(config)), config.image.patch_size
+def encoder_flops(model: str, num_masks: int) -> float:
+    tower, params, lay = encoding(model, num_masks)
+    return products.flops(tower, params, lay())
+
+
+def names_of_masks(model: str, num_classes: int, flat: bool) -> np.ndarray:
+    """Unit vectors [C, E] of names: each of the first is near to what one mask shows, as real ones
+    are, or all are about equally near to all masks."""
+    rng = np.random.default_rng(1)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    masks = unit(our_encoder(model, _MASKS)()[0])
+    common = unit(masks.mean(0))
+    others = unit(rng.standard_normal((num_classes, len(common)), np.float32))
+    if flat:
+        return unit(common + _FLAT * others)
+    names = unit(others - others @ common[:, None] * common)
+    own = unit(masks - masks @ common[:, None] * common)[:num_classes]
+    names[:len(own)] = unit(_OWN * own + (1 - _OWN**2) ** 0.5 * names[:len(own)])
+    return names
+
+
+def our_evaluation(model: str, num_classes: int, text: np.ndarray):
+    config, params, batch, names, opinion, network = picture_of(model, _MASKS, num_classes)
+    params, patch = jax.device_put(params), config.image.patch_size
+    names.embeddings[:num_classes, 0] = text
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
     classes = Classes.of([True] * num_classes, len(names.synonym_class))
     height, width = evaluation.LOADED
@@ -138,18 +194,34 @@ def our_evaluation(model: str, num_classes: int):
     def once():
         found = run(params, batch, network[None], names, opinion, classes,
                     canvas=inference.canvas_of(network[None], patch), output_canvas=output)
-        labels = np.asarray(found.labels)[0, :height, :width]
-        return [np.bincount(labels.ravel(), minlength=num_classes)]  # labels are no quantities
+        return [counts(np.asarray(found.labels)[0, :height, :width], num_classes)]
 
     return once
 
 
-def _theirs_of(model: str, num_masks: int, num_classes: int):
+def literal_evaluation(model: str, num_classes: int, text: np.ndarray):
+    config, params, batch, _, _, network = picture_of(model, _MASKS, num_classes)
+    make = lambda: maskclippp.MaskCLIPpp(config, heads=configuration.heads_on(),
+                                         rngs=parameters.Keys(0))
+    run = jax.jit(functools.partial(evaluation.literal_labels, make, tuple(map(int, network)),
+                                    inference.canvas_of(network[None], config.image.patch_size)))
+    params = jax.device_put(params)
+    arrays = (batch["image"], batch["masks"][0, :_MASKS], batch["classes"][0, :_MASKS],
+              text[:, None])
+    return lambda: [counts(np.asarray(run(params, *arrays)), num_classes)]
+
+
+def counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class: labels are no quantities."""
+    return np.bincount(labels.ravel(), minlength=num_classes)
+
+
+def _theirs_of(model: str, num_masks: int, num_classes: int = 1):
     import torch
 
     from benchmarks.torch_peer import Peer, grid_masks, resize
-    config, batch, names, _, network = picture_of(model, num_masks, num_classes)
-    peer = Peer(config, draw(config))
+    config, params, batch, _, _, network = picture_of(model, num_masks, num_classes)
+    peer = Peer(config, params)
     height, width = evaluation.LOADED
     picture = torch.from_numpy(batch["image"][:, :height, :width].transpose(0, 3, 1, 2).copy())
     logits = torch.from_numpy(batch["masks"][:, :num_masks].astype(np.float32))
@@ -169,13 +241,13 @@ def _theirs_of(model: str, num_masks: int, num_classes: int):
         seen = torch.nn.functional.pad(seen - mean, pad) + mean  # 0 once normalised
         return masks, peer.encode(seen, small)
 
-    return peer, encode, batch, names
+    return peer, encode, batch
 
 
 def their_encoder(model: str, num_masks: int):
     import torch
 
-    _, encode, _, _ = _theirs_of(model, num_masks, 1)
+    _, encode, _ = _theirs_of(model, num_masks)
 
     @torch.inference_mode()
     def once():
@@ -184,12 +256,12 @@ def their_encoder(model: str, num_masks: int):
     return once
 
 
-def their_evaluation(model: str, num_classes: int):
+def their_evaluation(model: str, num_classes: int, text: np.ndarray):
     import torch
 
     from benchmarks.torch_peer import label_map
-    peer, encode, batch, names = _theirs_of(model, _MASKS, num_classes)
-    text = torch.from_numpy(names.embeddings[:num_classes])
+    peer, encode, batch = _theirs_of(model, _MASKS, num_classes)
+    text = torch.from_numpy(text[:, None])
     generator = torch.from_numpy(batch["classes"][:, :_MASKS])
 
     @torch.inference_mode()
@@ -197,7 +269,49 @@ def their_evaluation(model: str, num_classes: int):
         masks, embeddings = encode()
         labels = label_map(masks, peer.classify(embeddings, text), generator, 0.9,
                            evaluation.LOADED)
-        return [np.bincount(labels.numpy().ravel(), minlength=num_classes)]
+        return [counts(labels.numpy(), num_classes)]
+
+    return once
+
+
+# ---- Embedding names ---------------------------------------------------------------------------
+
+
+def prompts_of(model: str, num_names: int):
+    """The text tower's sizes and parameters, and token ids [S, T, X]."""
+    config = getattr(MaskCLIPppConfig, _MODELS[model][0])(1)
+    params = draw(lambda: config.text.make(rngs=parameters.Keys(0)))
+    token_ids = loading.tokenize(config, Vocabulary.shipped(_VOCABULARY), TEMPLATES_14)
+    return config, params, token_ids[:num_names]
+
+
+def our_text(model: str, num_names: int):
+    config, params, token_ids = prompts_of(model, num_names)
+    params = jax.device_put(params)
+    return lambda: [loading.embed_names(config, params, token_ids)]
+
+
+def text_flops(model: str, num_names: int) -> float:
+    config, params, token_ids = prompts_of(model, num_names)
+    build, _ = parameters.abstract(lambda: config.text.make(rngs=parameters.Keys(0)))
+    chunks = loading.chunks_of_prompts(config.text, token_ids.reshape(-1, token_ids.shape[-1]))
+    embed = lambda params, trees: build(params).embed_trees(trees)
+    return len(chunks) * products.flops(embed, params, chunks[0][1])
+
+
+def their_text(model: str, num_names: int):
+    import torch
+
+    from benchmarks.torch_peer import TextPeer
+    config, params, token_ids = prompts_of(model, num_names)
+    peer = TextPeer(config.text, params)
+    # Always as long as the tower can take, as the reference's tokenizer gives them.
+    empty = config.text.context_length - token_ids.shape[-1]
+    prompts = torch.from_numpy(np.pad(token_ids, [(0, 0), (0, 0), (0, empty)]).astype(np.int64))
+
+    @torch.inference_mode()
+    def once():
+        return [torch.stack([peer.encode(some) for some in prompts]).numpy()]
 
     return once
 
@@ -222,30 +336,44 @@ def training(batch_size: int):
     return config, batch, text
 
 
-def our_training(model: str, batch_size: int):
-    del model
+def our_step(batch_size: int):
+    """The program of a step, its mesh, its state, and what it takes besides."""
     config, batch, text = training(batch_size)
     mesh = sharding.make_mesh(1)
     build, _ = parameters.abstract(lambda: maskclippp.MaskCLIPpp(
         config.model, heads=configuration.heads_on(), layout=sharding.LAYOUT,
         rngs=parameters.Keys(0)))
     learns = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
-    trainable, frozen = parameters.partition(draw(config.model), learns)
+    params = draw(lambda: maskclippp.MaskCLIPpp(config.model, rngs=parameters.Keys(0)))
+    trainable, frozen = parameters.partition(params, learns)
     optimizer = optim.make_optimizer(config.optimizer, config.train.steps, trainable, config.model)
     state = dict(step=np.int32(0), trainable=trainable, frozen=frozen,
                  opt=optimizer.init(trainable))
     shardings = sharding.state_shardings(jax.eval_shape(lambda: state), mesh)
     step = train_step.make_step(config, build, optimizer, shardings, mesh)
-    kept = [jax.device_put(state, shardings)]
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     rest = jax.device_put((np.arange(_CLASSES, dtype=np.int32), text), sharding.replicated(mesh))
+    return step, mesh, jax.device_put(state, shardings), (batch, *rest)
+
+
+def our_training(model: str, batch_size: int):
+    del model
+    step, mesh, state, inputs = our_step(batch_size)
+    kept = [state]
 
     def once():
         with jax.set_mesh(mesh):
-            kept[0], metrics = step(kept[0], batch, *rest)
+            kept[0], metrics = step(kept[0], *inputs)
         return [np.array([metrics["loss"], metrics["grad_norm"]])]
 
     return once
+
+
+def step_flops(model: str, batch_size: int) -> float:
+    del model
+    step, mesh, state, inputs = our_step(batch_size)
+    with jax.set_mesh(mesh):
+        return products.flops(step, state, *inputs)
 
 
 def their_training(model: str, batch_size: int):
@@ -254,7 +382,8 @@ def their_training(model: str, batch_size: int):
     from benchmarks.torch_peer import Peer, loss_of
     del model
     config, batch, text = training(batch_size)
-    peer = Peer(config.model, draw(config.model))
+    peer = Peer(config.model, draw(
+        lambda: maskclippp.MaskCLIPpp(config.model, rngs=parameters.Keys(0))))
     learns = optim.trainable_predicate(config.tune.image, config.tune.text, config.model)
     tuned = {path: w.requires_grad_() for path, w in peer.weights.items() if learns(path)}
     optimizer = torch.optim.AdamW(tuned.values(), lr=1e-6, weight_decay=0.05, fused=True)
@@ -277,10 +406,19 @@ def their_training(model: str, batch_size: int):
     return once
 
 
-LOADERS = {("multiply", "ours"): our_products, ("multiply", "theirs"): their_products,
-           ("encode", "ours"): our_encoder, ("encode", "theirs"): their_encoder,
-           ("evaluate", "ours"): our_evaluation, ("evaluate", "theirs"): their_evaluation,
-           ("train", "ours"): our_training, ("train", "theirs"): their_training}
+_evaluating = dict(ours=our_evaluation, theirs=their_evaluation, literal=literal_evaluation)
+SIDES: dict[str, dict[str, typing.Callable]] = {
+    "multiply": dict(ours=our_products, theirs=their_products),
+    "encode": dict(ours=our_encoder, theirs=their_encoder),
+    "evaluate": _evaluating,
+    "evaluate-flat": _evaluating,
+    "text": dict(ours=our_text, theirs=their_text),
+    "train": dict(ours=our_training, theirs=their_training)}
+_encoding_flops = lambda model, classes: encoder_flops(model, _MASKS)
+FLOPS: dict[str, typing.Callable] = {
+    "multiply": lambda _, rows: 2.0 * _PRODUCTS * rows**3,
+    "encode": encoder_flops, "evaluate": _encoding_flops, "evaluate-flat": _encoding_flops,
+    "text": text_flops, "train": step_flops}
 
 
 if __name__ == "__main__":

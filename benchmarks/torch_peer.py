@@ -12,17 +12,18 @@ import torch.nn.functional as F
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import layers, positions
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
+from maskclippp_jax.models.text import TextConfig
 
 
-class Peer:
-    """A model with our parameters.
+class Weights:
+    """Our parameters.
 
     Attributes:
       weights: tensors by our paths; matrices lie as PyTorch wants them, [out, in].
     """
 
-    def __init__(self, config: MaskCLIPppConfig, params: parameters.Tree, device: str = "cpu"):
-        self.config, self.weights = config, {}
+    def __init__(self, params: parameters.Tree, norm_epsilon: float, device: str = "cpu"):
+        self.weights, self.norm_epsilon, self.device = {}, norm_epsilon, device
         for path, array in parameters.flatten(params).items():
             tensor = torch.from_numpy(np.array(array, np.float32)).to(device)
             if tensor.ndim == 4:  # of patches: HWIO
@@ -30,14 +31,44 @@ class Peer:
             elif path.endswith("/kernel"):
                 tensor = tensor.T
             self.weights[path] = tensor.contiguous()
-        self.device = device
 
     def linear(self, path: str, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weights[f"{path}/kernel"], self.weights.get(f"{path}/bias"))
 
     def norm(self, path: str, x: torch.Tensor) -> torch.Tensor:
         scale, bias = (self.weights[f"{path}/{k}"] for k in ("scale", "bias"))
-        return F.layer_norm(x, scale.shape, scale, bias, self.config.image.norm_epsilon)
+        return F.layer_norm(x, scale.shape, scale, bias, self.norm_epsilon)
+
+
+class TextPeer(Weights):
+    """CLIP's text tower, which encodes prompts one by one."""
+
+    def __init__(self, config: TextConfig, params: parameters.Tree, device: str = "cpu"):
+        super().__init__(params, config.norm_epsilon, device)
+        self.config = config
+
+    def encode(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Unit embeddings [n, E] of prompts [n, X] with their padding."""
+        x = self.weights["token_embedding"][token_ids]
+        x = x + self.weights["position_table"][:x.shape[1]]
+        for i in range(self.config.depth):
+            path = f"blocks/{i}"
+            qkv = self.linear(f"{path}/attention/qkv", self.norm(f"{path}/norm1", x)).chunk(3, -1)
+            q, k, v = (t.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for t in qkv)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.linear(f"{path}/attention/out", mixed.transpose(1, 2).flatten(2))
+            y = F.gelu(self.linear(f"{path}/mlp/fc1", self.norm(f"{path}/norm2", x)))
+            x = x + self.linear(f"{path}/mlp/fc2", y)
+        pooled = x[torch.arange(len(x)), token_ids.argmax(-1)]
+        return F.normalize(self.norm("norm", pooled) @ self.weights["projection"], dim=-1)
+
+
+class Peer(Weights):
+    """A model with our parameters."""
+
+    def __init__(self, config: MaskCLIPppConfig, params: parameters.Tree, device: str = "cpu"):
+        super().__init__(params, config.image.norm_epsilon, device)
+        self.config = config
 
     def tables(self, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
         """Cosines and sines [L, K] of a grid, and its position table [1 + L, D]."""

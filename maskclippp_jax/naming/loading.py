@@ -292,7 +292,7 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
     encode, params = _text_encoder(model.text), jax.device_put(text_params)
     flat = token_ids.reshape(-1, token_ids.shape[-1])
     embeddings = np.empty((len(flat), model.text.embed_dim), np.float32)
-    chunks = _chunks(model.text, flat)
+    chunks = chunks_of_prompts(model.text, flat)
     for rows, inputs in progress.track(
             chunks, "embedding names", total=len(flat), step=lambda chunk: (chunk[0] >= 0).sum(),
             unit="prompts", shown=len(chunks) > 1):
@@ -301,7 +301,7 @@ def embed_names(model: maskclippp.MaskCLIPppConfig, text_params: parameters.Tree
     return embeddings.reshape(*token_ids.shape[:2], -1)
 
 
-def _chunks(config: maskclippp.TextConfig, token_ids: np.ndarray
+def chunks_of_prompts(config: maskclippp.TextConfig, token_ids: np.ndarray
             ) -> list[tuple[np.ndarray, np.ndarray | prefix_trees.Trees]]:
     """Prompts [n, X] as they go through a text tower, always as many at a time, so that one program
     serves every vocabulary.

@@ -92,5 +92,5 @@ def test_many_trees_of_prompts_give_what_the_tower_gives(monkeypatch, rng):
     monkeypatch.setattr(loading, "_TREES", 2)
     for backend in ("cpu", "tpu"):  # of which the number of trees depends
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        assert len(loading._chunks(config, ids.reshape(21, 16))) > 2
+        assert len(loading.chunks_of_prompts(config, ids.reshape(21, 16))) > 2
         np.testing.assert_allclose(loading.embed_names(model, params, ids), want, atol=1e-6)
