@@ -6,17 +6,18 @@ import typing
 import jax
 
 
-def flops(function: typing.Callable, *args, **settings) -> float:
+def flops(function: typing.Callable, *args) -> float:
     """FLOPs of the matrix products and convolutions that a function asks for.
 
     Bodies of loops count as often as they run, unlike in the compiler's own figures; those of loops
     whose end depends on numbers count once, and of branches the longest counts.
 
     Args:
-      function: of arrays; it is traced, not run.
-      args, settings: what it is called with.
+      function: of arrays, jitted or not; it is traced, not run.
+      args: what it is called with.
     """
-    return _of(jax.make_jaxpr(lambda *arrays: function(*arrays, **settings))(*args).jaxpr)
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return _of(jitted.trace(*args).jaxpr.jaxpr)
 
 
 def _of(jaxpr) -> float:
