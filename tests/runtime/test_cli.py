@@ -60,6 +60,16 @@ def test_without_a_home_the_cache_is_in_the_temporary_folder(tmp_path, monkeypat
     assert cache.folder() == tmp_path / ".cache/maskclippp_jax"
 
 
+def test_where_nothing_can_be_written_the_cache_has_a_place_that_nobody_makes(monkeypatch):
+    def gettempdir():
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(cache.tempfile, "gettempdir", gettempdir)
+    monkeypatch.setenv("HOME", "/dev/null")
+    with pytest.raises(OSError):
+        (cache.folder() / "x").mkdir(parents=True)
+
+
 def run(command) -> int:
     """The exit code of a command that has no flags of its own."""
     with pytest.MonkeyPatch.context() as patch:
