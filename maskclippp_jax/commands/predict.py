@@ -34,6 +34,7 @@ from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
+MEMORY = "--batch_size=1 takes less, and --tiles=1024 for large pictures"
 
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, 'untuned', or "
