@@ -4,6 +4,7 @@ A tiny random model; three data sets of the same four pictures hold label maps, 
 instances.
 """
 
+import copy
 import dataclasses
 import functools
 import importlib.metadata
@@ -208,6 +209,21 @@ def test_pictures_of_one_canvas_share_their_programs(generated, compiled):
     """All sides are below 64 pixels here; heights, widths and numbers of masks differ."""
     assert len(generated) == 4
     assert compiled.count("scores_of") == compiled.count("look") == 1
+
+
+def test_neither_a_second_pass_nor_other_words_compile_anything(place, config, model, truth, mesh,
+                                                                generated):
+    """Other words are as many as fill the same table of names."""
+    others = dataclasses.replace(VOCABULARY, name="others", classes=tuple(
+        (f"red {names[0]}", *names[1:]) for names in VOCABULARY.classes))
+    again = copy.copy(truth)
+    again.vocabulary = others
+    with jax.set_mesh(mesh), compilations() as names:
+        for where, bundle in ((truth, Bundle(place / "open")), (again, Bundle(place / "open"))):
+            bundle.vocabulary = where.vocabulary
+            found = list(passes.name_bundle(config, model, where, PARTS, mesh, range(4), bundle))
+            assert len(found) == 4
+    assert names == []
 
 
 def literal_scores(model, names, stored, number, version=Version()):
