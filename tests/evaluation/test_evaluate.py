@@ -13,7 +13,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.vocabulary import Vocabulary
-from tests import xla_flags
+from tests import forked, xla_flags
 from tests.compilations import compilations
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -540,8 +539,7 @@ def test_confusions_come_worst_first():
 def command(place, name, *line):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
                        XLA_FLAGS=xla_flags.devices(1))
-    return subprocess.run([sys.executable, "-m", "maskclippp_jax", name, *line], cwd=place,
-                          env=environment, capture_output=True, text=True, timeout=300)
+    return forked.run(name, *line, cwd=place, env=environment)
 
 
 def evaluate(place, *line):
