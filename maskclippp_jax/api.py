@@ -179,8 +179,8 @@ class Model:
             unknown = self._namer.unknown_words(classes)
             if unknown:
                 known = " ".join(self._namer.model.text.words)
-                warnings.warn(f"this model has never seen {', '.join(map(repr, unknown))}; it "
-                              f"knows the words {known}", stacklevel=2)
+                warnings.warn(f"this model has never seen {loading.some(unknown)}; it knows the "
+                              f"words {known}", stacklevel=2)
             self._words[classes] = self._namer.embed(classes)
             if len(self._words) > _VOCABULARIES:
                 self._words.popitem(last=False)

@@ -6,6 +6,7 @@ tabs: `thing` or `stuff`, the data set's own id, and the colour it is officially
 misspellings and blanks included: they are part of the prompts that published numbers rest on.
 """
 
+import collections
 import dataclasses
 import importlib.resources
 import itertools
@@ -84,7 +85,7 @@ class Vocabulary:
         Raises:
           ValueError: no class, a line with other columns, or an id that two classes have.
         """
-        classes, is_thing, ids, colors = [], [], [], []
+        classes, is_thing, ids, colors = [], [], {}, []  # ids: the place of each
         free = (n for n in itertools.count() if n not in skip)
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.startswith("# "):
@@ -98,13 +99,12 @@ class Vocabulary:
                 raise ValueError(f"{name}, line {number}: got {line!r}, wanted names separated by "
                                  "commas, then optionally, after tabs, thing or stuff, a number, "
                                  "and a colour like #00ff7f")
-            if int(dataset_id) in ids:
+            if ids.setdefault(int(dataset_id), len(classes)) != len(classes):
                 raise ValueError(f"{name}, line {number}: the id {dataset_id} belongs to "
-                                 f"{classes[ids.index(int(dataset_id))][0]!r} already; give every "
+                                 f"{classes[ids[int(dataset_id)]][0]!r} already; give every "
                                  "class one of its own")
             classes.append(split_names(names))
             is_thing.append(kind == "thing")
-            ids.append(int(dataset_id))
             colors.append(tuple(bytes.fromhex(color[1:])) if color else None)
         if not classes:
             raise ValueError(f"{name} holds no class; write one a line, synonyms separated by "
@@ -184,7 +184,7 @@ class Vocabulary:
         names = [n for c in classes for n in c]
         if "" in names:
             raise ValueError(f"{what} has an empty name; remove it, or the comma too many")
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(n for n, count in collections.Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"the class list names {', '.join(map(repr, twice))} more than once; "
                              "keep one of each")

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskclippp_jax.data import build, images, records, scenes
 from maskclippp_jax.vocabulary import Vocabulary
-from tests import xla_flags
+from tests import forked, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = '''
@@ -83,16 +83,16 @@ def environment(devices=1):
 
 
 def command(place, name, *flags, devices=1, wait=True, cwd=ROOT):
-    line = [sys.executable, "-m", "maskclippp_jax", name]
+    line = [name]
     # The others find the configuration in the run.
     if name in ("train", "evaluate") and not any(f.startswith("--config=") for f in flags):
         line += [f"--config={place}/tiny.py", f"--config.data_dir={place}/data"]
     line += flags
-    if not wait:
-        return subprocess.Popen(line, env=environment(devices), cwd=cwd, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
-    return subprocess.run(line, env=environment(devices), cwd=cwd, capture_output=True, text=True,
-                          timeout=300)
+    if wait:
+        return forked.run(*line, env=environment(devices), cwd=cwd)
+    return subprocess.Popen([sys.executable, "-m", "maskclippp_jax", *line], cwd=cwd, text=True,
+                            env=environment(devices), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def train(place, workdir, *flags, **kw):

@@ -34,6 +34,7 @@ from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
+MEMORY = "--batch_size=1 takes less, and --tiles=1024 for large pictures"
 
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, 'untuned', or "
@@ -70,7 +71,7 @@ FAST = flags.DEFINE_bool("fast", False, "pad pictures so that most share the gen
 
 
 def main(arguments):
-    from maskclippp_jax.data import images, picture_files, regions, tiling
+    from maskclippp_jax.data import images, label_maps, picture_files, regions, tiling
     from maskclippp_jax.vocabulary import Vocabulary
 
     images.limit_pixels(MAX_PIXELS.value)
@@ -82,6 +83,8 @@ def main(arguments):
                   else Vocabulary.from_file(NAMES_FILE.value))
     if ELSE.value is not None:
         vocabulary.followed_by(Vocabulary.from_string(ELSE.value))  # refuses what cannot be
+    if "json" in FORMAT.value:  # which label maps go with
+        label_maps.check_classes(vocabulary.num_classes, NAMES_FILE.value or "--classes")
     if sum(f.value is not None for f in (MASKS, BUNDLE, GENERATOR, REGIONS)) > 1:
         raise ValueError("give one of --generator, --masks, --bundle and --regions")
     if TILES.value is not None:
@@ -99,7 +102,8 @@ def main(arguments):
     pictures = picture_files.find(arguments, masks=MASKS.value, bundle=BUNDLE.value,
                                   leave_out=OUTPUT.value)
     # Headers are looked at before anything is written, so that a bad file costs nothing.
-    pictures, skipped = picture_files.check(pictures, skip_broken=SKIP_BROKEN.value)
+    pictures, skipped = picture_files.check(pictures, skip_broken=SKIP_BROKEN.value,
+                                            in_tiles=TILES.value is not None)
     if MASKS.value is BUNDLE.value is GENERATOR.value is REGIONS.value is None:
         raise ValueError("nothing says where masks come from; give --generator=eomt-l-640 (or "
                          "another one: convert --list), or masks in files, "

@@ -22,6 +22,7 @@ made with another configuration is refused.
 from absl import flags
 
 POSITIONAL, BUCKETS = "", ("workdir",)
+MEMORY = "a smaller --config.train.batch_size, or --config.remat=full, takes less"
 
 # A path, not a configuration: the runs read it.
 CONFIG = flags.DEFINE_string("config", None, "name or file of the "

@@ -12,6 +12,9 @@ from absl import flags
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "", ("workdir",)
+MEMORY = ("a smaller --config.train.batch_size takes less, and so do, with the same numbers, "
+          "--config.train.accumulate=2, --config.remat=full and more --config.mesh.fsdp; "
+          "`maskclippp plan --batches=fit` says what fits")
 
 CONFIG = cli.define_config("the experiment")
 DISTRIBUTED = cli.define_distributed()

@@ -24,7 +24,7 @@ from multiprocessing import resource_tracker
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epy
 
-from maskclippp_jax.data import images, records
+from maskclippp_jax.data import images, label_maps, records
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 
@@ -97,8 +97,10 @@ def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: 
     Raises:
       FileExistsError: the data set exists and `overwrite` is false.
       BadPictures: pictures that cannot be used; nothing is registered.
-      ValueError: two pictures with one id, no space left, or another process is at it.
+      ValueError: more classes than a record holds, two pictures with one id, no space left, or
+        another process is at it.
     """
+    label_maps.check_classes(vocabulary.num_classes, vocabulary.name)
     folder = place_of(data_dir, name)
     made = [p for p in (folder.parent, *folder.parents[1:3]) if not p.exists()]
     try:

@@ -7,6 +7,7 @@ pictures have a largest number of pixels (`limit_pixels`).
 import functools
 import importlib.util
 import io
+import re
 import struct
 import typing
 import warnings
@@ -24,6 +25,7 @@ _COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than number
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
                OverflowError, struct.error, zlib.error)
+_WHOLE = 2**28  # pixels: 16384x16384
 _PICTURE = "the picture"  # in messages, where nothing names it
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -72,6 +74,22 @@ def check_shape(height: int, width: int, name: str) -> None:
         raise _Unfit(f"{name} has {width}x{height} pixels, more than the {limit_pixels()} that "
                      "are decoded; if it is meant, give --max_pixels (in Python "
                      "data.images.limit_pixels), else make it smaller")
+
+
+def check_whole(size: typing.Sequence[int], name: str) -> None:
+    """Sees that a picture may be worked on as a whole, whatever `limit_pixels` says.
+
+    Args:
+      size: height and width.
+      name: of the picture, for messages.
+
+    Raises:
+      ValueError: what is made of each pixel would ask for more than the memory.
+    """
+    if size[0] * size[1] > _WHOLE:
+        raise ValueError(f"{name} has {size[1]}x{size[0]} pixels, more than the {_WHOLE} that are "
+                         "looked at as a whole; give --tiles=1024 to predict or prepare (in Python "
+                         "tiles=1024), or make it smaller")
 
 
 def read_image(path: str) -> np.ndarray:
@@ -318,9 +336,11 @@ def _open(content: typing.BinaryIO, name: str,
         raise
     except _Refused as error:
         raise ValueError(f"{name} {error}") from None
-    except _TOO_LARGE:
-        raise ValueError(f"{name} has more than the {limit_pixels()} pixels that are decoded; if "
-                         "it is meant, give --max_pixels, else make it smaller") from None
+    except _TOO_LARGE as error:
+        count = re.search(r"\d+", str(error))[0]  # Pillow says how many
+        raise ValueError(f"{name} has {count} pixels, more than the {limit_pixels()} that are "
+                         "decoded; if it is meant, give --max_pixels, else make it smaller"
+                         ) from None
     except _UNREADABLE as error:
         error = str(error).split(" <_io.")[0]  # Pillow names the buffer
         raise ValueError(f"{name} cannot be read as a picture ({error})") from None

@@ -15,6 +15,18 @@ from maskclippp_jax.runtime import storage
 
 NOTHING = (255, 65535)
 MOST = 4096  # masks of a map
+MOST_CLASSES = NOTHING[1]  # of a file of 16 bits: 0 ... 65534
+
+
+def check_classes(count: int, name: object) -> None:
+    """Sees that files of label maps can hold every class of a vocabulary.
+
+    Raises:
+      ValueError: there are too many.
+    """
+    if count > MOST_CLASSES:
+        raise ValueError(f"{name} has {count} classes, and files of label maps hold the numbers of "
+                         f"{MOST_CLASSES} (16 bits); leave some out")
 
 
 def checked(labels: np.ndarray, name: object, lowest: int = 0) -> np.ndarray:
@@ -60,7 +72,14 @@ def means_nothing(numbers: np.ndarray, nothing: typing.Sequence[int] | None) -> 
 
 def stored(labels: np.ndarray) -> np.ndarray:
     """A map [H, W] of numbers from 0, -1 = nothing, as uint8 (255 = nothing) or, where it holds
-    255 or more, as uint16 (65535 = nothing)."""
+    255 or more, as uint16 (65535 = nothing).
+
+    Raises:
+      ValueError: a number that 16 bits do not hold.
+    """
+    if labels.max(initial=0) >= MOST_CLASSES:
+        raise ValueError(f"the label map holds {labels.max()}, wanted at most {MOST_CLASSES - 1}: "
+                         "files of label maps have 16 bits")
     dtype = np.uint8 if labels.max(initial=0) < NOTHING[0] else np.uint16
     return np.where(labels < 0, np.iinfo(dtype).max, labels).astype(dtype)
 

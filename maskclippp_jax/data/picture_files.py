@@ -80,9 +80,10 @@ def _listed(files: typing.Sequence[str], names: typing.Sequence[str],
     return [PictureFile(f, n, m[1]) for f, n, m in zip(files, names, found)]
 
 
-def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
+def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool, in_tiles: bool = False
           ) -> tuple[list[PictureFile], list[str]]:
-    """Looks at the headers of all pictures and of masks in files.
+    """Looks at the headers of all pictures, which are named whole or `in_tiles`, and of masks in
+    files.
 
     Returns:
       The pictures that may be read, and what is wrong with the others.
@@ -95,6 +96,8 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool
         try:
             size = images.header_size(picture.path)
             transforms.check_ratio(size, picture.path)
+            if not in_tiles:
+                images.check_whole(size, picture.path)
             if isinstance(picture.masks, str):
                 mask_files.check(picture.masks, size)
             good.append(picture)

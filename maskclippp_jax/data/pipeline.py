@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags, logging
 from etils import epy
 
-from maskclippp_jax.data import transforms
+from maskclippp_jax.data import images, transforms
 from maskclippp_jax.data.records import decode_segments, id_of
 from maskclippp_jax.models import resample
 
@@ -43,6 +43,7 @@ def decode(record: dict) -> tuple[np.ndarray, np.ndarray, str]:
     if image is None:
         raise ValueError(f"the picture of record {name} cannot be decoded; prepare the data "
                          "set again")
+    images.check_whole(image.shape[:2], f"the picture of record {name}")
     segments = decode_segments(record["segments"])
     if segments.shape != image.shape[:2]:
         raise ValueError(f"record {name}: the picture is {image.shape[:2]}, its segments "

@@ -40,6 +40,7 @@ with epy.lazy_imports():  # slow to import, and not needed to name a photograph
 VERSION = "1.1.0"
 KINDS = ("semantic", "panoptic", "instance")
 LEARNABLE = 4   # pixels of a mask that must show so that something can be learnt from it
+_MOST = 2**16 - 1  # segments of a picture: `segments` has 16 bits
 _END = 1 << 16  # bytes of both ends of a record file that `fingerprint` reads
 _LEAST = 1 << 16  # bytes of a whole ArrayRecord file
 _AGAIN = "; prepare it again, or copy it again from where it was made"
@@ -144,6 +145,7 @@ def panoptic_record(image: bytes, image_id: str, source_ids: np.ndarray,
         raise ValueError(f"{image_id}: the segment id {twice} is " + (
             "given to a segment, but means nothing" if twice == 0 else "used twice"))
     segments = positions(source_ids, np.array(ids))
+    _check_count(rows, image_id)
     if segments.min(initial=0) < 0:
         raise ValueError(f"{image_id}: there are pixels of segment {source_ids[segments < 0][0]}, "
                          "but it is not described; are picture and annotation of one release?")
@@ -165,6 +167,7 @@ def instance_record(image: bytes, image_id: str, size: tuple[int, int],
       negative_classes: ids of classes that are certainly not in the picture.
       not_exhaustive_classes: ids of classes of which more may be in the picture.
     """
+    _check_count(rows, image_id)
     areas = [run_lengths.area(mask) for mask in masks]
     segments = np.zeros(size, np.uint16)
     for n in sorted(range(len(rows)), key=lambda n: (not rows[n].is_crowd, -areas[n])):
@@ -177,6 +180,12 @@ def instance_record(image: bytes, image_id: str, size: tuple[int, int],
             for r, a, m in zip(rows, areas, masks)]
     return assemble(image, image_id, segments, rows, rles=rles, negative_classes=negative_classes,
                     not_exhaustive_classes=not_exhaustive_classes)
+
+
+def _check_count(rows: typing.Sequence[Segment], image_id: str) -> None:
+    if len(rows) > _MOST:
+        raise ValueError(f"{image_id} has {len(rows)} segments, and a record holds {_MOST}; cut "
+                         "the picture into pieces")
 
 
 def assemble(image: bytes, image_id: str, segments: np.ndarray, rows: typing.Sequence[Segment], *,

@@ -11,6 +11,7 @@ import typing
 
 import numpy as np
 
+from maskclippp_jax import metrics
 from maskclippp_jax.data import bundles, pipeline, records, tiling
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.vocabulary import Vocabulary
@@ -50,11 +51,13 @@ class Truth:
           split: of all.
 
         Raises:
-          ValueError: two data sets of one kind, other classes, or pictures that one of them lacks.
+          ValueError: two data sets of one kind, other classes, too many, or pictures that one of
+            them lacks.
         """
         self.what, self.sources = f"{', '.join(sources)} {split}", dict(sources)
         first, *others = sources.values()
         self.records, self.vocabulary = first.records, first.vocabulary
+        metrics.check_count(self.vocabulary.num_classes, self.what)
         self.ids = [records.id_of(first.records[i]) for i in range(len(first.records))]
         self._of: dict[str, tuple[records.Source, dict[str, int]]] = {}
         for name, source in sources.items():

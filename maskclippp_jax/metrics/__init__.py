@@ -12,6 +12,8 @@ import typing
 
 import numpy as np
 
+MOST_CLASSES = 2**14 - 1  # tables of all pairs take 2 GiB
+
 
 class Metric(typing.Protocol):
     def reset(self) -> None: ...
@@ -95,6 +97,27 @@ def same_shape(counts: np.ndarray, mine: np.ndarray) -> np.ndarray:
         raise ValueError(f"the saved counts have the shape {counts.shape}, wanted {mine.shape}; "
                          "they are of another list of classes, evaluate anew")
     return counts
+
+
+def pairs(count: int) -> np.ndarray:
+    """A table of zeros for the pairs of so many classes, [count, count] int64.
+
+    Raises:
+      ValueError: it would be too large.
+    """
+    check_count(count - 1)
+    return np.zeros((count, count), np.int64)
+
+
+def check_count(num_classes: int, what: str = "the vocabulary") -> None:
+    """Sees that so many classes can be measured.
+
+    Raises:
+      ValueError: they cannot.
+    """
+    if num_classes > MOST_CLASSES:
+        raise ValueError(f"{what} has {num_classes} classes, wanted at most {MOST_CLASSES}: what "
+                         "is measured counts every pair of them; leave some out")
 
 
 def check_classes(values: np.ndarray, num_classes: int, what: str) -> np.ndarray:

@@ -34,7 +34,7 @@ class MaskAccuracy:
         self.reset()
 
     def reset(self) -> None:
-        self.counts = np.zeros((self.num_classes, self.num_classes), np.int64)
+        self.counts = metrics.pairs(self.num_classes)
         self.pictures.reset()
 
     def process(self, predicted: np.ndarray, labels: np.ndarray) -> None:

@@ -23,7 +23,7 @@ class SemanticSegmentation:
         self.reset()
 
     def reset(self) -> None:
-        self.counts = np.zeros((self.num_classes + 1,) * 2, np.int64)
+        self.counts = metrics.pairs(self.num_classes + 1)
         self.pictures.reset()
 
     def process(self, prediction: np.ndarray | None, truth: np.ndarray) -> None:

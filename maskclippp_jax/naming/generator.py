@@ -8,7 +8,6 @@ embeddings, which become logits of any names that its own text tower embeds.
 
 import functools
 import hashlib
-import os
 import threading
 import typing
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskclippp_jax import config as configuration, params as parameters
-from maskclippp_jax.data import generator_input
+from maskclippp_jax.data import generator_input, images
 from maskclippp_jax.data.bundles import PictureMasks
 from maskclippp_jax.data.generator_input import Preparation, Way
 from maskclippp_jax.data.mask_chain import MaskSizes
@@ -25,7 +24,7 @@ from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.generators.mask2former import Mask2FormerConfig
 from maskclippp_jax.naming import closed_results, inference
-from maskclippp_jax.naming.given import Given, ImageLike, read_image
+from maskclippp_jax.naming.given import Given, ImageLike, path_of, read_image
 from maskclippp_jax.naming.postprocess import Instances
 from maskclippp_jax.runtime import programs
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
@@ -149,9 +148,9 @@ class Generator:
     def enter(self, image: ImageLike) -> Waiting:
         """A picture as it passes into the network; raises what a call does."""
         self.require_masks()
-        pixels = read_image(image)
+        pixels, path = read_image(image), path_of(image)
+        images.check_whole(pixels.shape[:2], path or "the picture")
         way = self.way_of(pixels.shape[:2])
-        path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         return Waiting(self, pixels, generator_input.enter(pixels, way), way, path)
 
     def find(self, pictures: typing.Sequence[Waiting]) -> list[Given]:

@@ -35,16 +35,20 @@ class Given(typing.NamedTuple):
         return pathlib.Path(self.path).stem if self.path else "picture"
 
 
-def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | None = None) -> Given:
+def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | None = None, *,
+         in_tiles: bool = False) -> Given:
     """A picture and its masks; `api.Model.name` tells what they may be.
 
-    `nothing` are the numbers that mean nothing in a label map; None: see `label_maps`.
+    `nothing` are the numbers that mean nothing in a label map; None: see `label_maps`. `in_tiles`:
+    the picture will not be worked on as a whole.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: no picture, no masks, or both do not fit.
     """
     pixels = read_image(image)
+    if not in_tiles:
+        images.check_whole(pixels.shape[:2], path_of(image) or "the picture")
     return _read_masks(masks, pixels, nothing)._replace(path=path_of(image))
 
 

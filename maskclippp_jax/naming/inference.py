@@ -44,7 +44,7 @@ class Sizes(typing.NamedTuple):
 class Result(typing.NamedTuple):
     scores: jax.Array   # [B, N, S'] float32 softmax over classes; 0 beyond the last class
     classes: jax.Array  # [B, N] int32
-    labels: jax.Array   # [B, H, W] int16 semantic label map at the stored size
+    labels: jax.Array   # [B, H, W] semantic label map at the stored size, `postprocess.narrow`
 
 
 def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCLIPppConfig,
@@ -152,7 +152,7 @@ def make_namer(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float32,
     def name_masks(params, features, names):
         name_logits = build(params).classify(features, names.embeddings)
         logits = maskclippp.class_logits(name_logits, names.synonym_class)  # [B, N, S']
-        labels = jnp.zeros((len(logits), 0, 0), jnp.int16)
+        labels = jnp.zeros((len(logits), 0, 0), postprocess.narrow(logits.shape[-1]))
         result = Result(jax.nn.softmax(logits), postprocess.mask_classes(logits), labels)
         return jax.tree.map(sharding.constrain_batch, result)
 

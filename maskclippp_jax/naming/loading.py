@@ -255,7 +255,13 @@ def warn_of_unknown_words(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabu
     unknown = make_tokenizer(model).unknown_words(n for c in vocabulary.classes for n in c)
     if unknown:
         logging.warning("this model has never seen %s of %s; it knows the words %s",
-                        ", ".join(map(repr, unknown)), vocabulary.name, " ".join(model.text.words))
+                        some(unknown), vocabulary.name, " ".join(model.text.words))
+
+
+def some(words: typing.Sequence[str]) -> str:
+    """"'a', 'b'"; of many the first ten and how many others there are."""
+    more = len(words) - 10
+    return ", ".join(map(repr, words[:10])) + f" and {more} others" * (more > 0)
 
 
 def prompts_shape(model: maskclippp.MaskCLIPppConfig, vocabulary: Vocabulary,

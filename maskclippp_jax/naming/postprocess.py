@@ -76,7 +76,7 @@ class Results(typing.NamedTuple):
     `panoptic_segments` and `instances` make of one picture's part what people want.
     """
 
-    labels: jax.Array            # [B, H, W] int16 semantic classes
+    labels: jax.Array            # [B, H, W] semantic classes, see `narrow`
     categories: jax.Array        # [B, N] int32 best class of each mask, void left aside
     facts: "MaskFacts"           # of each picture
     instance_scores: jax.Array   # [B, D] float32
@@ -102,7 +102,7 @@ def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Cal
         classes, corner = shared
         rows, columns = mask_taps(mask_sizes, output_size, canvas, corner)
         one = lambda x: jax.tree.map(lambda array: array[None], x)
-        labels = jnp.zeros((0, 0), jnp.int16)
+        labels = jnp.zeros((0, 0), narrow(scores.classes.shape[-1]))
         if wanted.semantic:
             labels, _ = semantic_labels(masks[None], one(rows), one(columns), scores.classes[None],
                                         classes.num_classes, tile=tile, window=window)
@@ -159,6 +159,11 @@ def join_facts(blocks: list[list["MaskFacts"]]) -> "MaskFacts":
                      join_blocks(part("bits")))
 
 
+def narrow(count: int) -> typing.Any:
+    """The integers that maps of the numbers 0 ... count - 1 are made of: int16, else int32."""
+    return jnp.int16 if count <= 2**15 else jnp.int32
+
+
 def mask_classes(class_logits: jax.Array) -> jax.Array:
     """The best class of every mask, the first one on ties: [B, N, C] -> [B, N] int32."""
     return class_logits.argmax(-1).astype(jnp.int32)
@@ -179,8 +184,8 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
       probabilities: [N, C] float32, scores of each mask.
 
     Returns:
-      [H, W] int16 class of each pixel, the first one on ties; class 0 where no mask is (so in the
-      public reference), and anything outside the true size.
+      [H, W] class of each pixel (see `narrow`), the first one on ties; class 0 where no mask is (so
+      in the public reference), and anything outside the true size.
     """
     rows, columns = (
         resample.bilinear_taps(side, resample.Stage(mask_size[i], segments_size[i]),
@@ -192,7 +197,7 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
         found, weight = resample.segment_shares(
             segments, resample.Taps(*(x[None] for x in row)), columns)  # [1, W, k]
         scores = jnp.einsum("wk,wkc->wc", weight[0], table[found[0]], precision="highest")
-        return scores.argmax(-1).astype(jnp.int16)
+        return scores.argmax(-1).astype(narrow(len(table[0])))
 
     return jax.lax.map(one_row, tuple(rows))
 
@@ -219,13 +224,12 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
       window: see `resample.map_tiles`.
 
     Returns:
-      [H, W] int16 labels, the first class on ties and class 0 where no mask is, and [H, W] float32,
-      the scores of these classes.
+      [H, W] labels (see `narrow`), the first class on ties and class 0 where no mask is, and [H, W]
+      float32, the scores of these classes.
     """
     shape = rows.index.shape[1], columns.index.shape[1]
     num_versions, num_masks, num_columns = scores.shape
-    if num_columns > 2**15:
-        raise ValueError(f"got {num_columns} classes; labels are int16, wanted at most {2**15}")
+    dtype = narrow(num_columns)
     chunk = min(num_columns, _CLASSES)
     by_class = jnp.moveaxis(scores, 2, 0)  # [C, V, N]
     by_class = jnp.pad(by_class, [(0, -num_columns % chunk), (0, 0), (0, 0)])
@@ -246,11 +250,11 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
             numbers = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
             small = jnp.einsum("vnij,cvn->vcij", windows, by_class[numbers], precision="highest")
             (labels, best), _ = jax.lax.scan(
-                _better, (labels, best), (numbers.astype(jnp.int16), tile_taps.enlarge(small)))
+                _better, (labels, best), (numbers.astype(dtype), tile_taps.enlarge(small)))
             return i + 1, labels, best
 
         # Class 0 where nothing scores, as the first of equals.
-        start = jnp.int32(0), jnp.zeros(tile, jnp.int16), jnp.zeros(tile)
+        start = jnp.int32(0), jnp.zeros(tile, dtype), jnp.zeros(tile)
         return jax.lax.while_loop(may_win, one_chunk, start)[1:]
 
     labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile, window)
@@ -297,8 +301,8 @@ def _join(tiles: jax.Array, shape: tuple[int, int]) -> jax.Array:
 class MaskFacts(typing.NamedTuple):
     """What panoptic and instance results need to know of one image's masks at full size."""
 
-    winner: jax.Array   # [H, W] int16: n + 1 if mask n wins and is >= 0.5 there, -(n + 1) if it
-                        # wins with less, 0 if no mask competes, or outside the picture
+    winner: jax.Array   # [H, W] of `narrow`: n + 1 if mask n wins and is >= 0.5 there, -(n + 1) if
+                        # it wins with less, 0 if no mask competes, or outside the picture
     covered: jax.Array  # [N] int32, pixels with the mask >= 0.5
     above: jax.Array    # [N] int32, pixels with the mask > 0.5
     total: jax.Array    # [N] float32, sum of the mask over these
@@ -323,7 +327,7 @@ def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, wei
       activation: of enlarged masks, which makes them probabilities if they are not yet.
     """
     shape = len(rows.index), len(columns.index)
-    competes = weights > -jnp.inf
+    competes, dtype = weights > -jnp.inf, narrow(len(masks) + 2)  # 0, and one more is counted
 
     def one_tile(tile_taps, corner):
         full = activation(
@@ -337,10 +341,10 @@ def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, wei
             score = jnp.where(allowed, weight * values, -jnp.inf)
             signed = jnp.where(values >= 0.5, number, -number)
             wins = score > highest
-            return (number + jnp.int16(1), jnp.where(wins, signed, winner),
+            return (number + dtype(1), jnp.where(wins, signed, winner),
                     jnp.where(wins, score, highest)), None
 
-        start = jnp.int16(1), jnp.zeros(tile, jnp.int16), jnp.full(tile, -jnp.inf)
+        start = dtype(1), jnp.zeros(tile, dtype), jnp.full(tile, -jnp.inf)
         winner = jax.lax.scan(one_mask, start, (full, weights, competes))[0][1]
         above = (full > 0.5) & inside[None]
         return dict(
@@ -402,7 +406,7 @@ def panoptic_segments(winner: np.ndarray, covered: np.ndarray, categories: np.nd
     Masks of one stuff class join one segment.
 
     Args:
-      winner: [H, W] int16 of `MaskFacts`, cut to the picture.
+      winner: [H, W] of `MaskFacts`, cut to the picture.
       covered: [N] of `MaskFacts`.
       categories: [N] class of each mask.
       is_thing: for each class.

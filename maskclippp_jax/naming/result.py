@@ -19,6 +19,8 @@ from maskclippp_jax.naming.tiled import SomeMasks
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
+_LARGEST = 2**34  # bytes of the masks of a picture at its size
+
 
 class Unnamed(typing.NamedTuple):
     """Which masks get no name."""
@@ -90,12 +92,14 @@ class Result:
             return self.masks.astype(np.float32)
         if self._given.large is not None:
             return self._given.large.soft()
+        self._check_room(4)
         return bundle_tools.at_picture_size(self._given.masks, self.image.shape[:2])
 
     @functools.cached_property
     def masks(self) -> np.ndarray:
         """[N, H, W] bool, the masks at the picture's size; soft ones where they are above 0.5."""
         if self._given.segments is not None:
+            self._check_room(1)
             return self._given.segments[None] == np.arange(1, len(self) + 1)[:, None, None]
         return self.soft_masks > 0.5
 
@@ -186,6 +190,19 @@ class Result:
         return visualize.draw_layers(self.image, layers, self.labels,
                                      [c[0] for c in self.vocabulary.classes], self._strongest(),
                                      legend=legend, side=side)
+
+    def _check_room(self, each: int) -> None:
+        """Sees that there is room for the masks, `each` bytes a pixel.
+
+        Raises:
+          ValueError: there is none.
+        """
+        height, width = self.image.shape[:2]
+        if len(self) * height * width * each > _LARGEST:
+            raise ValueError(
+                f"the {len(self)} masks of {self._given.path or 'a picture'} of {width}x{height} "
+                f"pixels take more than {_LARGEST / 2**30:.0f} GiB; have it looked at in tiles "
+                "(--tiles=1024, in Python tiles=1024), or make it smaller")
 
     def _strongest(self) -> dict[int, float]:
         """The best score of each class that is the best of some mask."""

@@ -46,7 +46,7 @@ class Found(typing.NamedTuple):
     """The results of one picture; None for what was not wanted."""
 
     mask_classes: np.ndarray                       # [N] int32
-    labels: np.ndarray | None                      # [H, W] int16
+    labels: np.ndarray | None                      # [H, W] int16 or int32
     panoptic: tuple[np.ndarray, list[dict]] | None  # see `postprocess.panoptic_segments`
     instances: Instances | None
 
@@ -194,7 +194,8 @@ def make_averaging_segmenter(model_config: maskclippp.MaskCLIPppConfig, kind: st
                              ensemble: bool, dtype=jnp.float32
                              ) -> typing.Callable[..., jax.Array]:
     """The function `(params, batches, networks, names, opinion, classes, flipped, canvas,
-    output_canvas) -> labels`, int16 [B, H, W]: label maps of the mean over versions.
+    output_canvas) -> labels`, [B, H, W] of `postprocess.narrow`: label maps of the mean over
+    versions.
 
     `batches` and `networks` have an entry for each version of the same pictures, all on the same
     canvases, `flipped` [V] bool; the others: see `make_segmenter`. Versions are classified one

@@ -208,7 +208,7 @@ class Cut:
             pixels, path = given.read_image(image), given.path_of(image)
             self._whole = Given(pixels, np.zeros(0, int), None, None, path=path)
         else:
-            self._whole = given.read(image, masks, nothing)
+            self._whole = given.read(image, masks, nothing, in_tiles=True)
             if self._whole.bundle is not None:
                 raise ValueError("masks of a bundle have classes of the whole picture, which tiles "
                                  "have not; leave --tiles out, or let the generator look at them")

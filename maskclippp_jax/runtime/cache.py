@@ -12,7 +12,11 @@ def folder() -> pathlib.Path:
         home = pathlib.Path.home()
         if home.is_dir() and os.access(existing(home / ".cache/maskclippp_jax"), os.W_OK):
             return home / ".cache/maskclippp_jax"
-    place = pathlib.Path(tempfile.gettempdir(), f"maskclippp_jax_{os.getuid()}")
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # nothing can be written; who tries to keep something there says so
+        return pathlib.Path(os.devnull, "maskclippp_jax")
+    place = pathlib.Path(temporary, f"maskclippp_jax_{os.getuid()}")
     with contextlib.suppress(OSError):
         place.mkdir(mode=0o700, exist_ok=True)
     if place.is_dir() and not place.is_symlink() and place.stat().st_uid == os.getuid():

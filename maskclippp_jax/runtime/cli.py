@@ -1,6 +1,7 @@
 """What all commands share: flags, help, and a sentence with an exit code for what goes wrong.
 
-2: the input cannot be used. 1: the work cannot go on (a full disk, a loss that is no number).
+2: the input cannot be used. 1: the work cannot go on (a full disk or memory, a loss that is no
+number).
 
 A command (maskclippp_jax/commands) is a module with flags and `main(arguments)`, which imports what
 it works with only when it is called, so that `--help` is there at once.
@@ -95,7 +96,7 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
     Args:
       command: its module: `main(arguments)`, which gets those that are no flags; POSITIONAL, words
         that say what these are ("" if it takes none); BUCKETS, flags that may name a folder or a
-        file in a bucket (gs://...).
+        file in a bucket (gs://...). It may have MEMORY, which of its flags take less memory.
       arguments: what was typed after its name.
 
     Returns:
@@ -148,14 +149,31 @@ def complain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
+    debug = "debug" in flags.FLAGS and flags.FLAGS["debug"].value
+    if (lacking := _lack_of_memory(error)) is not None and not debug:
+        advice = [m.MEMORY for name in flags.FLAGS.flags_by_module_dict()
+                  if hasattr(m := sys.modules.get(name), "MEMORY")]
+        print(f"error: {'; '.join([lacking, *advice])}", file=sys.stderr)
+        return 1
     for kinds, code in (((ValueError, FileNotFoundError, FileExistsError), 2),
                         ((OSError, FloatingPointError), 1)):
-        debug = "debug" in flags.FLAGS and flags.FLAGS["debug"].value
         if isinstance(error, kinds) and not debug:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return code
     traceback.print_exception(error)
     return 1
+
+
+def _lack_of_memory(error: BaseException | None) -> str | None:
+    """What is said of an error that is a lack of memory, of the host or of a device; else None."""
+    while error is not None:
+        said = str(error).partition("\n")[0]
+        # By its name: commands that do without JAX do not import it for this.
+        if isinstance(error, MemoryError) or (
+                type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in said):
+            return f"out of memory ({said[:200] or type(error).__name__})"
+        error = error.__cause__
+    return None
 
 
 def help_of(command: types.ModuleType, name: str) -> str:

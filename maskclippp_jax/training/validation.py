@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import params as parameters
+from maskclippp_jax import metrics, params as parameters
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.evaluation import tables
@@ -23,10 +23,11 @@ def open_source(config: ml_collections.ConfigDict) -> tuple[records.Source, np.n
     """The data set of `config.eval`, and which of its classes are seen: [C] bool.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there.
+      FileNotFoundError, ValueError: it is not there, or has too many classes.
     """
     settings = config.eval
     source = records.open_source(config.data_dir, settings.dataset, settings.split)
+    metrics.check_count(source.vocabulary.num_classes, settings.dataset)
     return source, source.vocabulary.seen_in(Vocabulary.load(settings.seen_vocabulary))
 
 

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -43,6 +45,40 @@ def test_a_run_logs_every_step_and_keeps_whole_checkpoints(place, whole):
     assert rows["image/blocks/*/attention/key/kernel"]["trainable"] == 0
     assert sum(row["of"] for row in table) > 10 * rows["similarity/corr_in/kernel"]["of"]
     assert len(list((place / "data/.text_embeddings").glob("*.npz"))) == 1
+
+
+# The command line, which ends with the steps that were done when each program was compiled.
+COUNTED = """
+import json, sys
+import jax
+from maskclippp_jax import __main__
+from maskclippp_jax.runs import run_log
+done, compiled, add = 0, [], run_log.RunLog.add
+def counted(self, step, metrics):
+    global done
+    done = step
+    add(self, step, metrics)
+run_log.RunLog.add = counted
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **more: compiled.append([done, str(more.get("fun_name"))])
+    if event == "/jax/core/compile/backend_compile_duration" else None)
+code = __main__.main()
+print(json.dumps([done, compiled]))
+sys.exit(code)
+"""
+
+
+def test_nothing_is_compiled_after_the_first_step_look_and_save(place):
+    """Pictures of several sizes and numbers of masks, looks at two sizes, saves, the log."""
+    line = [sys.executable, "-c", COUNTED, "train", f"--config={place}/tiny.py",
+            f"--config.data_dir={place}/data", f"--workdir={place}/counted",
+            "--config.eval_every=2", "--config.checkpoint_every=2", "--config.log_every=1",
+            "--config.train.steps=6"]
+    run = subprocess.run(line, env=whole_runs.environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    done, compiled = json.loads(run.stdout.splitlines()[-1])
+    assert done == 6 and len(compiled) > 3
+    assert [name for step, name in compiled if step > 2] == []
 
 
 def test_a_killed_run_started_again_gives_the_same_numbers(place, whole):

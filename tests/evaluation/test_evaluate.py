@@ -4,6 +4,7 @@ A tiny random model; three data sets of the same four pictures hold label maps, 
 instances.
 """
 
+import copy
 import dataclasses
 import functools
 import importlib.metadata
@@ -12,7 +13,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from maskclippp_jax.models import maskclippp, resample
 from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.vocabulary import Vocabulary
-from tests import xla_flags
+from tests import forked, xla_flags
 from tests.compilations import compilations
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -208,6 +208,21 @@ def test_pictures_of_one_canvas_share_their_programs(generated, compiled):
     """All sides are below 64 pixels here; heights, widths and numbers of masks differ."""
     assert len(generated) == 4
     assert compiled.count("scores_of") == compiled.count("look") == 1
+
+
+def test_neither_a_second_pass_nor_other_words_compile_anything(place, config, model, truth, mesh,
+                                                                generated):
+    """Other words are as many as fill the same table of names."""
+    others = dataclasses.replace(VOCABULARY, name="others", classes=tuple(
+        (f"red {names[0]}", *names[1:]) for names in VOCABULARY.classes))
+    again = copy.copy(truth)
+    again.vocabulary = others
+    with jax.set_mesh(mesh), compilations() as names:
+        for where, bundle in ((truth, Bundle(place / "open")), (again, Bundle(place / "open"))):
+            bundle.vocabulary = where.vocabulary
+            found = list(passes.name_bundle(config, model, where, PARTS, mesh, range(4), bundle))
+            assert len(found) == 4
+    assert names == []
 
 
 def literal_scores(model, names, stored, number, version=Version()):
@@ -524,8 +539,7 @@ def test_confusions_come_worst_first():
 def command(place, name, *line):
     environment = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="120", PYTHONPATH=str(ROOT),
                        XLA_FLAGS=xla_flags.devices(1))
-    return subprocess.run([sys.executable, "-m", "maskclippp_jax", name, *line], cwd=place,
-                          env=environment, capture_output=True, text=True, timeout=300)
+    return forked.run(name, *line, cwd=place, env=environment)
 
 
 def evaluate(place, *line):

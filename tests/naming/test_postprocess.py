@@ -407,12 +407,35 @@ def test_a_tile_that_reads_more_than_usual_is_right_too(rng):
     assert not tiles[1:].any()
 
 
-def test_too_many_classes_for_the_label_map_are_refused():
+MANY = 2**16  # columns of a vocabulary of 40 000 names
+
+
+@pytest.mark.parametrize("winner", [2**15 - 1, 2**15, 39_999])
+def test_numbers_beyond_16_bits_are_not_wrapped_in_label_maps(winner):
     taps = resample.bilinear_taps(4, resample.Stage(4, 4))
     one = resample.Taps(*(x[None] for x in taps))
-    with pytest.raises(ValueError, match="40000 classes"):
-        postprocess.semantic_labels(jnp.zeros((1, 1, 4, 4)), one, one, jnp.zeros((1, 1, 40000)),
-                                    40000, tile=(4, 8))
+    scores = np.zeros((1, MANY), np.float32)
+    scores[0, winner] = 0.9
+    soft, _ = postprocess.semantic_labels(jnp.full((1, 1, 4, 4), 50.0), one, one, scores[None],
+                                          40_000, tile=(4, 8))
+    size = np.array([4, 4], np.int32)
+    segments, scores = jnp.ones((4, 4), jnp.uint16), jnp.asarray(scores)
+    np.testing.assert_array_equal(soft, winner)
+    np.testing.assert_array_equal(postprocess.segment_labels(segments, size, size, scores), winner)
+
+
+def test_labels_are_narrow_as_long_as_all_classes_fit():
+    assert [postprocess.narrow(n) for n in (2**15, 2**15 + 1)] == [jnp.int16, jnp.int32]
+
+
+def test_the_winner_among_more_masks_than_16_bits_number_is_found():
+    count, size = 2**15 + 3, np.array([2, 2], np.int32)
+    weights = np.full(count, 0.1, np.float32)
+    weights[-1] = 0.9
+    taps = resample.bilinear_taps(2, resample.Stage(2, 2))
+    facts = postprocess.mask_facts(np.ones((count, 2, 2), bool), taps, taps, size, weights,
+                                   tile=(2, 8), with_bits=False)
+    np.testing.assert_array_equal(facts.winner, count)
 
 
 @pytest.mark.parametrize("tile", [(64, 128), (256, 512)])

@@ -198,8 +198,8 @@ def test_tiles_that_cannot_be_are_refused(model):
         model.name(image, labels, CLASSES, tiles=64, overlap=64)
     entry = types.SimpleNamespace(bundle="b", read=lambda: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(given, "read", lambda *args: given.Given(image, np.arange(1), labels, None,
-                                                               bundle=entry.bundle))
+        patch.setattr(given, "read", lambda *args, **kw: given.Given(
+            image, np.arange(1), labels, None, bundle=entry.bundle))
         with pytest.raises(ValueError, match="leave --tiles out"):
             tiled.Cut(image, entry, None, Tiles(64, 0))
     assert Window(0, 0, 4, 4).common(Window(4, 0, 8, 4)) is None

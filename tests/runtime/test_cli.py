@@ -1,10 +1,18 @@
 """What all commands share."""
 
+import re
+import subprocess
+import sys
 import types
 
+import jax
+import numpy as np
 import pytest
+from PIL import Image
 
+from maskclippp_jax import configs
 from maskclippp_jax.runtime import cache, cli, storage
+from tests import whole_runs
 
 
 def test_ctrl_c_ends_with_one_line_and_130(capsys):
@@ -60,6 +68,16 @@ def test_without_a_home_the_cache_is_in_the_temporary_folder(tmp_path, monkeypat
     assert cache.folder() == tmp_path / ".cache/maskclippp_jax"
 
 
+def test_where_nothing_can_be_written_the_cache_has_a_place_that_nobody_makes(monkeypatch):
+    def gettempdir():
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(cache.tempfile, "gettempdir", gettempdir)
+    monkeypatch.setenv("HOME", "/dev/null")
+    with pytest.raises(OSError):
+        (cache.folder() / "x").mkdir(parents=True)
+
+
 def run(command) -> int:
     """The exit code of a command that has no flags of its own."""
     with pytest.MonkeyPatch.context() as patch:
@@ -67,3 +85,59 @@ def run(command) -> int:
         patch.setattr(cli, "_parse", lambda name, arguments: [])
         patch.setattr(cli.flags, "DEFINE_bool", lambda *args, **kw: None)
         return cli.run(command, [])
+
+
+OUT_OF_MEMORY = """
+import sys
+from unittest import mock
+import jax
+from maskclippp_jax import api
+from maskclippp_jax.commands import predict
+from maskclippp_jax.runtime import cli
+error = jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\\nBuffers")
+with mock.patch.object(api, "load", side_effect=error):
+    sys.exit(cli.run(predict, sys.argv[1:]))
+"""
+
+
+def test_a_full_memory_of_a_device_ends_in_a_sentence_with_the_flags_that_take_less(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, f"{tmp_path}/a.png", "--classes=red",
+         "--checkpoint=untuned", "--regions=grid", f"--output={tmp_path}/out"],
+        capture_output=True, text=True, env=whole_runs.environment())
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert done.stderr.splitlines()[-1] == (
+        "error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.); "
+        "--batch_size=1 takes less, and --tiles=1024 for large pictures")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), MemoryError("std::bad_alloc"), np._core._exceptions._ArrayMemoryError(
+        (2**40,), np.dtype(np.int8)),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.")])
+def test_a_full_memory_is_told_from_other_errors_also_as_the_cause_of_one(capsys, error):
+    for raised in (error, RuntimeError("in a thread")):
+        raised.__cause__ = None if raised is error else error
+        assert cli.complain(raised) == 1
+        sentence = capsys.readouterr().err
+        assert sentence.startswith("error: out of memory (") and sentence.count("\n") == 1
+    assert cli.complain(jax.errors.JaxRuntimeError("INTERNAL: it is our fault")) == 1
+    assert "out of memory" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "sweep"])
+def test_what_is_said_to_take_less_memory_are_flags_of_the_command(name):
+    code = lambda command: (whole_runs.ROOT / f"maskclippp_jax/commands/{command}.py").read_text()
+    said = re.search(r"^MEMORY = .*?(?=\n\w|\n\n)", code(name), re.M | re.S)[0]
+    found = re.findall(r"--([\w.]+)", said.replace('"\n          "', ""))
+    assert found
+    for flag in found:
+        if flag.startswith("config."):
+            node = configs.read("quickstart")
+            for key in flag.split(".")[1:]:
+                node = node[key]
+        else:  # of the command, or of `plan`, which tells what fits
+            assert f'("{flag}",' in code(name) + code("plan")

@@ -5,54 +5,131 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from maskclippp_jax.runtime import programs
 
-# A program that takes a while to compile; the number of its compilations.
+# Programs of several names, one for each argument; how many were not in the folder. JAX is imported
+# after the folder was named, as commands do, or before it.
 PROGRAM = """
-import jax, numpy as np
+import sys
+before, *numbers = sys.argv[1:]
+if before == "jax":
+    import jax
 from maskclippp_jax.runtime import programs
 programs.keep(None)
+import jax, numpy as np
 compiled = []
 jax.monitoring.register_event_listener(
     lambda name, **_: compiled.append(name) if name.endswith("cache_misses") else None)
-@jax.jit
-def work(x):
-    for i in range(60):
-        x = jax.numpy.sort(x + i)[::-1]
-    return x
-print(work(np.arange(4.0)).sum(), len(compiled))
+for number in map(int, numbers):
+    def work(x):
+        for i in range(4):
+            x = jax.numpy.sort(x + i * number)[::-1]
+        return x
+    work.__name__ = f"work{number}"
+    print(jax.jit(work)(np.arange(4.0)).sum())
+print(len(compiled))
 """
 
 
-def test_the_second_start_compiles_nothing_and_a_damaged_program_is_compiled_again(tmp_path):
+def flipped_inside(content: bytes) -> bytes:
+    """An entry that JAX can decompress, of a program with other bytes."""
+    from jax._src import compilation_cache as jax_cache
+
+    program = bytearray(jax_cache.decompress_executable(content))
+    for place in range(len(program) // 3, len(program), len(program) // 50):
+        program[place] ^= 0x55
+    return jax_cache.compress_executable(bytes(program)) + content[-programs._CHECKSUM:]
+
+
+DAMAGES = dict(
+    cut=lambda content: content[:100], empty=lambda _: b"",
+    zeros=lambda content: bytes(len(content)),
+    noise=lambda content: np.random.default_rng(0).bytes(len(content)), inside=flipped_inside,
+    unsigned=lambda content: content[:-programs._CHECKSUM], folder=None)
+
+
+def test_the_second_start_compiles_nothing_and_damaged_programs_are_compiled_again(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_C")}
     environment |= dict(HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
 
-    def start() -> list[str]:
-        done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment,
-                              capture_output=True, text=True, check=True)
-        return done.stdout.split()
+    def start(before="programs") -> tuple[list[str], int, str]:
+        words = [sys.executable, "-c", PROGRAM, before, *map(str, range(1, len(DAMAGES) + 1))]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        *totals, missed = done.stdout.split()
+        return totals, int(missed), done.stderr
 
-    total, first = start()
-    assert int(first) > 0
-    assert start() == [total, "0"]
-    kept = [p for p in tmp_path.rglob("*-cache") if "work" in p.name]
-    assert len(kept) == 1
-    kept[0].write_bytes(kept[0].read_bytes()[:100])
-    again = start()
-    assert again[0] == total
+    totals, first, _ = start()
+    assert first >= len(DAMAGES) and len(set(totals)) == len(DAMAGES)
+    assert start("jax")[:2] == (totals, 0)
+    for number, damage in enumerate(DAMAGES.values(), start=1):
+        kept, = [p for p in tmp_path.rglob("*-cache") if f"work{number}" in p.name]
+        content = kept.read_bytes()
+        kept.unlink()
+        if damage:
+            kept.write_bytes(damage(content))
+        else:
+            kept.mkdir()
+    again, missed, said = start()
+    assert (again, missed) == (totals, len(DAMAGES))
+    assert said.count("is damaged; compiling it anew") == len(DAMAGES) - 1
+    assert said.count("compiled programs are not kept in") == 1 and "Is a directory" in said
+    assert start()[:2] == (totals, 1)  # all but the one with a folder in its place
 
 
-def test_where_programs_are_kept(tmp_path, monkeypatch):
+def test_every_flipped_byte_of_an_entry_is_noticed(tmp_path):
+    folder = programs.Folder(str(tmp_path))
+    folder.put("a", b"a program")
+    file, = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        assert folder.get("a") is None and not file.exists()
+    file.write_bytes(whole)
+    assert folder.get("a") == b"a program"
+    file.rename(tmp_path / "b-cache")  # under the name of another program
+    assert folder.get("b") is None
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path):
+    folder = programs.Folder(str(tmp_path), size=3 * (100 + programs._CHECKSUM))
+    for name in "abc":
+        folder.put(name, bytes(100))
+    for seconds, name in enumerate("abc"):
+        os.utime(tmp_path / f"{name}-cache", (seconds, seconds))
+    assert folder.get("a") == bytes(100)
+    folder.put("d", bytes(100))
+    assert {file.name for file in tmp_path.iterdir()} == {"a-cache", "c-cache", "d-cache"}
+
+
+def test_a_full_disk_is_said_once_and_leaves_nothing_half_written(tmp_path, monkeypatch, caplog):
+    def write_bytes(self, content):
+        self.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    folder = programs.Folder(str(tmp_path))
+    monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
+    with caplog.at_level("WARNING", logger="absl"):
+        for name in "ab":
+            folder.put(name, b"x")
+    assert caplog.text.count("are not kept in") == caplog.text.count("No space left") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_programs_are_kept(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(programs, "_use_folders", lambda module: None)
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setattr(os, "environ", environment := {})
     kept_in = lambda: environment.get("JAX_COMPILATION_CACHE_DIR")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(programs.cache, "folder", lambda: tmp_path / "file")
-    programs.keep(None)  # works without
-    assert kept_in() is None
+    with caplog.at_level("WARNING", logger="absl"):
+        programs.keep(None)  # works without
+    assert kept_in() is None and environment.pop("JAX_ENABLE_COMPILATION_CACHE") == "False"
+    assert "compiled programs are not kept in" in caplog.text and "--programs" in caplog.text
     with pytest.raises(ValueError, match="--programs=.*file cannot be written .*name another"):
         programs.keep(str(tmp_path / "file"))
     programs.keep(str(tmp_path / "x"))
