@@ -1,8 +1,8 @@
 """CLIP's byte-pair tokenizer, and those of SigLIP and TIPS.
 
-The package `tokenizers` splits and merges for CLIP, with the merges that CLIP was published with;
-`sentencepiece` does the work of the others, with a vocabulary file that the user gives. This is the
-only module that knows them.
+The package `tokenizers` splits text into words for CLIP, whose merges come with this package: its
+own merging takes longer to begin than most vocabularies take here. `sentencepiece` does the work of
+the others, with a vocabulary file that the user gives. This is the only module that knows them.
 """
 
 import functools
@@ -14,10 +14,9 @@ import re
 import string
 import typing
 
-import ftfy
 import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from maskclippp_jax.runtime import storage
 
@@ -90,13 +89,16 @@ class Tokenizer:
             if word in _SPECIAL:
                 ids.append(_SPECIAL[word])
             else:
-                ids.extend(token.id for token in _merges().tokenize(word))
+                ids.extend(_merged(word))
         return ids
 
 
 def clean(text: str) -> str:
     """Repairs broken Unicode, unescapes HTML twice, collapses white space, lowers the case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if not (text.isascii() and text.isprintable()) or "&" in text:  # else nothing is to be repaired
+        import ftfy  # slow to import
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
@@ -108,21 +110,48 @@ def _splitter() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([words, as_bytes])
 
 
+@functools.lru_cache(maxsize=2**16)
+def _merged(word: str) -> tuple[int, ...]:
+    """Ids of a word, spelt with one character a byte: as long as neighbouring tokens have a merge,
+    those with the earliest become one wherever they stand."""
+    merges, ids = _merges(), {}
+    tokens = [*word[:-1], word[-1] + "</w>"]
+    while True:
+        found = [merges.get(f"{a} {b}", END) for a, b in itertools.pairwise(tokens)]
+        first = min(found, default=END)
+        if first == END:
+            return tuple(ids.get(token) or _letters()[token] for token in tokens)
+        place = found.index(first)
+        both = tokens[place] + tokens[place + 1]
+        ids[both], before, tokens = first, tokens, tokens[:place]
+        while place < len(before):
+            if place < len(found) and found[place] == first:
+                tokens.append(both)
+                place += 2
+            else:
+                tokens.append(before[place])
+                place += 1
+
+
 @functools.cache
-def _merges() -> models.BPE:
-    """Merges the bytes of a word: 256 bytes, the same at the end of a word, then the merges."""
-    if not _MERGES.is_file():
-        raise FileNotFoundError(f"no {_MERGES}, CLIP's merges, which are a part of this package; "
-                                "install it again")
+def _letters() -> dict[str, int]:
+    """The ids of single bytes, and of those that end a word."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
                  *range(ord("®"), ord("ÿ") + 1)]  # stand for themselves, and come first
     alphabet = [*map(chr, printable), *map(chr, range(256, 512 - len(printable)))]
+    return {token: i for i, token in enumerate([*alphabet, *(a + "</w>" for a in alphabet)])}
+
+
+@functools.cache
+def _merges() -> dict[str, int]:
+    """The ids of what becomes of two tokens, "a b" as in the file, the earliest merge first."""
+    if not _MERGES.is_file():
+        raise FileNotFoundError(f"no {_MERGES}, CLIP's merges, which are a part of this package; "
+                                "install it again")
     with gzip.open(_MERGES, "rt", encoding="utf-8") as file:
         # The first line is a version; CLIP uses no more of the others than its ids have room for.
-        merges = [tuple(line.split()) for line in itertools.islice(file, 1, START - 512 + 1)]
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *map("".join, merges)]
-    return models.BPE({token: i for i, token in enumerate(tokens)}, merges,
-                      end_of_word_suffix="</w>")
+        lines = file.read().split("\n", START - 512 + 1)[1:-1]
+    return dict(zip(lines, itertools.count(512)))
 
 
 class SentencePieceTokenizer:
