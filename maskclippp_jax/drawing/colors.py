@@ -2,13 +2,12 @@
 
 import typing
 
-import cv2
 import numpy as np
 
 Color = tuple[int, int, int]
 
-# Vivid colours, each the farthest from all before it in the vision that tells them least, as the
-# tests find them again. 238 is the RGB 0x22, 0x33, 0x88. After 256 they repeat.
+# Vivid colours, each the farthest from all before it in the vision that tells them least; the tests
+# look again. 238 is the RGB 0x22, 0x33, 0x88. After 256 they repeat.
 _COLORS = tuple(tuple(17 * int(digit, 16) for digit in color) for color in (
     "e72 09f fac 71f cd9 858 c03 a0a ed0 abf b67 7e6 65e 184 f4b f56 a50 3b3 f4f aeb 7b8 6ee "
     "26b eb2 d69 a36 bb6 64c f8e be5 c08 5f8 96d 74f 696 2cb b7d e98 945 562 0ac 939 f8a d33 "
@@ -37,6 +36,9 @@ _VISIONS = np.array([
      [-0.011820, 0.042940, 0.968881]],
     [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
      [0.004733, 0.691367, 0.303900]]])
+# Linear sRGB to CIE XYZ as shares of its white D65. OpenCV makes large tables for its first colour.
+_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
+                 [0.019334, 0.119193, 0.950227]]) / [[0.950456], [1.0], [1.088754]]
 
 
 def class_color(index: int) -> Color:
@@ -56,8 +58,10 @@ def seen(colors: np.ndarray) -> np.ndarray:
     rgb = np.asarray(colors, np.float64) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(np.einsum("vij,nj->vni", _VISIONS, linear), 0, 1)
-    rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return cv2.cvtColor(rgb.astype(np.float32), cv2.COLOR_RGB2LAB)
+    xyz = linear @ _XYZ.T
+    curve = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = np.moveaxis(curve, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1).astype(np.float32)
 
 
 def colors_in(label_map: np.ndarray) -> dict[int, Color]:

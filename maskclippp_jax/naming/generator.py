@@ -27,7 +27,7 @@ from maskclippp_jax.generators.mask2former import Mask2FormerConfig
 from maskclippp_jax.naming import closed_results, inference
 from maskclippp_jax.naming.given import Given, ImageLike, read_image
 from maskclippp_jax.naming.postprocess import Instances
-from maskclippp_jax.runtime import programs
+from maskclippp_jax.runtime import programs, texts
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import eomt, fcclip, mask2former
 
@@ -119,7 +119,9 @@ class Generator:
             self.classes = dict(kind="closed", vocabulary=[list(c) for c in vocabulary.classes])
         self._embed, self._embedded = embed, {}
         self.params = jax.device_put(in_dtype(params, config, dtype))
-        self._predict = make_program(config, dtype=dtype)
+        self._predict = texts.Program(
+            lambda: make_function(config, dtype=dtype), "generator", config,
+            jnp.dtype(dtype).name, static=["canvas"], jit=programs.jit)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
 
@@ -344,7 +346,15 @@ def in_dtype(params: parameters.Tree, config: Config, dtype: typing.Any) -> para
 
 def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: str | None = None
                  ) -> typing.Callable:
-    """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch.
+    """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch; see
+    `make_function`."""
+    return programs.jit(make_function(config, dtype=dtype, platform=platform), platform=platform,
+                        static_argnames="canvas")
+
+
+def make_function(config: Config, *, dtype: typing.Any = jnp.float32, platform: str | None = None
+                  ) -> typing.Callable:
+    """`(params, image, loaded, resized, canvas) -> masks, classes` of a batch, not jitted.
 
     Pictures are resized from `loaded` to `resized` ([B, 2] int32) once more, without antialiasing;
     the canvas is what the network sees.
@@ -363,7 +373,7 @@ def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: s
             image, loaded, resized, canvas)
         return build(params)(jax.vmap(resize)(image, loaded, resized), resized)
 
-    return programs.jit(predict, platform=platform, static_argnames="canvas")
+    return predict
 
 
 def _facts_of_embeddings(params: parameters.Tree) -> dict:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import typing
 
-from maskclippp_jax.runtime import cache
+from maskclippp_jax.runtime import cache, texts
 
 _SIZE = 2 * 2**30  # bytes; what was not used for longest is removed first
 _WORTH = 0.1       # seconds that a program takes to compile so that it is kept
@@ -33,6 +33,7 @@ def keep(folder: str | None) -> None:
     Raises:
       ValueError: a folder that was named and cannot be made or written.
     """
+    texts.keep(None)
     if folder == "":
         _tell_jax(enable_compilation_cache=False)
         return
@@ -48,6 +49,7 @@ def keep(folder: str | None) -> None:
             return
         raise ValueError(f"--programs={folder} cannot be written ({error.strerror}); name another "
                          "folder, or none") from error
+    texts.keep(path / "texts")
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     _tell_jax(compilation_cache_dir=str(path), compilation_cache_max_size=_SIZE,
               persistent_cache_min_compile_time_secs=_WORTH)

@@ -52,9 +52,9 @@ def test_masks_of_a_picture_are_what_a_bundle_would_hold(generator):
 
 def test_a_second_picture_compiles_nothing(generator):
     generator(draw(64, 64))
-    before = generator._predict._cache_size()
+    before = generator._predict.jitted._cache_size()
     generator(draw(31, 77))
-    assert generator._predict._cache_size() == before == 1
+    assert generator._predict.jitted._cache_size() == before == 1
 
 
 def test_threads_get_what_one_gets(generator):

@@ -132,10 +132,10 @@ def test_masks_are_those_of_the_network_for_a_picture_resized_and_padded(opened,
 
 def test_a_picture_of_like_size_and_other_words_compile_nothing(opened):
     opened(draw(64, 64))
-    before = opened._predict._cache_size()
+    before = opened._predict.jitted._cache_size()
     opened(draw(31, 77, seed=1))
     opened.embed(Vocabulary.from_names(["one word"]))
-    assert opened._predict._cache_size() == before
+    assert opened._predict.jitted._cache_size() == before
 
 
 def test_a_second_resize_goes_without_antialiasing(opened):

@@ -1,0 +1,174 @@
+"""Texts of programs, kept on the disk: a second start traces no model.
+
+JAX finds a kept program by its text, so the model is built and traced first: of all that a second
+start of a small one takes, a quarter. Here the text is found by what it follows from: the code of
+this package, versions, settings, the device, and the shapes of what it is given. Nothing stale is
+used; a text that is damaged or cannot be written costs the time to trace.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import typing
+from importlib import metadata
+
+from absl import logging
+
+_MOST = 500  # texts; what was not used for longest is removed first
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_LIBRARIES = ("jax", "jaxlib", "flax", "numpy")  # whose versions a text depends on
+# Settings of JAX that no program depends on: what is logged, where programs are kept, and which
+# arrays may be brought to a device.
+_OTHER_SETTINGS = ("jax_log", "jax_explain", "jax_compilation_cache", "jax_persistent_cache",
+                   "jax_enable_compilation_cache", "jax_raise_persistent_cache",
+                   "jax_transfer_guard")
+_folder: pathlib.Path | None = None
+
+
+def keep(folder: pathlib.Path | None) -> None:
+    """Says where texts are kept; None: nowhere."""
+    global _folder
+    _folder = folder
+
+
+class Program:
+    """A jitted function of arrays, which is made and traced only if no text of it is kept."""
+
+    def __init__(self, make: typing.Callable[[], typing.Callable], name: str, *about: typing.Any,
+                 returns: typing.Sequence[type] = (), static: typing.Sequence[str] = (),
+                 jit: typing.Callable | None = None):
+        """Makes nothing yet.
+
+        Args:
+          make: gives the function. It has no effects, and what it is given lies on one device.
+          name: of the function, among those of this package.
+          *about: what the function depends on beside this package's code, as its `repr` tells.
+          returns: the NamedTuples in what it returns; else there are Python's own containers.
+          static: names of its arguments that are no arrays, which are given by name.
+          jit: how it is jitted; None: by `jax.jit`.
+        """
+        self._function, self._about, self._returns = functools.cache(make), (name, *about), returns
+        self._static, self._jit = static, jit
+        self._found: dict[tuple, typing.Callable] = {}
+
+    def __call__(self, *arguments, **static):
+        import jax
+
+        if _folder is None or not jax.sharding.get_abstract_mesh().empty:
+            return self.jitted(*arguments, **static)
+        leaves, structure = jax.tree.flatten(arguments)
+        kinds = tuple(str(jax.typeof(x)) for x in leaves)
+        key = str(structure), kinds, repr(static), _settings()
+        if key not in self._found:
+            self._found[key] = self._find(structure, leaves, static, key)
+        return self._found[key](*leaves)
+
+    @functools.cached_property
+    def jitted(self) -> typing.Callable:
+        """The function itself, jitted."""
+        import jax
+
+        return (self._jit or jax.jit)(self._function(), static_argnames=self._static)
+
+    def _find(self, structure, leaves, static, key) -> typing.Callable:
+        import jax
+        from jax import export
+
+        for returned in self._returns:
+            _know(returned)
+
+        def flat(*leaves):
+            return self._function()(*jax.tree.unflatten(structure, leaves), **static)
+
+        jit = self._jit or jax.jit
+
+        try:
+            text = kept((*self._about, *key), lambda: bytes(
+                export.export(jax.jit(flat))(*leaves).serialize()))
+        except (ValueError, NotImplementedError) as error:  # it calls what no text may call
+            logging.debug("%s is traced at every start (%s)", self._about[0], error)
+            return jit(flat)
+        call = export.deserialize(bytearray(text)).call
+
+        def program(*leaves):
+            return call(*leaves)
+
+        program.__name__ = self._about[0]  # which JAX's log and its cache show
+        return jit(program)
+
+
+def kept(about: tuple, make: typing.Callable[[], bytes]) -> bytes:
+    """What follows from the code of this package and `about`, as its `repr` tells: read, or made
+    and kept."""
+    if _folder is None:
+        return make()
+    file = _folder / hashlib.sha256(repr((about, *_world())).encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError):
+        digest, text = _parts(file.read_bytes())
+        if digest == hashlib.sha256(text).digest():
+            os.utime(file)
+            return text
+        logging.warning("%s is damaged; making it anew", file)
+    text = make()
+    try:
+        _write(file, hashlib.sha256(text).digest() + text)
+    except OSError as error:
+        logging.warning("programs are not kept in %s (%s)", _folder, error.strerror)
+    return text
+
+
+def kept_value(about: tuple, make: typing.Callable[[], typing.Any]) -> typing.Any:
+    """The same of what JSON can hold."""
+    return json.loads(kept(about, lambda: json.dumps(make()).encode()))
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes]:
+    size = hashlib.sha256().digest_size
+    return data[:size], data[size:]
+
+
+def _write(file: pathlib.Path, data: bytes) -> None:
+    from maskclippp_jax.runtime import storage  # commands that only show their help do without
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(file, data, durable=False)
+    others = [f for f in file.parent.iterdir() if not f.name.startswith(".")]
+    if len(others) > _MOST:
+        with contextlib.suppress(OSError):  # another process removes them as well
+            for old in sorted(others, key=lambda f: f.stat().st_mtime)[:len(others) - _MOST]:
+                old.unlink()
+
+
+@functools.cache
+def _world() -> tuple:
+    """What all texts depend on."""
+    import jax
+
+    device, code = jax.devices()[0], hashlib.sha256()
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        code.update(f"{file.relative_to(_PACKAGE)}\0".encode() + file.read_bytes() + b"\0")
+    return (code.hexdigest(), sys.version, [metadata.version(name) for name in _LIBRARIES],
+            device.platform, device.device_kind, device.client.platform_version,
+            os.environ.get("XLA_FLAGS"), os.environ.get("LIBTPU_INIT_ARGS"))
+
+
+def _settings() -> str:
+    """JAX's, which a `with` may change for a while."""
+    import jax
+
+    return repr([(name, getattr(jax.config, name, value))
+                 for name, value in sorted(jax.config.values.items())
+                 if not name.startswith(_OTHER_SETTINGS)])
+
+
+@functools.cache
+def _know(returned: type) -> None:
+    """Tells JAX under which name a text knows a NamedTuple."""
+    from jax import export
+
+    export.register_namedtuple_serialization(
+        returned, serialized_name=f"{returned.__module__}.{returned.__qualname__}")
