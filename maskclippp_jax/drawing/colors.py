@@ -73,10 +73,11 @@ def colors_in(label_map: np.ndarray) -> dict[int, Color]:
     Args:
       label_map: [h, w] integers, negative where there is none.
     """
-    classes, areas = np.unique(label_map[label_map >= 0], return_counts=True)
+    areas = np.bincount(label_map[label_map >= 0])
+    classes = np.flatnonzero(areas)
     touching, chosen = _touching(label_map), {}
     looks = seen(np.array(_COLORS))  # [4, n, 3]
-    for c in classes[np.argsort(-areas, kind="stable")].tolist():
+    for c in classes[np.argsort(-areas[classes], kind="stable")].tolist():
         beside = [chosen[n] for n in touching.get(c, ()) if n in chosen]
         used = set(chosen.values())
 
@@ -122,13 +123,12 @@ def _shade(color: Color, far: float) -> Color:
 
 def _touching(labels: np.ndarray) -> dict[int, set[int]]:
     """Which labels have pixels side by side; negative ones are none."""
-    labels = labels.astype(np.int64)
-    pairs = []
+    pairs, count = [], int(labels.max(initial=0)) + 1
     for one, two in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
         differ = (one != two) & (one >= 0) & (two >= 0)
-        pairs.append(np.stack([one[differ], two[differ]], 1))
+        pairs.append(one[differ].astype(np.int64) * count + two[differ])  # one number for both
     touching: dict[int, set[int]] = {}
-    for one, two in np.unique(np.concatenate(pairs), axis=0).tolist():
+    for one, two in (divmod(pair, count) for pair in np.unique(np.concatenate(pairs)).tolist()):
         touching.setdefault(one, set()).add(two)
         touching.setdefault(two, set()).add(one)
     return touching
