@@ -93,19 +93,26 @@ def load_params(file: str, model: maskclippp.MaskCLIPppConfig, seed: int,
     Returns:
       Nested dict of float32 arrays.
     """
-    make_model = functools.partial(
-        _make_model, model, jnp.float32, "none", layers.Layout(), seed)
     if file == "random":
-        return jax.jit(lambda: parameters.initialize(make_model))()
+        return parameters.unflatten(_draw(model, seed, parameters.flatten(shapes)))
     params, missing = weights.load_weights(file, model, shapes, base=base)
     if missing:
-        # Jitted, so that only these leaves are computed.
-        draw = texts.Program(lambda: lambda: {
-            path: leaf for path, leaf in parameters.flatten(
-                parameters.initialize(make_model)).items() if path in missing},
-            "draw", model, seed, sorted(missing))
-        params = parameters.combine(params, parameters.unflatten(jax.device_get(draw())))
+        drawn = jax.device_get(_draw(model, seed, missing))
+        params = parameters.combine(params, parameters.unflatten(drawn))
     return params
+
+
+def _draw(model: maskclippp.MaskCLIPppConfig, seed: int, paths: typing.Iterable[str]
+          ) -> dict[str, jax.Array]:
+    """Random leaves of a model, by their paths; the others are not computed."""
+    paths = sorted(paths)
+
+    def draw():
+        leaves = parameters.flatten(parameters.initialize(functools.partial(
+            _make_model, model, jnp.float32, "none", layers.Layout(), seed)))
+        return {path: leaves[path] for path in paths}
+
+    return texts.Program(lambda: draw, "draw", model, seed, paths)()
 
 
 def load_text_tower(file: str, model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:
