@@ -21,6 +21,11 @@ from maskclippp_jax.data import generator_input
 from maskclippp_jax.data.bundles import PictureMasks
 from maskclippp_jax.data.generator_input import Preparation, Way
 from maskclippp_jax.data.mask_chain import MaskSizes
+from maskclippp_jax.generators import (
+    eomt as eomt_network,
+    fcclip as fcclip_network,
+    mask2former as mask2former_network,
+)
 from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.generators.mask2former import Mask2FormerConfig
@@ -35,6 +40,8 @@ OBJECTNESS = 0.5  # the least probability of being any object that makes a query
 
 Config = EoMTConfig | FCCLIPConfig | Mask2FormerConfig
 _FILES = {EoMTConfig: eomt, FCCLIPConfig: fcclip, Mask2FormerConfig: mask2former}
+_PREDICTIONS = {EoMTConfig: eomt_network.Predictions, FCCLIPConfig: fcclip_network.Predictions,
+                Mask2FormerConfig: mask2former_network.Predictions}
 # How pictures are loaded: FC-CLIP's and MAFT+'s as MaskCLIP++ evaluates them on COCO's panoptic
 # classes, Mask2Former's as its authors do. None: an EoMT's input is a square of one size.
 PREPARATIONS = {EoMTConfig: None,
@@ -121,7 +128,8 @@ class Generator:
         self.params = jax.device_put(in_dtype(params, config, dtype))
         self._predict = texts.Program(
             lambda: make_function(config, dtype=dtype), "generator", config,
-            jnp.dtype(dtype).name, static=["canvas"], jit=programs.jit)
+            jnp.dtype(dtype).name, returns=[_PREDICTIONS[type(config)]], static=["canvas"],
+            jit=programs.jit)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
 

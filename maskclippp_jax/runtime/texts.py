@@ -14,7 +14,6 @@ import os
 import pathlib
 import sys
 import typing
-from importlib import metadata
 
 from absl import logging
 
@@ -89,7 +88,10 @@ class Program:
         try:
             text = kept((*self._about, *key), lambda: bytes(
                 export.export(jax.jit(flat))(*leaves).serialize()))
-        except (ValueError, NotImplementedError) as error:  # it calls what no text may call
+        except (ValueError, NotImplementedError) as error:
+            if "unregistered type" in str(error):  # `returns` lacks one
+                raise
+            # It calls what no text may call.
             logging.debug("%s is traced at every start (%s)", self._about[0], error)
             return jit(flat)
         call = export.deserialize(bytearray(text)).call
@@ -146,6 +148,8 @@ def _write(file: pathlib.Path, data: bytes) -> None:
 @functools.cache
 def _world() -> tuple:
     """What all texts depend on."""
+    from importlib import metadata
+
     import jax
 
     device, code = jax.devices()[0], hashlib.sha256()

@@ -19,7 +19,7 @@ from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.naming import batching, generator as generator_file, generator_loading, loading
 from maskclippp_jax.naming.given import Given
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, texts
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import fcclip, files, mask2former, published_generators, published_tuned
 from tests import tiny_eomt, tiny_generators as tiny
@@ -136,6 +136,26 @@ def test_a_picture_of_like_size_and_other_words_compile_nothing(opened):
     opened(draw(31, 77, seed=1))
     opened.embed(Vocabulary.from_names(["one word"]))
     assert opened._predict.jitted._cache_size() == before
+
+
+@pytest.mark.parametrize("file", ["whole.safetensors", "m2f.pkl"])
+def test_a_second_start_traces_no_generator_and_finds_the_same(place, tmp_path, monkeypatch, file):
+    def start():
+        generator = small(mc.load_generator(place / file, objectness=0, **(
+            {} if file == "m2f.pkl" else dict(classes=LEARNT))))
+        return generator.propose(draw(50, 90))
+
+    plain = start()
+    texts.keep(tmp_path)
+    try:
+        first = start()
+        monkeypatch.setattr(parameters, "abstract", None)  # no network is made any more
+        second = start()
+    finally:
+        texts.keep(None)
+    for a, b, c in zip(plain, first, second):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(b, c)
 
 
 def test_a_second_resize_goes_without_antialiasing(opened):
