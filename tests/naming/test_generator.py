@@ -14,10 +14,9 @@ import maskclippp_jax as mc
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import generator_input
 from maskclippp_jax.naming import generator as generator_file, generator_loading
-from maskclippp_jax.runtime import texts
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import eomt, published_generators
-from tests import tiny_eomt, tiny_generators
+from tests import starts, tiny_eomt, tiny_generators
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +63,7 @@ def test_a_second_start_traces_no_network_and_finds_the_same(generator, tmp_path
             generator.config, tiny_eomt.params(), generator.vocabulary, "again", objectness=0)
         return again.propose(draw(31, 77))
 
-    plain = start()
-    texts.keep(tmp_path)
-    try:
-        first = start()
-        monkeypatch.setattr(eomt, "abstract", None)
-        second = start()
-    finally:
-        texts.keep(None)
-    for a, b, c in zip(plain, first, second):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(b, c)
+    starts.check(start, tmp_path, lambda: monkeypatch.setattr(eomt, "abstract", None))
 
 
 def test_threads_get_what_one_gets(generator):

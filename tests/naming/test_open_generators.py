@@ -19,10 +19,10 @@ from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.text import TextConfig
 from maskclippp_jax.naming import batching, generator as generator_file, generator_loading, loading
 from maskclippp_jax.naming.given import Given
-from maskclippp_jax.runtime import storage, texts
+from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import fcclip, files, mask2former, published_generators, published_tuned
-from tests import tiny_eomt, tiny_generators as tiny
+from tests import starts, tiny_eomt, tiny_generators as tiny
 from tests.test_api import TINY
 
 # Small pictures, so that little is computed; and every one of them becomes 64 x 64.
@@ -145,17 +145,8 @@ def test_a_second_start_traces_no_generator_and_finds_the_same(place, tmp_path, 
             {} if file == "m2f.pkl" else dict(classes=LEARNT))))
         return generator.propose(draw(50, 90))
 
-    plain = start()
-    texts.keep(tmp_path)
-    try:
-        first = start()
-        monkeypatch.setattr(parameters, "abstract", None)  # no network is made any more
-        second = start()
-    finally:
-        texts.keep(None)
-    for a, b, c in zip(plain, first, second):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(b, c)
+    # No network is made any more.
+    starts.check(start, tmp_path, lambda: monkeypatch.setattr(parameters, "abstract", None))
 
 
 def test_a_second_resize_goes_without_antialiasing(opened):
