@@ -8,8 +8,8 @@ import sys
 
 from maskclippp_jax.commands import COMMANDS
 
-# Allocations after which Python looks for cycles of objects. Its own number, 700, has it look a
-# thousand times while a command is imported and a program is traced, where there are none.
+# Allocations after which Python looks for cycles of objects. Its own number, 700, has it look all
+# the time while a command is imported and a program is traced.
 _ALLOCATIONS = 50_000
 
 
