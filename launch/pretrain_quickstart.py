@@ -91,7 +91,7 @@ def main(_):
     build, shapes = parameters.abstract(make)
     params = parameters.initialize(make)
     if START.value:
-        params = loading.load_params(START.value, make, shapes)
+        params = loading.load_params(START.value, config, SEED.value, shapes)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98),
         optax.add_decayed_weights(0.05),

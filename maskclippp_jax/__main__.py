@@ -1,5 +1,6 @@
 """The command line: `maskclippp COMMAND`, or `python -m maskclippp_jax COMMAND`."""
 
+import gc
 import importlib
 import os
 import signal
@@ -7,9 +8,14 @@ import sys
 
 from maskclippp_jax.commands import COMMANDS
 
+# Allocations after which Python looks for cycles of objects. Its own number, 700, has it look all
+# the time while a command is imported and a program is traced.
+_ALLOCATIONS = 50_000
+
 
 def main() -> int:
     """Runs the command that was typed; the exit code."""
+    gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
     try:
         code = _run()
     except KeyboardInterrupt:  # while it was still importing

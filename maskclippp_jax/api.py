@@ -16,7 +16,6 @@ import numpy as np
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.tiling import Tiles
-from maskclippp_jax.export import folder as exporting
 from maskclippp_jax.naming import (
     batching,
     generator_loading,
@@ -33,6 +32,9 @@ from maskclippp_jax.naming.result import Result, Unnamed
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import published
+
+if typing.TYPE_CHECKING:
+    from maskclippp_jax.export.folder import Checked
 
 __all__ = ["Bundle", "Generator", "Model", "Result", "Seen", "Vocabulary", "Words", "load",
            "load_generator"]
@@ -305,7 +307,7 @@ class Model:
     def export(self, folder: str | os.PathLike, classes: ClassesLike, *, format: str = "onnx",
                sizes: typing.Sequence[tuple[int, int]] = (), num_masks: int | None = None,
                batch: int | None = None, dtype: str = "float32", overwrite: bool = False
-               ) -> dict[str, exporting.Checked]:
+               ) -> "dict[str, Checked]":
         """Writes a folder that names masks without this package: docs/export.md tells its files.
 
         The mask generator is in it, if there is one. Every program is run and compared with ours
@@ -331,6 +333,8 @@ class Model:
           ValueError: wrong wishes, a model or generator that has no such form, or a program that
             gives other numbers than ours.
         """
+        from maskclippp_jax.export import folder as exporting  # few need it
+
         wishes = exporting.Wishes(format, tuple(map(tuple, sizes)), num_masks, batch, dtype)
         exporting.check(self._namer, self.generator, wishes)
         exporting.check_target(folder, overwrite=overwrite)

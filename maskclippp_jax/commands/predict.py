@@ -33,6 +33,7 @@ from absl import flags, logging
 from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
 
+_UNWRITTEN = 2  # results that wait to be written: with masks at full size one may take gigabytes
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
 MEMORY = "--batch_size=1 takes less, and --tiles=1024 for large pictures"
 
@@ -111,6 +112,7 @@ def main(arguments):
                          "into regions of like colour")
 
     from maskclippp_jax import api  # slow to import; what was typed wrongly is said at once
+    from maskclippp_jax.naming import batching
 
     generator = GENERATOR.value and api.load_generator(GENERATOR.value, fast=FAST.value)
     model = api.load(CHECKPOINT.value, CONFIG.value, generator=generator)
@@ -134,19 +136,24 @@ def main(arguments):
         total=len(pictures), on_error=leave_out)
     masks, nameless, written, without, zeros, left_numbers = 0, 0, 0, [], 0, set()
     writer = annotation_writer.AnnotationWriter(OUTPUT.value, formats) if formats else None
-    for picture, result in zip(pictures, results):
-        if result is not None:
-            if "json" in FORMAT.value:
-                result.save(OUTPUT.value, picture.name, masks_from=(
-                    picture.masks if isinstance(picture.masks, str) else masks_from),
-                    views=VIEW.value)
-            if writer:
-                writer.add(result, picture.name)
-            written, unnamed = written + 1, int((result.classes < 0).sum())
-            masks, nameless = masks + len(result) - unnamed, nameless + unnamed
-            without += [] if len(result) else [picture.path]
-            zeros += result.from_label_map and 0 in result.ids
-            left_numbers |= set(result.nothing)
+
+    def write(picture, result) -> None:
+        if "json" in FORMAT.value:
+            result.save(OUTPUT.value, picture.name, masks_from=(
+                picture.masks if isinstance(picture.masks, str) else masks_from),
+                views=VIEW.value)
+        if writer:
+            writer.add(result, picture.name)
+
+    with batching.Background(_UNWRITTEN) as background:
+        for picture, result in zip(pictures, results):
+            if result is not None:
+                background.do(write, picture, result)
+                written, unnamed = written + 1, int((result.classes < 0).sum())
+                masks, nameless = masks + len(result) - unnamed, nameless + unnamed
+                without += [] if len(result) else [picture.path]
+                zeros += result.from_label_map and 0 in result.ids
+                left_numbers |= set(result.nothing)
     if writer:
         writer.finish()
     for problem in skipped:

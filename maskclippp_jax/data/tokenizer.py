@@ -14,7 +14,6 @@ import re
 import string
 import typing
 
-import ftfy
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -96,7 +95,10 @@ class Tokenizer:
 
 def clean(text: str) -> str:
     """Repairs broken Unicode, unescapes HTML twice, collapses white space, lowers the case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if not (text.isascii() and text.isprintable()) or "&" in text:  # else nothing is to be repaired
+        import ftfy  # slow to import
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 

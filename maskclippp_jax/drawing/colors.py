@@ -1,14 +1,27 @@
 """Colours of classes and segments that people can tell apart, also those who see fewer colours."""
 
-import functools
 import typing
 
-import cv2
 import numpy as np
 
 Color = tuple[int, int, int]
 
-_COLORS = 256  # distinct ones; then they repeat
+# Vivid colours, each the farthest from all before it in the vision that tells them least; the tests
+# look again. 238 is the RGB 0x22, 0x33, 0x88. After 256 they repeat.
+_COLORS = tuple(tuple(17 * int(digit, 16) for digit in color) for color in (
+    "e72 09f fac 71f cd9 858 c03 a0a ed0 abf b67 7e6 65e 184 f4b f56 a50 3b3 f4f aeb 7b8 6ee "
+    "26b eb2 d69 a36 bb6 64c f8e be5 c08 5f8 96d 74f 696 2cb b7d e98 945 562 0ac 939 f8a d33 "
+    "b7b f84 a84 d35 b7f c61 fbf b3c c2b 91c 298 da7 b4a 8c5 8ec 6f3 a69 c44 992 d9d 3d1 bd7 "
+    "d85 b17 82e ea5 86f f3a c76 cc4 fd8 c9f 3d9 e58 b32 3ce 485 a4d 7d8 f77 84d 90d d6c a1b "
+    "673 c52 5b1 b46 88c a57 659 6df 374 f9a b5c f6a d55 e88 6dc d79 fc6 4a3 9ea 37c 57e c58 "
+    "f79 9ae d77 fa9 959 f7c c0e 852 a3a 6a7 d10 ce7 76b e9b bc7 a2d eae 070 9b4 d1a d3d 7db "
+    "2bd cc8 947 a7e b34 e7d e38 393 d96 b8e 7d4 c6a 99d aa3 b56 c19 be9 e17 46f cd6 8da e3e "
+    "80e 4ba b20 480 d49 8a5 ce2 e68 97b d90 f9d 0c4 e7b 3eb 883 f94 3a9 d7e e9c 5bf ae4 73d "
+    "fb8 a34 b4c b80 ac6 6d5 c5b e03 a46 2a5 7c9 d56 794 784 a45 99f c15 85e 7ed 88f b57 f57 "
+    "b18 bb1 a1c b2b b55 8b6 f7a f0a 2e5 97d 82f 94f 87e b73 4c7 872 a1e 6e9 e6c 76d baf ca4 "
+    "e4e 963 d52 7a4 c3f f8d b6a db6 dc5 bc2 ba5 a2a 5f5 a42 b53 fa7 f34 d8c ad3 d29 9a6 1de "
+    "b36 b44 fad a1f b2c d63 e0b 495 ba0 bd4 a8c e83 6b9 c4e "
+).split())
 _APART = 18    # CIE Lab, from which on two colours that touch are told apart at a glance
 _SHADES = (0.0, 0.4, -0.35)  # of touching segments of one class: how far towards white or black
 
@@ -23,11 +36,14 @@ _VISIONS = np.array([
      [-0.011820, 0.042940, 0.968881]],
     [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
      [0.004733, 0.691367, 0.303900]]])
+# Linear sRGB to CIE XYZ as shares of its white D65. OpenCV makes large tables for its first colour.
+_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
+                 [0.019334, 0.119193, 0.950227]]) / [[0.950456], [1.0], [1.088754]]
 
 
 def class_color(index: int) -> Color:
     """A colour of a class, the same in every picture, and far from those of lower indices."""
-    return _colors()[index % _COLORS]
+    return _COLORS[index % len(_COLORS)]
 
 
 def seen(colors: np.ndarray) -> np.ndarray:
@@ -42,8 +58,10 @@ def seen(colors: np.ndarray) -> np.ndarray:
     rgb = np.asarray(colors, np.float64) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(np.einsum("vij,nj->vni", _VISIONS, linear), 0, 1)
-    rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return cv2.cvtColor(rgb.astype(np.float32), cv2.COLOR_RGB2LAB)
+    xyz = linear @ _XYZ.T
+    curve = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = np.moveaxis(curve, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1).astype(np.float32)
 
 
 def colors_in(label_map: np.ndarray) -> dict[int, Color]:
@@ -55,10 +73,11 @@ def colors_in(label_map: np.ndarray) -> dict[int, Color]:
     Args:
       label_map: [h, w] integers, negative where there is none.
     """
-    classes, areas = np.unique(label_map[label_map >= 0], return_counts=True)
+    areas = np.bincount(label_map[label_map >= 0])
+    classes = np.flatnonzero(areas)
     touching, chosen = _touching(label_map), {}
-    looks = seen(np.array(_colors()))  # [4, n, 3]
-    for c in classes[np.argsort(-areas, kind="stable")].tolist():
+    looks = seen(np.array(_COLORS))  # [4, n, 3]
+    for c in classes[np.argsort(-areas[classes], kind="stable")].tolist():
         beside = [chosen[n] for n in touching.get(c, ()) if n in chosen]
         used = set(chosen.values())
 
@@ -66,11 +85,11 @@ def colors_in(label_map: np.ndarray) -> dict[int, Color]:
             return min((np.linalg.norm(looks[:, color] - looks[:, other], axis=-1).min()
                         for other in beside), default=np.inf)
 
-        own = c % _COLORS
-        others = [k for k in range(_COLORS) if k not in used]
+        own = c % len(_COLORS)
+        others = [k for k in range(len(_COLORS)) if k not in used]
         chosen[c] = own if apart(own) >= _APART else next(
             (k for k in others if apart(k) >= _APART), own)
-    return {c: _colors()[k] for c, k in chosen.items()}
+    return {c: _COLORS[k] for c, k in chosen.items()}
 
 
 def segment_colors(segments: np.ndarray, classes: typing.Sequence[int],
@@ -104,33 +123,12 @@ def _shade(color: Color, far: float) -> Color:
 
 def _touching(labels: np.ndarray) -> dict[int, set[int]]:
     """Which labels have pixels side by side; negative ones are none."""
-    labels = labels.astype(np.int64)
-    pairs = []
+    pairs, count = [], int(labels.max(initial=0)) + 1
     for one, two in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
         differ = (one != two) & (one >= 0) & (two >= 0)
-        pairs.append(np.stack([one[differ], two[differ]], 1))
+        pairs.append(one[differ].astype(np.int64) * count + two[differ])  # one number for both
     touching: dict[int, set[int]] = {}
-    for one, two in np.unique(np.concatenate(pairs), axis=0).tolist():
+    for one, two in (divmod(pair, count) for pair in np.unique(np.concatenate(pairs)).tolist()):
         touching.setdefault(one, set()).add(two)
         touching.setdefault(two, set()).add(one)
     return touching
-
-
-@functools.cache
-def _colors() -> tuple[Color, ...]:
-    """Vivid colours, each the farthest from all before it in the vision that tells them least."""
-    steps = np.linspace(0, 255, 16).round()
-    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    looks = seen(rgb)
-    light, strength = looks[0, :, 0], np.hypot(looks[0, :, 1], looks[0, :, 2])
-    vivid = (light > 40) & (light < 90) & (strength > 35)
-    rgb, looks = rgb[vivid], looks[:, vivid]
-    # Begin with an orange; lightness counts less, as tints let the picture's own through.
-    looks = looks * np.array([0.7, 1, 1], np.float32)
-    chosen = [int(np.linalg.norm(looks[0] - [45, 40, 60], axis=-1).argmin())]
-    nearest = np.full(len(rgb), np.inf)
-    while len(chosen) < _COLORS:
-        apart = np.linalg.norm(looks - looks[:, chosen[-1], None], axis=-1).min(0)
-        nearest = np.minimum(nearest, apart)
-        chosen.append(int(nearest.argmax()))
-    return tuple(tuple(int(v) for v in rgb[i]) for i in chosen)

@@ -134,20 +134,19 @@ def place(segments: np.ndarray, sizes: typing.Mapping[int, tuple[int, int]]
       segments: [h, w] integers.
       sizes: width and height, pixels, of the names of segments, first those that choose first.
     """
-    from scipy import ndimage  # slow to import
-
     free = np.ones(segments.shape, bool)
     height, width = segments.shape
-    windows, places = ndimage.find_objects(segments), {}
+    places = {}
     for number, (wide, high) in sizes.items():
-        window = windows[number - 1] if number <= len(windows) else None
-        if window is None or wide > width or high > height:
+        mask = segments == number
+        left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
+        if not rows or wide > width or high > height:
             continue
-        mask = segments[window] == number
-        rows, columns = window
+        rows, columns = slice(top, top + rows), slice(left, left + columns)
+        mask = mask[rows, columns]
         y, x = _deepest(mask)
         middle = (x + columns.start, y + rows.start)
-        room = _room(mask & free[window], wide, high)
+        room = _room(mask & free[rows, columns], wide, high)
         inside = bool(room.any())
         if inside:
             top, left = _deepest(room)

@@ -86,3 +86,28 @@ def ahead(items: typing.Iterator[Item], count: int) -> typing.Iterator[Item]:
         finally:
             for future in queue:
                 future.cancel()
+
+
+class Background:
+    """Work that a thread of its own does in the order in which it is given, while more is found."""
+
+    def __init__(self, count: int):
+        """Up to `count` pieces of work wait; then `do` does."""
+        self._pool, self._count = concurrent.futures.ThreadPoolExecutor(1), count
+        self._left: collections.deque[concurrent.futures.Future] = collections.deque()
+
+    def do(self, work: typing.Callable, *arguments: typing.Any) -> None:
+        """Gives one piece; raises what an earlier one raised."""
+        self._left.append(self._pool.submit(work, *arguments))
+        while len(self._left) > self._count or self._left and self._left[0].done():
+            self._left.popleft().result()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            while error is None and self._left:
+                self._left.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)  # what was begun is finished

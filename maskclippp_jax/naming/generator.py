@@ -20,13 +20,18 @@ from maskclippp_jax.data import generator_input, images
 from maskclippp_jax.data.bundles import PictureMasks
 from maskclippp_jax.data.generator_input import Preparation, Way
 from maskclippp_jax.data.mask_chain import MaskSizes
+from maskclippp_jax.generators import (
+    eomt as eomt_network,
+    fcclip as fcclip_network,
+    mask2former as mask2former_network,
+)
 from maskclippp_jax.generators.eomt import EoMTConfig
 from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.generators.mask2former import Mask2FormerConfig
 from maskclippp_jax.naming import closed_results, inference
 from maskclippp_jax.naming.given import Given, ImageLike, path_of, read_image
 from maskclippp_jax.naming.postprocess import Instances
-from maskclippp_jax.runtime import programs
+from maskclippp_jax.runtime import programs, texts
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import eomt, fcclip, mask2former
 
@@ -34,6 +39,8 @@ OBJECTNESS = 0.5  # the least probability of being any object that makes a query
 
 Config = EoMTConfig | FCCLIPConfig | Mask2FormerConfig
 _FILES = {EoMTConfig: eomt, FCCLIPConfig: fcclip, Mask2FormerConfig: mask2former}
+_PREDICTIONS = {EoMTConfig: eomt_network.Predictions, FCCLIPConfig: fcclip_network.Predictions,
+                Mask2FormerConfig: mask2former_network.Predictions}
 # How pictures are loaded: FC-CLIP's and MAFT+'s as MaskCLIP++ evaluates them on COCO's panoptic
 # classes, Mask2Former's as its authors do. None: an EoMT's input is a square of one size.
 PREPARATIONS = {EoMTConfig: None,
@@ -118,7 +125,10 @@ class Generator:
             self.classes = dict(kind="closed", vocabulary=[list(c) for c in vocabulary.classes])
         self._embed, self._embedded = embed, {}
         self.params = jax.device_put(in_dtype(params, config, dtype))
-        self._predict = make_program(config, dtype=dtype)
+        self._predict = texts.Program(
+            lambda: make_function(config, dtype=dtype), "generator", config,
+            jnp.dtype(dtype).name, returns=[_PREDICTIONS[type(config)]], static=["canvas"],
+            jit=programs.jit)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
 
@@ -343,7 +353,15 @@ def in_dtype(params: parameters.Tree, config: Config, dtype: typing.Any) -> para
 
 def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: str | None = None
                  ) -> typing.Callable:
-    """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch.
+    """The jitted `(params, image, loaded, resized, canvas) -> masks, classes` of a batch; see
+    `make_function`."""
+    return programs.jit(make_function(config, dtype=dtype, platform=platform), platform=platform,
+                        static_argnames="canvas")
+
+
+def make_function(config: Config, *, dtype: typing.Any = jnp.float32, platform: str | None = None
+                  ) -> typing.Callable:
+    """`(params, image, loaded, resized, canvas) -> masks, classes` of a batch, not jitted.
 
     Pictures are resized from `loaded` to `resized` ([B, 2] int32) once more, without antialiasing;
     the canvas is what the network sees.
@@ -362,7 +380,7 @@ def make_program(config: Config, *, dtype: typing.Any = jnp.float32, platform: s
             image, loaded, resized, canvas)
         return build(params)(jax.vmap(resize)(image, loaded, resized), resized)
 
-    return programs.jit(predict, platform=platform, static_argnames="canvas")
+    return predict
 
 
 def _facts_of_embeddings(params: parameters.Tree) -> dict:

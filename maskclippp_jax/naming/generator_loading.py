@@ -26,6 +26,7 @@ from maskclippp_jax.weights import (
     generator_files,
     hub,
     mask2former,
+    model_shapes,
     published_generators,
 )
 from maskclippp_jax.weights.published_generators import PublishedGenerator
@@ -75,8 +76,7 @@ def _load_eomt(file, path, source, entry, classes, side, settings) -> Generator:
     config = eomt.config_of(file, path, num_heads=facts.get("num_attention_heads"),
                             query_blocks=facts.get("num_blocks"))
     found = _published(config, file, path, entry)
-    _, shapes = eomt.abstract(config)
-    params = eomt.load(file, shapes, path)
+    params = eomt.load(file, model_shapes.of(config, lambda: eomt.abstract(config)), path)
     if side is not None:
         config, params = _resized(config, params, side)
     vocabulary = classes or _classes_of(config, found, facts, path)

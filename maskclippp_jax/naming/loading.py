@@ -32,9 +32,15 @@ from maskclippp_jax.models import (
 )
 from maskclippp_jax.naming import text_cache
 from maskclippp_jax.runs import checkpoint
-from maskclippp_jax.runtime import progress, storage
+from maskclippp_jax.runtime import progress, storage, texts
 from maskclippp_jax.vocabulary import Vocabulary
-from maskclippp_jax.weights import big_vision_file, hub, published_tuned, released
+from maskclippp_jax.weights import (
+    big_vision_file,
+    hub,
+    model_shapes,
+    published_tuned,
+    released,
+)
 
 # Tokens of a tree of prompts: fewer are encoded again more often, more see others in vain.
 _TREE = 256
@@ -72,7 +78,7 @@ def _make_model(model_config, dtype, remat, layout, seed, platform=None):
         heads=configuration.heads_on(platform), rngs=parameters.Keys(seed))
 
 
-def load_params(file: str, model: maskclippp.MaskCLIPppConfig, make_model: typing.Callable,
+def load_params(file: str, model: maskclippp.MaskCLIPppConfig, seed: int,
                 shapes: parameters.Tree, *, base: str | None = None) -> parameters.Tree:
     """Parameters from a file; what it cannot hold is initialised.
 
@@ -80,7 +86,7 @@ def load_params(file: str, model: maskclippp.MaskCLIPppConfig, make_model: typin
       file: a checkpoint of a CLIP or a MaskCLIP++, here or on the hub (`weights.files.read`), or
         "random".
       model: sizes of the model.
-      make_model: makes the model (only leaves that the file's layout lacks are really drawn).
+      seed: of what is drawn, the leaves that the file's layout lacks.
       shapes: nested dict of all parameters.
       base: pre-trained CLIP for a MaskCLIP++ file without a text tower.
 
@@ -88,21 +94,30 @@ def load_params(file: str, model: maskclippp.MaskCLIPppConfig, make_model: typin
       Nested dict of float32 arrays.
     """
     if file == "random":
-        return jax.jit(lambda: parameters.initialize(make_model))()
+        return parameters.unflatten(_draw(model, seed, parameters.flatten(shapes)))
     params, missing = weights.load_weights(file, model, shapes, base=base)
     if missing:
-        # Jitted, so that only these leaves are computed.
-        draw = jax.jit(lambda: {path: leaf for path, leaf in parameters.flatten(
-            parameters.initialize(make_model)).items() if path in missing})
-        params = parameters.combine(params, parameters.unflatten(jax.device_get(draw())))
+        drawn = jax.device_get(_draw(model, seed, missing))
+        params = parameters.combine(params, parameters.unflatten(drawn))
     return params
+
+
+def _draw(model: maskclippp.MaskCLIPppConfig, seed: int, paths: typing.Iterable[str]
+          ) -> dict[str, jax.Array]:
+    """Random leaves of a model, by their paths; the others are not computed."""
+    paths = sorted(paths)
+
+    def draw():
+        leaves = parameters.flatten(parameters.initialize(functools.partial(
+            _make_model, model, jnp.float32, "none", layers.Layout(), seed)))
+        return {path: leaves[path] for path in paths}
+
+    return texts.Program(lambda: draw, "draw", model, seed, paths)()
 
 
 def load_text_tower(file: str, model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:
     """Parameters of the text tower of a CLIP's file (see `load_params`)."""
-    make = functools.partial(_make_model, model, jnp.float32, "none", lambda x: x, 0)
-    _, shapes = parameters.abstract(make)
-    return load_params(file, model, make, shapes)["text"]
+    return load_params(file, model, 0, _shapes_of(model))["text"]
 
 
 def experiment_of(path: str, config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
@@ -155,11 +170,9 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     if head is not None and head.num_templates != len(config.templates):
         raise ValueError(f"the similarity head of {path} has weights for {head.num_templates} "
                          f"templates, the configuration lists {len(config.templates)}")
-    make = functools.partial(
-        _make_model, model_config, jnp.float32, "none", lambda x: x, config.seed)
-    _, shapes = abstract(model_config, jnp.float32, None)
+    shapes = _shapes_of(model_config)
     if path == "untuned":
-        params = load_params(config.weights, model_config, make, shapes)
+        params = load_params(config.weights, model_config, config.seed, shapes)
         return model_config, params, f"untuned {config.weights}"
     if is_run:
         params, when = checkpoint.load_run(storage.path(path), shapes)
@@ -167,7 +180,8 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     entry, file = published_tuned.find(path), path
     if entry and not storage.path(path).exists():
         file = hub.fetch_download(entry.source, entry.file, what=path)
-    return model_config, load_params(file, model_config, make, shapes, base=config.weights), path
+    params = load_params(file, model_config, config.seed, shapes, base=config.weights)
+    return model_config, params, path
 
 
 def load_original(path: str, config: ml_collections.ConfigDict,
@@ -181,9 +195,11 @@ def load_original(path: str, config: ml_collections.ConfigDict,
     """
     if _is_folder(path):
         config = checkpoint.read_config(storage.path(path))
-    make = functools.partial(_make_model, model, jnp.float32, "none", lambda x: x, config.seed)
-    _, shapes = parameters.abstract(make)
-    return load_params(config.weights, model, make, shapes)
+    return load_params(config.weights, model, config.seed, _shapes_of(model))
+
+
+def _shapes_of(model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:
+    return model_shapes.of(model, lambda: abstract(model, jnp.float32, None))
 
 
 def _is_folder(path: str) -> bool:

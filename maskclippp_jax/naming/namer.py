@@ -21,6 +21,7 @@ from maskclippp_jax.naming import inference, loading, postprocess, segmenter
 from maskclippp_jax.naming.canvases import Canvases
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
+from maskclippp_jax.runtime import texts
 from maskclippp_jax.vocabulary import Vocabulary
 
 _MASK_SLOTS = 32  # numbers of masks are multiples of it
@@ -159,7 +160,7 @@ class Namer:
         proposals = postprocess.Proposals(*jax.tree.map(lambda x: x[None], (
             masks, np.arange(slots) < len(picture.ids), sizes, np.array(size, np.int32), scores)))
         blocks = postprocess.in_blocks(
-            functools.partial(self._heads, jax.device_put(proposals), classes),
+            functools.partial(self._look, jax.device_put(proposals), classes),
             MaskSizes(*(x.tolist() for x in sizes)), size)
         blocks = jax.tree.map(lambda x: x[0], blocks)
         row = blocks[0][0]._replace(
@@ -239,16 +240,28 @@ class Namer:
 
     @functools.cached_property
     def _tower(self):
-        return inference.make_tower(self.model)
+        return texts.Program(lambda: inference.make_tower(self.model), "tower", self.model,
+                             returns=[layers.ImageFeatures])
+
+    def _look(self, proposals, classes, *, canvas, corner, window):
+        return self._heads(proposals, classes, corner, canvas=canvas, window=window)
 
     @functools.cached_property
     def _heads(self):
-        return postprocess.make_heads(_WANTED)
+        def make():
+            heads = postprocess.make_heads(_WANTED)
+            return lambda proposals, classes, corner, **static: heads(
+                proposals, classes, corner=corner, **static)
+
+        return texts.Program(make, "heads", _WANTED, postprocess.tile_for(),
+                             returns=[postprocess.Results, postprocess.MaskFacts],
+                             static=["canvas", "window"])
 
     def _scorer(self, kind: str, ensemble: bool):
         if (kind, ensemble) not in self._scorers:
-            self._scorers[kind, ensemble] = segmenter.make_scorer(
-                self.model, kind, ensemble=ensemble)
+            self._scorers[kind, ensemble] = texts.Program(
+                lambda: segmenter.make_scorer(self.model, kind, ensemble=ensemble),
+                "scorer", self.model, kind, ensemble, returns=[MaskScores])
         return self._scorers[kind, ensemble]
 
 

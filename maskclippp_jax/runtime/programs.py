@@ -1,13 +1,12 @@
 """Programs: what they are compiled with, and the folder that keeps them for the next start.
 
 A second start with the same model and sizes of pictures compiles none of those that are worth
-keeping (`_WORTH`). JAX names a program by its text, so nothing stale is used, and asks `Folder`
-for it in place of a cache of its own, which would run a program whose bytes have changed. Programs
-for a CPU use all that it can do, and kinds of CPUs may share a home folder, so each kind has a
-folder of its own.
+keeping (`_WORTH`). JAX names a program by its text, so nothing stale is used, and asks a
+`kept.Folder` for it in place of a cache of its own, which would run a program whose bytes have
+changed. Programs for a CPU use all that it can do, and kinds of CPUs may share a home folder, so
+each kind has a folder of its own.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,18 +15,14 @@ import importlib.util
 import os
 import pathlib
 import platform
-import stat
 import sys
 import tempfile
 import types
 import typing
 
-from absl import logging
-
-from maskclippp_jax.runtime import cache
+from maskclippp_jax.runtime import cache, kept, texts
 
 _SIZE = 2 * 2**30  # bytes; what was not used for longest is removed first
-_CHECKSUM = 32    # bytes
 _WORTH = 0.1       # seconds that a program takes to compile so that it is kept
 _JAX_CACHE = "jax._src.compilation_cache"
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # what JAX says after compiling
@@ -44,6 +39,7 @@ def keep(folder: str | None) -> None:
     Raises:
       ValueError: a folder that was named and cannot be made or written.
     """
+    texts.keep(None)
     if folder == "":
         _tell_jax(enable_compilation_cache=False)
         return
@@ -57,11 +53,12 @@ def keep(folder: str | None) -> None:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         if folder is None:
-            _warn_of(path, error)
+            kept.warn_of(path, error)
             _tell_jax(enable_compilation_cache=False)
             return
         raise ValueError(f"--programs={folder} cannot be written ({error.strerror}); name another "
                          "folder, or none") from error
+    texts.keep(path / "texts")
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     _tell_jax(compilation_cache_dir=str(path), persistent_cache_min_compile_time_secs=_WORTH)
     if _JAX_CACHE in sys.modules:
@@ -70,87 +67,9 @@ def keep(folder: str | None) -> None:
         sys.meta_path.insert(0, _WhenImported())  # JAX takes long to import, and may not be needed
 
 
-class Folder:
-    """Programs by their names, as JAX wants its cache to be.
-
-    An entry is what JAX compresses and, behind it, a checksum: JAX reads it as well. One that
-    differs from what was written is removed and compiled anew. It comes whole or not at all, and
-    those that were not used for longest go when there are too many bytes.
-    """
-
-    def __init__(self, path: str, size: int = _SIZE):
-        """Args: path: made if it is not there. size: bytes of all entries."""
-        self._path, self._size, self._warned = pathlib.Path(path), size, False
-        self._path.mkdir(parents=True, exist_ok=True)
-
-    def get(self, key: str) -> bytes | None:
-        """The bytes that were kept, or None."""
-        file = self._file(key)
-        try:
-            content = file.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            self._warn(error)
-            return None
-        value, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
-        if _checksum(key, value) != checksum:
-            logging.warning("the compiled program in %s is damaged; compiling it anew", file)
-            with contextlib.suppress(OSError):
-                file.unlink()
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(file)  # its last use
-        return value
-
-    def put(self, key: str, value: bytes) -> None:
-        """Keeps bytes; a folder that is full keeps them not, and a line says so."""
-        file = self._file(key)
-        part = file.with_name(f".{file.name[:99]}.{os.getpid()}")
-        try:
-            part.write_bytes(value + _checksum(key, value))
-            part.replace(file)
-            self._make_room()
-        except OSError as error:
-            self._warn(error)
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-
-    def _make_room(self) -> None:
-        found = []
-        for file in self._path.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
-                status = file.stat()
-                if stat.S_ISREG(status.st_mode):
-                    found.append((status.st_mtime, status.st_size, file))
-        used = sum(size for _, size, _ in found)
-        for _, size, file in sorted(found):
-            if used <= self._size:
-                break
-            file.unlink(missing_ok=True)
-            used -= size
-
-    def _file(self, key: str) -> pathlib.Path:
-        return self._path / f"{key}-cache"
-
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            _warn_of(self._path, error)
-        self._warned = True
-
-
-def _checksum(key: str, value: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + value).digest()
-
-
-def _warn_of(path: pathlib.Path, error: OSError) -> None:
-    logging.warning("compiled programs are not kept in %s (%s); --programs names another folder",
-                    path, error.strerror)
-
-
 def _use_folders(module: types.ModuleType) -> None:
-    """Has JAX's module ask a `Folder` for its programs."""
-    module.get_file_cache = lambda path: (Folder(path), path)
+    """Has JAX's module ask a `kept.Folder` for its programs."""
+    module.get_file_cache = lambda path: (kept.Folder(path, _SIZE), path)
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):

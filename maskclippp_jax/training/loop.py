@@ -43,7 +43,7 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
     data = open_data(config)
     mesh = connect_devices(config)
     learner = make_learner(config)
-    params = loading.load_params(config.weights, config.model, learner.make_model, learner.shapes)
+    params = loading.load_params(config.weights, config.model, config.seed, learner.shapes)
     steps_before = checkpoint.steps_of(workdir)
     owner = checkpoint.open_run(workdir, config, data.vocabulary.to_text(), data.fingerprints,
                                 allow_other_data=allow_other_data)

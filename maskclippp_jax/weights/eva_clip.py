@@ -1,9 +1,7 @@
 """EVA-CLIP checkpoints (github.com/baaivision/EVA, EVA-CLIP): EVA02 and EVA01."""
 
-import jax
 import numpy as np
 
-from maskclippp_jax.models import positions
 from maskclippp_jax.models.eva_vit import EvaViTConfig
 from maskclippp_jax.weights import open_clip
 from maskclippp_jax.weights.rules import (
@@ -72,10 +70,13 @@ def rotary_buffers(config: EvaViTConfig) -> dict[str, np.ndarray]:
     """
     if config.rotary_grid is None:
         return {}
-    side = config.image_size // config.patch_size
-    tables = jax.jit(positions.rotary_table, static_argnums=(1, 2, 3))(
-        np.array([[side, side]]), (side, side), config.width // config.num_heads,
-        config.rotary_grid)
+    side, half = config.image_size // config.patch_size, config.width // config.num_heads // 2
+    # What `positions.rotary_table` gives, without a program of its own at every start.
+    turns = np.arange(side)[:, None] / side * config.rotary_grid * 10000.0 ** (
+        -2 * np.arange(half // 2) / half)
+    turns = np.repeat(turns, 2, -1)  # [side, K / 2]
+    angles = np.concatenate([np.repeat(turns, side, 0), np.tile(turns, (side, 1))], -1)
+    tables = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     places = ("", *(f"blocks.{i}.attn." for i in range(config.depth)))
-    return {f"visual.{place}rope.freqs_{name}": np.asarray(table)[0]
-            for place in places for name, table in zip(("cos", "sin"), tables)}
+    return {f"visual.{place}rope.freqs_{name}": table
+            for place in places for name, table in tables.items()}

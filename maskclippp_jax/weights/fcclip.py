@@ -13,7 +13,7 @@ from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.fcclip import FCCLIP, FCCLIPConfig
 from maskclippp_jax.models.clip_convnext import ConvNeXtConfig
 from maskclippp_jax.models.text import TextConfig
-from maskclippp_jax.weights import open_clip, published, rules
+from maskclippp_jax.weights import model_shapes, open_clip, published, rules
 from maskclippp_jax.weights.mask_decoders import (
     decoder_sizes,
     load_head,
@@ -104,7 +104,7 @@ def load(source: Source, config: FCCLIPConfig, path: str, clip: Source | None = 
     Raises:
       ValueError: the file does not fit, or has no trunk; all problems are listed.
     """
-    _, shapes = abstract(config)
+    shapes = model_shapes.of(config, lambda: abstract(config))
     if clip is None:
         if not has_trunk(source):
             raise ValueError(f"{path} has no trunk of its own, as FC-CLIP's files; give the file "

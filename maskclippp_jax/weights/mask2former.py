@@ -9,7 +9,7 @@ import numpy as np
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.mask2former import Mask2Former, Mask2FormerConfig
 from maskclippp_jax.generators.swin import SwinConfig, distances
-from maskclippp_jax.weights import rules
+from maskclippp_jax.weights import model_shapes, rules
 from maskclippp_jax.weights.mask_decoders import (
     ATTENTION,
     decoder_sizes,
@@ -196,8 +196,8 @@ def load(source: Source, config: Mask2FormerConfig, path: str) -> parameters.Tre
       ValueError: the file does not fit; all problems are listed.
     """
     check_distances(source, config.image.window, path)
-    _, shapes = abstract(config)
-    return rules.load(source, rules_of(source), shapes, name=path)[0]
+    wanted = model_shapes.of(config, lambda: abstract(config))
+    return rules.load(source, rules_of(source), wanted, name=path)[0]
 
 
 def check_distances(source: typing.Mapping[str, np.ndarray], window: int, path: str):

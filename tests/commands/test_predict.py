@@ -1,6 +1,7 @@
 """`predict`: what people may type, where results go, and that they are those of the API."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -45,6 +46,24 @@ def same(mine, yours) -> None:
             same(x, y)
     else:
         assert mine == (pytest.approx(yours, rel=1e-5) if isinstance(yours, float) else yours)
+
+
+def test_a_second_start_traces_no_model_and_writes_the_same(place, monkeypatch):
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+
+    def start(output):
+        done = predict(place, "--masks=masks/{stem}.png", "in", f"--classes={CLASSES}",
+                       f"--output={output}", "--programs=programs")
+        assert done.returncode == 0, done.stderr
+        traced = set(re.findall(r"Finished tracing (\S+) for jit", done.stderr))
+        return traced, {f.relative_to(place / output): f.read_bytes()
+                        for f in (place / output).rglob("*.*")}
+
+    traced, first = start("first")
+    assert {"flat", "tower", "scorer"} <= traced
+    traced, second = start("second")
+    assert traced == {"draw", "tower", "scorer"}  # texts, which are one operation each
+    assert second == first and len(first) == 9
 
 
 def test_a_folder_with_masks_gives_what_the_api_gives(place):

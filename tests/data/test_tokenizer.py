@@ -3,9 +3,11 @@
 import dataclasses
 import gzip
 import hashlib
+import html
 import json
 import pathlib
 
+import ftfy
 import numpy as np
 import pytest
 
@@ -70,6 +72,13 @@ def test_special_strings_count_at_the_start_of_a_word_only():
 
 def test_a_mark_with_a_letter_for_its_capital_vanishes_and_parts_words():
     assert ids_of("a\u0345b") == ids_of("a b")  # ignoring case, U+0345 is the letter iota
+
+
+def test_nothing_is_repaired_in_plain_ascii(rng):
+    letters = [chr(c) for c in range(32, 127) if chr(c) != "&"]
+    for text in ["".join(letters), *("".join(rng.choice(letters, 40)) for _ in range(500))]:
+        assert ftfy.fix_text(text) == text == html.unescape(text)
+    assert tokenizer.clean("a &amp;amp; b\tC") == "a & b c"
 
 
 def test_merges_are_the_published_file():

@@ -18,6 +18,23 @@ def test_colours_of_the_first_classes_can_be_told_apart_in_any_vision(count, lea
     assert found[~np.eye(count, dtype=bool)].min() > least
 
 
+def test_each_colour_is_the_farthest_from_all_before_it():
+    steps = np.linspace(0, 255, 16).round()
+    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    looks = colors.seen(rgb)
+    light, strength = looks[0, :, 0], np.hypot(looks[0, :, 1], looks[0, :, 2])
+    vivid = (light > 40) & (light < 90) & (strength > 35)
+    rgb, looks = rgb[vivid], looks[:, vivid]
+    # Begin with an orange; lightness counts less, as tints let the picture's own through.
+    looks = looks * np.array([0.7, 1, 1], np.float32)
+    nearest = -np.linalg.norm(looks[0] - [45, 40, 60], axis=-1)
+    for n, color in enumerate(colors._COLORS):
+        number = (rgb == color).all(-1).nonzero()[0].item()
+        assert nearest[number] > nearest.max() - 0.7  # OpenCV, which chose, rounds Lab by 0.3
+        apart = np.linalg.norm(looks - looks[:, number, None], axis=-1).min(0)
+        nearest = np.minimum(nearest, apart) if n else apart
+
+
 def test_all_colours_differ_and_repeat_after_256():
     assert len({colors.class_color(i) for i in range(256)}) == 256
     assert colors.class_color(256) == colors.class_color(0)

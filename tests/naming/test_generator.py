@@ -16,7 +16,7 @@ from maskclippp_jax.data import generator_input
 from maskclippp_jax.naming import generator as generator_file, generator_loading
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import eomt, published_generators
-from tests import tiny_eomt, tiny_generators
+from tests import starts, tiny_eomt, tiny_generators
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,18 @@ def test_masks_of_a_picture_are_what_a_bundle_would_hold(generator):
 
 def test_a_second_picture_compiles_nothing(generator):
     generator(draw(64, 64))
-    before = generator._predict._cache_size()
+    before = generator._predict.jitted._cache_size()
     generator(draw(31, 77))
-    assert generator._predict._cache_size() == before == 1
+    assert generator._predict.jitted._cache_size() == before == 1
+
+
+def test_a_second_start_traces_no_network_and_finds_the_same(generator, tmp_path, monkeypatch):
+    def start():
+        again = generator_file.Generator(
+            generator.config, tiny_eomt.params(), generator.vocabulary, "again", objectness=0)
+        return again.propose(draw(31, 77))
+
+    starts.check(start, tmp_path, lambda: monkeypatch.setattr(eomt, "abstract", None))
 
 
 def test_threads_get_what_one_gets(generator):

@@ -22,7 +22,7 @@ from maskclippp_jax.naming.given import Given
 from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import fcclip, files, mask2former, published_generators, published_tuned
-from tests import tiny_eomt, tiny_generators as tiny
+from tests import starts, tiny_eomt, tiny_generators as tiny
 from tests.test_api import TINY
 
 # Small pictures, so that little is computed; and every one of them becomes 64 x 64.
@@ -132,10 +132,21 @@ def test_masks_are_those_of_the_network_for_a_picture_resized_and_padded(opened,
 
 def test_a_picture_of_like_size_and_other_words_compile_nothing(opened):
     opened(draw(64, 64))
-    before = opened._predict._cache_size()
+    before = opened._predict.jitted._cache_size()
     opened(draw(31, 77, seed=1))
     opened.embed(Vocabulary.from_names(["one word"]))
-    assert opened._predict._cache_size() == before
+    assert opened._predict.jitted._cache_size() == before
+
+
+@pytest.mark.parametrize("file", ["whole.safetensors", "m2f.pkl"])
+def test_a_second_start_traces_no_generator_and_finds_the_same(place, tmp_path, monkeypatch, file):
+    def start():
+        generator = small(mc.load_generator(place / file, objectness=0, **(
+            {} if file == "m2f.pkl" else dict(classes=LEARNT))))
+        return generator.propose(draw(50, 90))
+
+    # No network is made any more.
+    starts.check(start, tmp_path, lambda: monkeypatch.setattr(parameters, "abstract", None))
 
 
 def test_a_second_resize_goes_without_antialiasing(opened):

@@ -233,12 +233,25 @@ def test_checksums_see_every_bit_and_every_place(rng, change):
     y.view(np.uint32)[3, 2] ^= np.uint32(1 << change)
     z = x.copy()
     z[[0, 1]] = x[[1, 0]]
-    sums = [int(checkpoint._checksums(dict(a=a))["a"]) for a in (x, y, z)]
-    assert len(set(sums)) == 3
-    spread = jax.device_put(x.T[:, :4], jax.NamedSharding(
-        jax.make_mesh((2, 4), ("a", "b")), jax.P("a", "b")))
-    assert (int(checkpoint._checksums(dict(a=spread))["a"])
-            == int(checkpoint._checksums(dict(a=x.T[:, :4]))["a"]))
+    for sum_of in (checkpoint._checksum, checkpoint._checksum_here):
+        assert len({int(sum_of(a)) for a in (x, y, z)}) == 3
+    assert checkpoint._checksums(dict(a=x)) == {"a": int(checkpoint._checksum(x))}
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5, 2), (70_001,), (300, 700)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_checksums_here_are_those_of_a_device_and_of_any_mesh(rng, monkeypatch, shape, dtype):
+    x = np.asarray(jnp.asarray(1000 * rng.normal(size=shape)).astype(dtype))
+    here = checkpoint._checksum_here(x)
+    assert here == int(checkpoint._checksum(x))
+    monkeypatch.setattr(checkpoint, "_PART", 7)
+    assert checkpoint._checksum_here(x) == here
+    monkeypatch.undo()
+    if len(shape) == 2:
+        spread = jax.device_put(x, jax.NamedSharding(
+            jax.make_mesh((2, 4), ("a", "b")), jax.P("a", "b")))
+        assert checkpoint._checksums(dict(a=spread)) == {"a": here}
+        assert int(checkpoint._checksum(spread)) == here
 
 
 def test_the_best_looks_of_earlier_starts_count_and_the_newer_of_equal_ones(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from maskclippp_jax.runtime import programs
+from maskclippp_jax.runtime import kept, programs
 
 # Programs of several names, one for each argument; how many were not in the folder. JAX is imported
 # after the folder was named, as commands do, or before it.
@@ -41,14 +41,14 @@ def flipped_inside(content: bytes) -> bytes:
     program = bytearray(jax_cache.decompress_executable(content))
     for place in range(len(program) // 3, len(program), len(program) // 50):
         program[place] ^= 0x55
-    return jax_cache.compress_executable(bytes(program)) + content[-programs._CHECKSUM:]
+    return jax_cache.compress_executable(bytes(program)) + content[-kept._CHECKSUM:]
 
 
 DAMAGES = dict(
     cut=lambda content: content[:100], empty=lambda _: b"",
     zeros=lambda content: bytes(len(content)),
     noise=lambda content: np.random.default_rng(0).bytes(len(content)), inside=flipped_inside,
-    unsigned=lambda content: content[:-programs._CHECKSUM], folder=None)
+    unsigned=lambda content: content[:-kept._CHECKSUM], folder=None)
 
 
 def test_the_second_start_compiles_nothing_and_damaged_programs_are_compiled_again(tmp_path):
@@ -80,7 +80,7 @@ def test_the_second_start_compiles_nothing_and_damaged_programs_are_compiled_aga
 
 
 def test_every_flipped_byte_of_an_entry_is_noticed(tmp_path):
-    folder = programs.Folder(str(tmp_path))
+    folder = kept.Folder(tmp_path, 2**20)
     folder.put("a", b"a program")
     file, = tmp_path.iterdir()
     whole = file.read_bytes()
@@ -94,7 +94,7 @@ def test_every_flipped_byte_of_an_entry_is_noticed(tmp_path):
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):
-    folder = programs.Folder(str(tmp_path), size=3 * (100 + programs._CHECKSUM))
+    folder = kept.Folder(tmp_path, size=3 * (100 + kept._CHECKSUM))
     for name in "abc":
         folder.put(name, bytes(100))
     for seconds, name in enumerate("abc"):
@@ -109,7 +109,7 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_half_written(tmp_path, monk
         self.write_text("half")
         raise OSError(28, "No space left on device")
 
-    folder = programs.Folder(str(tmp_path))
+    folder = kept.Folder(tmp_path, 2**20)
     monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
     with caplog.at_level("WARNING", logger="absl"):
         for name in "ab":

@@ -46,7 +46,7 @@ def test_one_step_of_the_published_best_model_runs():
         labels=np.tile(np.r_[np.arange(count) * 20, np.full(config.train.num_masks - count, -1)],
                        (config.train.batch_size, 1)).astype(np.int32))
     with jax.set_mesh(mesh):
-        params = loading.load_params("random", config.model, make_model, shapes)
+        params = loading.load_params("random", config.model, config.seed, shapes)
         trainable, frozen = parameters.partition(params, is_trainable)
         state = dict(step=np.zeros((), np.int32), trainable=trainable, frozen=frozen,
                      opt=optimizer.init(trainable))
