@@ -30,6 +30,7 @@ _LARGE_TILE = (256, 512)
 _BLOCK = {"cpu": (256, 256)}  # pixels of a program for pictures of any size, whole tiles
 _LARGE_BLOCK = (1024, 1024)
 _ORDERED = (64, 128)  # pixels that ask classes in the same order, if tiles are smaller
+_ROWS, _MIXED = 8, 256  # rows of a label map at once, and pixels of them that mix segments
 _CLASSES = 64         # classified at once
 _ENLARGED = 16        # classes enlarged at once
 _NONE = np.int16(2**15 - 1)  # more than any number
@@ -175,8 +176,9 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
     """The semantic label map of one image whose masks are segments of a label map.
 
     The score of class c at a pixel is the sum over masks of p[n, c] * mask n there, after the masks
-    went to `mask_size` and back (both bilinear, as generated masks would). Scores are formed row by
-    row and only their argmax is kept: the map of all classes never exists.
+    went to `mask_size` and back (both bilinear, as generated masks would). Where a pixel reads one
+    segment alone its class is the segment's; scores are formed of the others, some at a time, and
+    only their argmax is kept: the map of all classes never exists.
 
     Args:
       segments: [H, W] integer, 0 = no mask, n = mask slot n - 1.
@@ -192,15 +194,32 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
         resample.bilinear_taps(side, resample.Stage(mask_size[i], segments_size[i]),
                                resample.Stage(segments_size[i], mask_size[i]))
         for i, side in enumerate(segments.shape))
+    height, width = segments.shape
     table = jnp.concatenate([jnp.zeros((1, probabilities.shape[1])), probabilities])  # [1+N, C]
+    of_segments = table.argmax(-1).astype(jnp.int16)  # [1+N]
+    pixels = min(_MIXED, _ROWS * width)
 
-    def one_row(row):
-        found, weight = resample.segment_shares(
-            segments, resample.Taps(*(x[None] for x in row)), columns)  # [1, W, k]
-        scores = jnp.einsum("wk,wkc->wc", weight[0], table[found[0]], precision="highest")
-        return scores.argmax(-1).astype(jnp.int16)
+    def some_rows(rows):
+        found, weight = (x.reshape(_ROWS * width, -1) for x in resample.segment_shares(
+            segments, resample.Taps(*rows), columns))  # [_ROWS * W, k]
+        highest = jnp.where(weight > 0, found, 0).max(-1)
+        mixed = highest > jnp.where(weight > 0, found, len(table)).min(-1)
+        places = jnp.argsort(~mixed)  # the mixed ones first
 
-    return jax.lax.map(one_row, tuple(rows))
+        def some_pixels(state):
+            i, labels = state
+            which = jax.lax.dynamic_slice_in_dim(places, i * pixels, pixels)
+            is_segment = found[which][..., None] == jnp.arange(len(table))[None, None]
+            shares = jnp.where(is_segment, weight[which][..., None], 0.0).sum(1)  # [pixels, 1+N]
+            scores = jnp.einsum("pn,nc->pc", shares, table, precision="highest")
+            return i + 1, labels.at[which].set(scores.argmax(-1).astype(jnp.int16))
+
+        return jax.lax.while_loop(lambda state: state[0] * pixels < mixed.sum(), some_pixels,
+                                  (jnp.int32(0), of_segments[highest]))[1]
+
+    cut = lambda x: jnp.pad(x, [(0, -height % _ROWS), (0, 0)]).reshape(-1, _ROWS, x.shape[1])
+    labels = jax.lax.map(some_rows, tuple(cut(x) for x in rows))
+    return labels.reshape(-1, width)[:height]
 
 
 def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Array,

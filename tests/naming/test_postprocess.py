@@ -120,6 +120,38 @@ def test_equal_classes_give_the_first_and_uncovered_pixels_class_0(all_heads, rn
     assert not covered.all()
 
 
+SEGMENTS = {  # ids of the segment of every pixel
+    "blobs": lambda rng: np.kron(rng.integers(0, 7, (5, 6)), np.ones((8, 8), int)),
+    "noise": lambda rng: rng.integers(0, 7, (40, 48)),
+    "one": lambda rng: np.full((40, 48), 3),
+    "none": lambda rng: np.zeros((40, 48), int),
+}
+
+
+@pytest.mark.parametrize("passed", [(37, 45), (64, 78), (17, 21)],
+                         ids=["same", "larger", "smaller"])
+@pytest.mark.parametrize("kind", SEGMENTS)
+def test_label_maps_of_segments_equal_summing_all_their_masks(rng, monkeypatch, kind, passed):
+    """Also where the pixels that mix segments come in several parts, and rows in a last block that
+    is not full; two classes are equal."""
+    monkeypatch.setattr(postprocess, "_MIXED", 40)
+    size = (37, 45)
+    segments = np.zeros((44, 50), np.uint16)
+    segments[:37, :45] = SEGMENTS[kind](rng)[:37, :45]
+    scores = rng.dirichlet(np.ones(5), 6)[:, [0, 1, 2, 1, 3]].astype(np.float32)
+    got = np.asarray(jax.jit(postprocess.segment_labels)(
+        segments, np.array(size, np.int32), np.array(passed, np.int32), scores))
+    masks = (segments[None, :37, :45] == np.arange(1, 7)[:, None, None]).astype(float)
+    full = bilinear(bilinear(masks, passed), size)
+    want = np.einsum("nc,nhw->chw", scores.astype(float), full)
+    assert got.shape == segments.shape and 3 not in got
+    top = np.sort(want[[0, 1, 2, 4]], 0)
+    clear = (top[-1] - top[-2] > 1e-6) | (top[-1] == 0)
+    np.testing.assert_array_equal(got[:37, :45][clear], want.argmax(0)[clear])
+    assert clear.mean() > 0.99
+    assert (len(np.unique(got[:37, :45])) > 2) == (kind in ("blobs", "noise"))
+
+
 def test_the_first_of_equal_masks_wins_a_pixel(all_heads, rng):
     picture = make_picture(rng, (61, 90), 4)
     picture.masks[:4] = picture.masks[1]
