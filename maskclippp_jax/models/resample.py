@@ -9,6 +9,8 @@ Indices and weights come from whole-number arithmetic: `(2i + 1) * n_in / (2 * n
 split into floor and remainder exactly, for sides up to 30 000 pixels.
 """
 
+import functools
+import math
 import typing
 
 import jax
@@ -19,6 +21,8 @@ from maskclippp_jax.models import positions
 
 # Cells of the smallest window that is told from larger ones: less work than another program.
 _SMALLEST_WINDOW = 16
+# Windows that `map_tiles` has a program for, as multiples of what suits the ratio of the canvases.
+_SLACKS = (1, 1.5)
 
 
 class Taps(typing.NamedTuple):
@@ -209,8 +213,10 @@ class Tile(typing.NamedTuple):
 
     def enlarge(self, windows: jax.Array) -> jax.Array:
         """Windows [V, N, h', w'] at the size of the tile, summed over versions: [N, T, U]."""
-        across = jnp.einsum("vnij,vuj->vniu", windows, self.columns, precision="highest")
-        return jnp.einsum("vti,vniu->ntu", self.rows, across, precision="highest")
+        # Rows first and maps in the middle: both are one large product without turning anything.
+        down = jnp.einsum("vti,vnij->vtnj", self.rows, windows, precision="highest")
+        large = jnp.einsum("vtnj,vuj->tnu", down, self.columns, precision="highest")
+        return jnp.moveaxis(large, 1, 0)
 
 
 def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Taps, columns: Taps,
@@ -251,14 +257,13 @@ def map_tiles(function: typing.Callable[[Tile, jax.Array], typing.Any], rows: Ta
 
     if window is not None:
         return run(tuple(map(min, window, map_size)))
-    # True sizes are known at run time only. Should a tile not fit the usual window, every tile
-    # reads whole maps: as right, and slow; so canvases should be little larger than what they
-    # hold.
-    small = [axis.usual_window for axis in axes]
-    if small == list(map_size):
-        return run(map_size)
-    fit = axes[0].fits(small[0]) & axes[1].fits(small[1])
-    return jax.lax.cond(fit, lambda: run(small), lambda: run(map_size))
+    # True sizes are known at run time only, so there are windows of several sizes. Should a tile
+    # fit none of them, every tile reads whole maps: as right, and slow; so canvases should be
+    # little larger than what they hold.
+    windows = [tuple(axis.window(slack) for axis in axes) for slack in _SLACKS]
+    windows = [w for w in dict.fromkeys(windows) if w != tuple(map_size)]
+    larger = sum((~(axes[0].fits(w[0]) & axes[1].fits(w[1]))).astype(jnp.int32) for w in windows)
+    return jax.lax.switch(larger, [functools.partial(run, w) for w in (*windows, map_size)])
 
 
 def window_of(block: int, *stages: Stage) -> int:
@@ -297,11 +302,11 @@ class _Axis(typing.NamedTuple):
         blocks = lambda x: jnp.swapaxes(x.reshape(len(x), -1, block, x.shape[-1]), 0, 1)
         return cls(Taps(blocks(index), blocks(weight)), num_in, num_out)
 
-    @property
-    def usual_window(self) -> int:
-        """Source rows a block reads if true sizes are in the same ratio as canvases, half again."""
+    def window(self, slack: float) -> int:
+        """Source rows a block reads if true sizes are in the ratio of their canvases, or in one
+        that is so many times larger."""
         block = self.taps.index.shape[2]
-        return min(self.num_in, -(-3 * block * self.num_in // (2 * self.num_out)) + 4)
+        return min(self.num_in, math.ceil(slack * block * self.num_in / self.num_out) + 3)
 
     def fits(self, window: int) -> jax.Array:
         index = self.taps.index

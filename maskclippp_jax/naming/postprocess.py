@@ -10,6 +10,7 @@ one: masks arrive as probabilities, so there is no sigmoid between the resize an
 
 import dataclasses
 import functools
+import math
 import typing
 
 import jax
@@ -22,11 +23,16 @@ from maskclippp_jax.models.resample import Taps
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.runtime import sharding
 
-# Output pixels worked on at once, and classes. On a CPU small tiles stay in its caches (measured
-# with benchmarks/heads.py); accelerators want larger ones.
-_TILE = {"cpu": (64, 128)}
+# Output pixels worked on at once. On a CPU small tiles stay in its caches, and take small matrices
+# to enlarge (measured with benchmarks/heads.py); accelerators want larger ones.
+_TILE = {"cpu": (32, 32)}
 _LARGE_TILE = (256, 512)
-_CLASSES = 32
+_BLOCK = {"cpu": (256, 256)}  # pixels of a program for pictures of any size, whole tiles
+_LARGE_BLOCK = (1024, 1024)
+_ORDERED = (64, 128)  # pixels that ask classes in the same order, if tiles are smaller
+_ROWS, _MIXED = 8, 256  # rows of a label map at once, and pixels of them that mix segments
+_CLASSES = 64         # classified at once
+_ENLARGED = 16        # classes enlarged at once
 # Of sums over masks and of enlarging, relative: more than float32 loses over thousands of terms.
 _ROUNDING = 1e-4
 
@@ -138,7 +144,7 @@ def in_blocks(look: typing.Callable[..., typing.Any], sizes: MaskSizes,
       What `look` gave of each block, rows of blocks from the top, on the host.
     """
     tile = tile_for()
-    block = tuple(side * n for side, n in zip(tile, (4, 2)))
+    block = _BLOCK.get(jax.default_backend(), _LARGE_BLOCK)
     window = window_of(sizes, [int(side) for side in size], tile)
     starts = [range(0, max(int(side), 1), step) for side, step in zip(size, block)]
     started = [[look(canvas=block, corner=np.array([top, left], np.int32), window=window)
@@ -174,8 +180,9 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
     """The semantic label map of one image whose masks are segments of a label map.
 
     The score of class c at a pixel is the sum over masks of p[n, c] * mask n there, after the masks
-    went to `mask_size` and back (both bilinear, as generated masks would). Scores are formed row by
-    row and only their argmax is kept: the map of all classes never exists.
+    went to `mask_size` and back (both bilinear, as generated masks would). Where a pixel reads one
+    segment alone its class is the segment's; scores are formed of the others, some at a time, and
+    only their argmax is kept: the map of all classes never exists.
 
     Args:
       segments: [H, W] integer, 0 = no mask, n = mask slot n - 1.
@@ -191,15 +198,33 @@ def segment_labels(segments: jax.Array, segments_size: jax.Array, mask_size: jax
         resample.bilinear_taps(side, resample.Stage(mask_size[i], segments_size[i]),
                                resample.Stage(segments_size[i], mask_size[i]))
         for i, side in enumerate(segments.shape))
+    height, width = segments.shape
     table = jnp.concatenate([jnp.zeros((1, probabilities.shape[1])), probabilities])  # [1+N, C]
+    dtype = narrow(table.shape[1])
+    of_segments = table.argmax(-1).astype(dtype)  # [1+N]
+    pixels = min(_MIXED, _ROWS * width)
 
-    def one_row(row):
-        found, weight = resample.segment_shares(
-            segments, resample.Taps(*(x[None] for x in row)), columns)  # [1, W, k]
-        scores = jnp.einsum("wk,wkc->wc", weight[0], table[found[0]], precision="highest")
-        return scores.argmax(-1).astype(narrow(len(table[0])))
+    def some_rows(rows):
+        found, weight = (x.reshape(_ROWS * width, -1) for x in resample.segment_shares(
+            segments, resample.Taps(*rows), columns))  # [_ROWS * W, k]
+        highest = jnp.where(weight > 0, found, 0).max(-1)
+        mixed = highest > jnp.where(weight > 0, found, len(table)).min(-1)
+        places = jnp.argsort(~mixed)  # the mixed ones first
 
-    return jax.lax.map(one_row, tuple(rows))
+        def some_pixels(state):
+            i, labels = state
+            which = jax.lax.dynamic_slice_in_dim(places, i * pixels, pixels)
+            is_segment = found[which][..., None] == jnp.arange(len(table))[None, None]
+            shares = jnp.where(is_segment, weight[which][..., None], 0.0).sum(1)  # [pixels, 1+N]
+            scores = jnp.einsum("pn,nc->pc", shares, table, precision="highest")
+            return i + 1, labels.at[which].set(scores.argmax(-1).astype(dtype))
+
+        return jax.lax.while_loop(lambda state: state[0] * pixels < mixed.sum(), some_pixels,
+                                  (jnp.int32(0), of_segments[highest]))[1]
+
+    cut = lambda x: jnp.pad(x, [(0, -height % _ROWS), (0, 0)]).reshape(-1, _ROWS, x.shape[1])
+    labels = jax.lax.map(some_rows, tuple(cut(x) for x in rows))
+    return labels.reshape(-1, width)[:height]
 
 
 def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Array,
@@ -211,8 +236,10 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
     that over versions of the picture (test-time augmentation), each with masks of its own. Masks
     are classified as they are stored and then enlarged, which gives the same and costs least.
 
-    A tile asks classes in the order of what they can score at most there, and stops when none that
-    is left can win a pixel: few of a large vocabulary are looked at, and the labels are the same.
+    A tile asks classes in the order of what they can score at most around it, and stops when none
+    that is left can win a pixel. Of those it asks it enlarges none that scores less than one and
+    the same other class in every cell. So few of a large vocabulary are looked at, and the labels
+    are the same.
 
     Args:
       masks: [V, N, h, w], see `resample.soft`.
@@ -231,64 +258,135 @@ def semantic_labels(masks: jax.Array, rows: Taps, columns: Taps, scores: jax.Arr
     num_versions, num_masks, num_columns = scores.shape
     dtype = narrow(num_columns)
     chunk = min(num_columns, _CLASSES)
+    enlarged = math.gcd(chunk, _ENLARGED)
     by_class = jnp.moveaxis(scores, 2, 0)  # [C, V, N]
     by_class = jnp.pad(by_class, [(0, -num_columns % chunk), (0, 0), (0, 0)])
 
-    def one_tile(tile_taps, _):
-        windows = resample.soft(tile_taps.cut(masks))  # [V, N, h', w']
-        bounds, order = jax.lax.top_k(_most_of_a_class(windows, by_class), len(by_class))
+    group = tuple(max(1, n // side) for n, side in zip(_ORDERED, tile))
+
+    def cut(tile_taps):
+        return resample.soft(tile_taps.cut(masks))  # [V, N, h', w']
+
+    shares = resample.map_tiles(lambda tile_taps, _: _largest_shares(cut(tile_taps)), rows, columns,
+                                masks.shape[2:], tile, window)
+    shares = _largest_of_groups(shares, group).reshape(-1, num_versions, num_masks)
+    bounds, order = jax.lax.top_k(_most_of_a_class(shares, by_class), len(by_class))  # [groups, C]
+    groups_across = -(-shape[1] // (tile[1] * group[1]))
+
+    def one_tile(tile_taps, corner):
+        windows = cut(tile_taps)
+        here = corner // jnp.array([tile[0] * group[0], tile[1] * group[1]])
+        here = here[0] * groups_across + here[1]
         covered = tile_taps.enlarge(windows.sum(1, keepdims=True))[0]  # [T, U], sum of masks
 
         def may_win(state):
-            i, _, best = state
-            bound = bounds[jnp.minimum(i * chunk, len(bounds) - 1)]
+            i, _, best, _ = state
+            bound = bounds[here, jnp.minimum(i * chunk, len(by_class) - 1)]
             return (i * chunk < num_classes) & (bound > 0) & (
                 (covered > 0) & (bound * covered >= best)).any()
 
         def one_chunk(state):
-            i, labels, best = state
-            numbers = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
-            small = jnp.einsum("vnij,cvn->vcij", windows, by_class[numbers], precision="highest")
-            (labels, best), _ = jax.lax.scan(
-                _better, (labels, best), (numbers.astype(dtype), tile_taps.enlarge(small)))
-            return i + 1, labels, best
+            i, labels, best, reference = state
+            numbers = jax.lax.dynamic_slice(order, (here, i * chunk), (1, chunk))[0]
+            small = jnp.einsum("vnij,cvn->cvij", windows, by_class[numbers], precision="highest")
+            totals = small.sum((1, 2, 3))
+            first = totals.argmax()
+            reference = jnp.where(totals[first] > reference.sum(), small[first], reference)
+            chosen = _may_beat(small, reference)
+            places = jnp.argsort(~chosen)  # the chosen ones first
+
+            def some(state):
+                j, labels, best = state
+                which = jax.lax.dynamic_slice_in_dim(places, j * enlarged, enlarged)
+                large = tile_taps.enlarge(jnp.swapaxes(small[which], 0, 1))
+                return j + 1, *_better(labels, best, numbers[which].astype(dtype), large)
+
+            _, labels, best = jax.lax.while_loop(
+                lambda state: state[0] * enlarged < chosen.sum(), some,
+                (jnp.int32(0), labels, best))
+            return i + 1, labels, best, reference
 
         # Class 0 where nothing scores, as the first of equals.
-        start = jnp.int32(0), jnp.zeros(tile, dtype), jnp.zeros(tile)
-        return jax.lax.while_loop(may_win, one_chunk, start)[1:]
+        start = (jnp.int32(0), jnp.zeros(tile, dtype), jnp.zeros(tile),
+                 jnp.zeros((num_versions, *windows.shape[2:])))
+        return jax.lax.while_loop(may_win, one_chunk, start)[1:3]
 
     labels, best = resample.map_tiles(one_tile, rows, columns, masks.shape[2:], tile, window)
     return _join(labels, shape), _join(best, shape) / num_versions
 
 
-def _most_of_a_class(windows: jax.Array, by_class: jax.Array) -> jax.Array:
-    """What the score of each class is at most anywhere in a tile, as a share of the masks' sum.
+def _largest_shares(windows: jax.Array) -> jax.Array:
+    """The largest share that each mask has of the masks' sum anywhere in a window:
+    [V, N, h', w'] -> [V, N]."""
+    total = windows.sum(1, keepdims=True)
+    return jnp.where(total > 0, windows / jnp.where(total > 0, total, 1), 0).max((2, 3))
+
+
+def _largest_of_groups(shares: jax.Array, group: tuple[int, int]) -> jax.Array:
+    """The largest of every group of tiles: [n, m, V, N] -> [n / group, m / group, V, N]."""
+    n, m = shares.shape[:2]
+    shares = jnp.pad(shares, [(0, -n % group[0]), (0, -m % group[1]), (0, 0), (0, 0)])
+    return shares.reshape(-(-n // group[0]), group[0], -(-m // group[1]), group[1],
+                          *shares.shape[2:]).max((1, 3))
+
+
+def _most_of_a_class(shares: jax.Array, by_class: jax.Array) -> jax.Array:
+    """What the score of each class is at most in groups of tiles, as a share of the masks' sum.
 
     At a pixel that share is a mean of the masks' scores, weighted by their shares of the sum. So it
     is at most the largest score of any mask, and at most the sum of scores times the largest share
-    that each mask has anywhere in the window: enlarging, which only takes weighted means, makes no
+    that each mask has anywhere in the windows: enlarging, which only takes weighted means, makes no
     share larger.
 
     Args:
-      windows: [V, N, h', w'] masks that a tile reads.
+      shares: [groups, V, N], the largest of each mask in each group of tiles.
       by_class: [C, V, N] scores.
 
     Returns:
-      [C] float32, with something added for the rounding of all sums.
+      [groups, C] float32, with something added for the rounding of all sums.
     """
-    total = windows.sum(1, keepdims=True)
-    shares = jnp.where(total > 0, windows / jnp.where(total > 0, total, 1), 0).max((2, 3))
-    bound = jnp.minimum(by_class.max((1, 2)),
-                        jnp.einsum("cvn,vn->c", by_class, shares, precision="highest"))
+    bound = jnp.minimum(by_class.max((1, 2))[None],
+                        jnp.einsum("gvn,cvn->gc", shares, by_class, precision="highest"))
     return bound * (1 + _ROUNDING)
 
 
-def _better(best, of_class):
-    """One more class for the running argmax; of equals the first in the vocabulary stays."""
-    label, highest = best
-    number, score = of_class
-    wins = (score > highest) | ((score == highest) & (number < label))
-    return (jnp.where(wins, number, label), jnp.where(wins, score, highest)), None
+def _may_beat(small: jax.Array, reference: jax.Array) -> jax.Array:
+    """Which classes may score as much as another one anywhere in a tile.
+
+    Enlarging takes the same weighted means of both, so one that has less in every cell (or nothing)
+    has less at every pixel.
+
+    Args:
+      small: [c, V, h', w'] scores of classes in the cells of a window.
+      reference: [V, h', w'], those of the other.
+
+    Returns:
+      [c] bool; equals may, and what rounding could make equal.
+    """
+    return ((small > 0) & (small >= (1 - _ROUNDING) * reference[None])).any((1, 2, 3))
+
+
+def _better(labels: jax.Array, best: jax.Array, numbers: jax.Array, scores: jax.Array
+            ) -> tuple[jax.Array, jax.Array]:
+    """Some more classes for the running argmax; of equals the first in the vocabulary stays.
+
+    Args:
+      labels: [T, U] integers.
+      best: [T, U], the scores of these classes.
+      numbers: [c] of the same dtype, of the other classes.
+      scores: [c, T, U].
+    """
+    highest = scores.max(0)
+    number = _first(scores == highest[None], numbers)
+    wins = (highest > best) | ((highest == best) & (number < labels))
+    return jnp.where(wins, number, labels), jnp.where(wins, highest, best)
+
+
+def _first(chosen: jax.Array, numbers: jax.Array) -> jax.Array:
+    """[T, U] the least of numbers [c] that is chosen, bool [c, T, U]; where none is, the most that
+    their dtype holds."""
+    most = jnp.iinfo(numbers.dtype).max
+    return jnp.where(chosen, numbers[:, None, None], most).min(0)
 
 
 def _join(tiles: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -334,18 +432,13 @@ def mask_facts(masks: jax.Array, rows: Taps, columns: Taps, size: jax.Array, wei
             tile_taps.enlarge(resample.soft(tile_taps.cut(masks[None]))))  # [N, T, U]
         inside = (((corner[0] + jnp.arange(tile[0])) < size[0])[:, None]
                   & ((corner[1] + jnp.arange(tile[1])) < size[1])[None])  # [T, U]
-
-        def one_mask(best, mask):
-            number, winner, highest = best
-            values, weight, allowed = mask
-            score = jnp.where(allowed, weight * values, -jnp.inf)
-            signed = jnp.where(values >= 0.5, number, -number)
-            wins = score > highest
-            return (number + dtype(1), jnp.where(wins, signed, winner),
-                    jnp.where(wins, score, highest)), None
-
-        start = dtype(1), jnp.zeros(tile, dtype), jnp.full(tile, -jnp.inf)
-        winner = jax.lax.scan(one_mask, start, (full, weights, competes))[0][1]
+        scores = jnp.where(competes[:, None, None], weights[:, None, None] * full, -jnp.inf)
+        highest = scores.max(0)
+        numbers = jnp.arange(1, 1 + len(full), dtype=dtype)
+        wins = competes[:, None, None] & (scores == highest[None])
+        number = _first(wins, numbers)
+        sure = ((numbers[:, None, None] == number[None]) & (full >= 0.5)).any(0)
+        winner = jnp.where(wins.any(0), jnp.where(sure, number, -number), 0)
         above = (full > 0.5) & inside[None]
         return dict(
             winner=jnp.where(inside, winner, 0),

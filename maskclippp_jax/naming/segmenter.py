@@ -15,7 +15,7 @@ import numpy as np
 from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.mask_chain import MaskSizes
-from maskclippp_jax.models import maskclippp, similarity
+from maskclippp_jax.models import layers, maskclippp, similarity
 from maskclippp_jax.naming import ensembles, inference, loading, postprocess
 from maskclippp_jax.naming.ensembles import GeneratorLogits, MaskScores
 from maskclippp_jax.naming.postprocess import Heads, Instances, Proposals, Results
@@ -25,6 +25,7 @@ from maskclippp_jax.vocabulary import Vocabulary
 # What of a batch goes to the device.
 _ON_DEVICE = ("image", "image_size", "output_size", "masks", "mask_valid", "stored", "enlarged",
               "kept", "classes")
+_LAID = 8  # masks brought to the grid at once: all of a picture are large as probabilities
 _MASKS = ("masks", "mask_valid", *MaskSizes._fields)  # of these, what tells of masks
 
 
@@ -285,9 +286,13 @@ def lay_masks(batch: dict, network: jax.Array, patch: int, canvas: tuple[int, in
 
 @functools.partial(jax.jit, static_argnames=("patch", "canvas"))
 def _lay_masks(batch, network, patch, canvas):
-    return sharding.constrain_batch(jax.vmap(
-        lambda masks, sizes, network: mask_chain.to_grid(masks, sizes, network, patch, canvas)
-    )(_soft_masks(batch), _sizes_of(batch), network))
+    def one_picture(stored, sizes, network):
+        some = lambda stored: mask_chain.to_grid(
+            _soft_masks(stored), sizes, network, patch, canvas)
+        return layers.in_parts(some, stored, _LAID)
+
+    stored = {k: batch[k] for k in ("masks", "mask_valid")}
+    return sharding.constrain_batch(jax.vmap(one_picture)(stored, _sizes_of(batch), network))
 
 
 def _soft_masks(batch: dict) -> jax.Array:

@@ -120,6 +120,50 @@ def test_equal_classes_give_the_first_and_uncovered_pixels_class_0(all_heads, rn
     assert not covered.all()
 
 
+SEGMENTS = {  # ids of the segment of every pixel
+    "blobs": lambda rng: np.kron(rng.integers(0, 7, (5, 6)), np.ones((8, 8), int)),
+    "noise": lambda rng: rng.integers(0, 7, (40, 48)),
+    "one": lambda rng: np.full((40, 48), 3),
+    "none": lambda rng: np.zeros((40, 48), int),
+}
+
+
+@pytest.mark.parametrize("passed", [(37, 45), (64, 78), (17, 21)],
+                         ids=["same", "larger", "smaller"])
+@pytest.mark.parametrize("kind", SEGMENTS)
+def test_label_maps_of_segments_equal_summing_all_their_masks(rng, monkeypatch, kind, passed):
+    """Also where the pixels that mix segments come in several parts, and rows in a last block that
+    is not full; two classes are equal."""
+    monkeypatch.setattr(postprocess, "_MIXED", 40)
+    size = (37, 45)
+    segments = np.zeros((44, 50), np.uint16)
+    segments[:37, :45] = SEGMENTS[kind](rng)[:37, :45]
+    scores = rng.dirichlet(np.ones(5), 6)[:, [0, 1, 2, 1, 3]].astype(np.float32)
+    got = np.asarray(jax.jit(postprocess.segment_labels)(
+        segments, np.array(size, np.int32), np.array(passed, np.int32), scores))
+    masks = (segments[None, :37, :45] == np.arange(1, 7)[:, None, None]).astype(float)
+    full = bilinear(bilinear(masks, passed), size)
+    want = np.einsum("nc,nhw->chw", scores.astype(float), full)
+    assert got.shape == segments.shape and 3 not in got
+    top = np.sort(want[[0, 1, 2, 4]], 0)
+    clear = (top[-1] - top[-2] > 1e-6) | (top[-1] == 0)
+    np.testing.assert_array_equal(got[:37, :45][clear], want.argmax(0)[clear])
+    assert clear.mean() > 0.99
+    assert (len(np.unique(got[:37, :45])) > 2) == (kind in ("blobs", "noise"))
+
+
+def test_the_first_of_equal_masks_wins_a_pixel(all_heads, rng):
+    picture = make_picture(rng, (61, 90), 4)
+    picture.masks[:4] = picture.masks[1]
+    picture.scores.classes[:4] = np.array([0.1, 0.4, 0.4, 0.2])[:, None] * np.eye(COLUMNS)[0]
+    picture.scores.void[:4] = 0
+    winner = run(all_heads, picture).facts.winner[:61, :90]
+    full = full_size(picture.masks[1:2], picture.mask_sizes, (61, 90))[0]
+    clear = abs(full - 0.5) > 1e-5
+    np.testing.assert_array_equal(winner[clear], np.where(full >= 0.5, 2, -2)[clear])
+    assert len(np.unique(winner)) == 2
+
+
 def panoptic_by_the_text(scores, void, full, is_thing, object_threshold, overlap_threshold):
     """The rules of the specification, mask by mask, at full size."""
     probabilities = np.concatenate([scores, void[:, None]], -1)
@@ -278,6 +322,7 @@ def test_empty_slots_and_a_larger_canvas_change_nothing(all_heads, rng):
 @pytest.mark.parametrize("size", [(61, 90), (150, 70), (1, 200)])
 def test_blocks_of_a_picture_give_what_one_canvas_gives(all_heads, rng, monkeypatch, size):
     monkeypatch.setattr(postprocess, "tile_for", lambda: TILE)
+    monkeypatch.setitem(postprocess._BLOCK, "cpu", (64, 64))
     picture = make_picture(rng, size, 9)
     sizes = MaskSizes(*(x.tolist() for x in picture.mask_sizes))
     look = functools.partial(all_heads, batch_of(picture), classes())
@@ -385,26 +430,31 @@ def test_masks_reach_the_token_grid_through_every_size(rng, kind):
     np.testing.assert_allclose(got, bilinear(seen, (6, 10)).reshape(5, -1), atol=1e-5)
 
 
-def test_a_tile_that_reads_more_than_usual_is_right_too(rng):
-    """True sizes far from the ratio of the canvases: masks are shrunk, not enlarged."""
+@pytest.mark.parametrize("size, windows", [
+    pytest.param((62, 92), 2, id="as the canvases"), pytest.param((48, 72), 1, id="smaller"),
+    pytest.param((9, 12), 0, id="masks are shrunk")])
+def test_tiles_read_windows_of_the_size_they_need(rng, size, windows):
+    """True sizes in the ratio of the canvases, and in others."""
     masks = rng.random((1, 3, 48, 60)).astype(np.float32)
-    size = np.array([9, 12])
+    size = np.array(size)
     sizes = MaskSizes(*[np.array([48, 60])] * 3)
 
     @jax.jit
     def run(masks, sizes, size):
         taps = mask_chain.mask_taps(sizes, size, CANVAS)
         rows, columns = (resample.Taps(*(x[None] for x in axis)) for axis in taps)
-        axis = resample._Axis.of(columns, 60, TILE[1])
+        axes = [resample._Axis.of(*x) for x in ((rows, 48, TILE[0]), (columns, 60, TILE[1]))]
         tiles = resample.map_tiles(lambda tile, _: tile.enlarge(tile.cut(masks)), rows, columns,
                                    (48, 60), TILE)
-        return tiles, axis.fits(axis.usual_window)
+        return tiles, [axes[0].fits(axes[0].window(slack)) & axes[1].fits(axes[1].window(slack))
+                       for slack in resample._SLACKS]
 
     tiles, fits = jax.device_get(run(masks, sizes, size))
-    assert not fits
-    np.testing.assert_allclose(tiles[0, 0][:, :9, :12], bilinear(masks[0].astype(float), size),
-                               atol=1e-6)
-    assert not tiles[1:].any()
+    assert sum(fits) == windows
+    joined = postprocess._join(jnp.asarray(tiles), CANVAS)
+    np.testing.assert_allclose(joined[:, :size[0], :size[1]],
+                               bilinear(masks[0].astype(float), size), atol=1e-6)
+    assert not joined[:, size[0]:].any() and not joined[:, :, size[1]:].any()
 
 
 MANY = 2**16  # columns of a vocabulary of 40 000 names
@@ -504,7 +554,8 @@ def test_stopping_early_gives_the_labels_of_asking_every_class(rng, monkeypatch,
 
     early = labels()
     monkeypatch.setattr(postprocess, "_most_of_a_class",
-                        lambda windows, by_class: jnp.full(len(by_class), jnp.inf))
+                        lambda shares, by_class: jnp.full((len(shares), len(by_class)), jnp.inf))
+    monkeypatch.setattr(postprocess, "_may_beat", lambda small, _: jnp.ones(len(small), bool))
     for mine, full in zip(early, labels()):
         np.testing.assert_array_equal(mine[0], full[0])
         np.testing.assert_allclose(mine[1], full[1], rtol=1e-6)
