@@ -35,9 +35,6 @@ full speed of a chip's links, as if nothing overlapped. The attention kernel tak
 FLOPs, at the share of the matrix unit that a head fills, or of its bytes, whichever is longer; what
 it does beside matrix products is left out, and so is the waiting of chips for each other. Bodies of
 loops count once. The times compare slices and promise nothing.
-
-Of the transformers, v5e:2x2 and v5e:8x8 have been compiled with that kernel only where the last
-table has a figure; the program goes on with the others. All other rows are of it.
 """
 
 
