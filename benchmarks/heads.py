@@ -2,9 +2,9 @@
 
 The literal form does what the public reference does: all masks enlarged to the picture twice (to
 the generator's input, then to the picture), the map of all classes, then its argmax; likewise for
-panoptic and instance results. Both run compiled. Absolute times are of this machine; their ratio
-and the bytes are what to look at. On a CPU the time is that of all its cores together, which other
-programs on the machine disturb little.
+panoptic and instance results, and for label maps of ground-truth masks. Both run compiled. Absolute
+times are of this machine; their ratio and the bytes are what to look at. On a CPU the time is that
+of all its cores together, which other programs on the machine disturb little.
 """
 
 import functools
@@ -47,6 +47,7 @@ def main(argv):
                 if wanted.panoptic and num_classes != CLASSES.value[0]:
                     continue  # hardly depends on it
                 table.add_row(*measure(size, num_masks, num_classes, wanted, tile))
+            table.add_row(*measure_segments(size, num_masks, num_classes))
     Console().print(table)
 
 
@@ -61,11 +62,33 @@ def measure(size, num_masks: int, num_classes: int, wanted: Heads, tile) -> list
            f"{num_classes}", f"{mine:.2f}", f"{megabytes(heads):.0f}"]
     literal = jax.jit(functools.partial(literal_heads, wanted=wanted, sizes=sizes, size=size,
                                         num_classes=num_classes))
-    literal = literal.lower(batch.masks[0], batch.scores.classes[0]).compile()
+    return row + beside(mine, literal, batch.masks[0], batch.scores.classes[0])
+
+
+def measure_segments(size, num_masks: int, num_classes: int) -> list[str]:
+    """The row of a label map from a picture's segments, which pass through another size."""
+    rng = np.random.default_rng(0)
+    passed = [side * _SHORT // min(size) for side in size]
+    y, x = (np.arange(side)[:, None] for side in size)
+    row, column = rng.random((2, 1, num_masks)) * np.array(size)[:, None, None]
+    distance = np.square(y - row)[:, None] + np.square(x - column)[None]  # [H, W, N]
+    segments = jnp.asarray(distance.argmin(-1) + 1)
+    scores = jnp.asarray(rng.dirichlet(np.full(num_classes, 0.1), num_masks), jnp.float32)
+    ours = jax.jit(postprocess.segment_labels).lower(
+        segments, np.array(size), np.array(passed), scores).compile()
+    mine = best_time(lambda: ours(segments, np.array(size), np.array(passed), scores))
+    literal = jax.jit(functools.partial(literal_segments, size=size, passed=passed))
+    return ["ground truth", f"{num_masks}", f"{num_classes}", f"{mine:.2f}",
+            f"{megabytes(ours):.0f}", *beside(mine, literal, segments, scores)]
+
+
+def beside(mine: float, literal, *arrays) -> list[str]:
+    """The last columns: the literal form, jitted, and the ratio."""
+    literal = literal.lower(*arrays).compile()
     if megabytes(literal) > 1000 * LIMIT.value:
-        return row + ["–", f"{megabytes(literal):.0f}", "–"]
-    theirs = best_time(lambda: literal(batch.masks[0], batch.scores.classes[0]))
-    return row + [f"{theirs:.2f}", f"{megabytes(literal):.0f}", f"{theirs / mine:.1f}"]
+        return ["–", f"{megabytes(literal):.0f}", "–"]
+    theirs = best_time(lambda: literal(*arrays))
+    return [f"{theirs:.2f}", f"{megabytes(literal):.0f}", f"{theirs / mine:.1f}"]
 
 
 def make_batch(size, num_masks: int, num_classes: int) -> tuple[Proposals, tuple[int, int]]:
@@ -105,6 +128,15 @@ def literal_heads(masks, scores, *, wanted: Heads, sizes, size, num_classes: int
     inside = chosen > 0.5
     mean = (chosen * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
     return winner, areas, found * mean, inside
+
+
+def literal_segments(segments, scores, *, size, passed):
+    """All masks at the size that they pass through, and all classes at full size."""
+    masks = segments[None] == jnp.arange(1, 1 + len(scores))[:, None, None]
+    for before, after in ((size, passed), (passed, size)):
+        masks = resample.resize_masks(masks, *(
+            resample.bilinear_taps(after[i], Stage(before[i], after[i])) for i in range(2)))
+    return jnp.einsum("nc,nhw->chw", scores, masks, precision="highest").argmax(0)
 
 
 def best_time(run) -> float:

@@ -186,6 +186,7 @@ def our_evaluation(model: str, num_classes: int, text: np.ndarray):
     config, params, batch, names, opinion, network = picture_of(model, _MASKS, num_classes)
     params, patch = jax.device_put(params), config.image.patch_size
     names.embeddings[:num_classes, 0] = text
+    names = inference.make_folder(config)(params, names)
     run = segmenter.make_segmenter(config, Heads(), "open", ensemble=True)
     classes = Classes.of([True] * num_classes, len(names.synonym_class))
     height, width = evaluation.LOADED

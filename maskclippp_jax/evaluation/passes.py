@@ -71,6 +71,7 @@ def name_segments(config: ml_collections.ConfigDict, model: Model, truth: Truth,
     names = inference.embed_vocabulary(config, model.config, model.params, truth.vocabulary,
                                        folder=loading.text_folder(config))
     params, names = sharding.put((model.params, names), sharding.replicated(mesh))
+    names = inference.make_folder(model.config)(params, names)
     run = inference.make_namer(model.config, semantic=True)
     batches = pipeline.eval_batches(
         truth.records, batch_size=batch_memory.fitting(settings, model.config, mesh),
@@ -236,7 +237,9 @@ def _shared(config, model, truth, mesh, bundle):
         settings, vocabulary, inference.seen_classes(config, vocabulary), bundle, num_columns,
         must_share=settings.ensemble)
     classes = Classes.of(vocabulary.is_thing, num_columns, settings.object_threshold)
-    return sharding.put((model.params, names, opinion, classes), sharding.replicated(mesh))
+    params, names, *others = sharding.put(
+        (model.params, names, opinion, classes), sharding.replicated(mesh))
+    return params, inference.make_folder(model.config)(params, names), *others
 
 
 def _batches(config, model, truth, sources, mesh):

@@ -128,7 +128,7 @@ def classifier(model: maskclippp.MaskCLIPppConfig, params: parameters.Tree, name
     Args:
       model: sizes.
       params: all parameters, on the host.
-      names: those of a vocabulary.
+      names: those of a vocabulary, folded.
       synonyms: see above.
       ensemble: with a generator's opinion there is one input more, generator_classes [B, N, J + 1]
         float32, logits with void last; one result more, void [B, N]; and `lookup` [J, C] and
@@ -137,9 +137,11 @@ def classifier(model: maskclippp.MaskCLIPppConfig, params: parameters.Tree, name
       batch: B, likewise.
       tokens: L, the cells of each encoder, if patches are asked for; several leave it open.
     """
-    folded, scale = _folded(model, params, names), logit_scale(model, params)
-    leaves, dense = dict(names=folded, synonyms=synonyms), _needs_patches(model)
-    inputs, width = {}, folded.shape[-1]
+    rows = (np.asarray(names.synonym_class) < len(names.synonym_class)).sum()
+    is_folded = isinstance(names.embeddings, similarity.Folded)
+    embeddings = (names.embeddings.classifiers[:, None] if is_folded else names.embeddings)[:rows]
+    leaves, dense = dict(names=np.asarray(embeddings), synonyms=synonyms), _needs_patches(model)
+    scale, inputs, width = logit_scale(model, params), {}, embeddings.shape[-1]
     inputs["embeddings"] = (batch, num_masks, width), np.dtype("float32")
     if dense:
         length = tokens[0] if len(set(tokens)) == 1 else "tokens"
@@ -161,7 +163,8 @@ def classifier(model: maskclippp.MaskCLIPppConfig, params: parameters.Tree, name
             of_head = {k.removeprefix("similarity/"): v for k, v in leaves.items()
                        if k.startswith("similarity/")}
             apply = build(parameters.unflatten(of_head))
-        by_name = apply(embeddings, leaves["names"], jnp.float32(scale), condition)  # [B, N, S]
+        names = similarity.Folded(leaves["names"][:, 0]) if is_folded else leaves["names"]
+        by_name = apply(embeddings, names, jnp.float32(scale), condition)  # [B, N, S]
         logits = jnp.take(by_name, leaves["synonyms"], axis=-1, mode="clip").max(-1)  # [B, N, C]
         if ensemble is None:
             return jax.nn.softmax(logits),
@@ -234,25 +237,3 @@ def _leaves(tree: parameters.Tree, dtype, prefix: str = "") -> dict[str, np.ndar
     """Arrays by path; kernels in the dtype of the arithmetic, all else (norms, tables) float32."""
     return {prefix + path: np.asarray(x, dtype if path.endswith("kernel") else np.float32)
             for path, x in parameters.flatten(jax.device_get(tree)).items()}
-
-
-def _folded(model: maskclippp.MaskCLIPppConfig, params: parameters.Tree, names: inference.Names
-            ) -> np.ndarray:
-    """Names with their templates folded, [S, T', E].
-
-    The constant of the linear head and a SigLIP's bias move all classes alike, which a softmax does
-    not see.
-    """
-    embeddings = np.asarray(names.embeddings)[:(np.asarray(names.synonym_class) < len(
-        names.synonym_class)).sum()]
-    head = model.similarity
-    if head is None:
-        weight = np.full(embeddings.shape[1], 1 / embeddings.shape[1], np.float32)
-    elif not head.needs_patches:
-        tree = jax.device_get(params["similarity"])
-        weight = tree["corr_in"]["kernel"] @ tree["corr_out"]["kernel"][..., 0]
-    elif head.residual_width is None:  # it looks at their mean only
-        return embeddings.mean(1, keepdims=True)
-    else:
-        return embeddings
-    return np.einsum("t,ste->se", weight, embeddings, dtype=np.float32)[:, None]

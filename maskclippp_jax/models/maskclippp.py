@@ -180,13 +180,20 @@ class MaskCLIPpp(nnx.Module):
         """[n, X] int32 -> [n, E], not normalised."""
         return self.text(token_ids)
 
-    def classify(self, features: layers.ImageFeatures, text_embeddings: jax.Array, *,
+    def fold(self, text_embeddings: jax.Array) -> similarity.Names:
+        """What `classify` takes for text embeddings [S, T, E] of a vocabulary: with their templates
+        folded once, where the head allows it."""
+        head = similarity.fold_mean if self.config.similarity is None else self.similarity.fold
+        return head(text_embeddings)
+
+    def classify(self, features: layers.ImageFeatures, text_embeddings: similarity.Names, *,
                  key: jax.Array | None = None) -> jax.Array:
         """Logits of every mask for every name.
 
         Args:
           features: of `encode_image`.
-          text_embeddings: [S, T, E] unit vectors, one row a name, one column a template.
+          text_embeddings: [S, T, E] unit vectors, one row a name, one column a template; or what
+            `fold` gave of them.
           key: source of randomness in training; None: evaluation.
 
         Returns:

@@ -1,7 +1,8 @@
 """Similarity heads: from mask and text embeddings to logits (the PSM of MaskCLIP++).
 
 All are called alike, `head(masks, text_embeddings, scale, condition)`; `mean_similarity` is the one
-without parameters.
+without parameters. What a head makes of the templates of a vocabulary is the same for all images:
+it `fold`s them once, and then takes `Folded` names for text embeddings.
 
 The linear head of the paper is two linear layers over the template axis with nothing between them,
 so it *is* one weight per template and a constant. It is folded into the text embeddings: one
@@ -32,6 +33,15 @@ class Condition(typing.NamedTuple):
     patches: jax.Array          # [B, L, E] embedding of every cell, any length
     valid: jax.Array | None     # [B, L] bool, the cells of each image's own grid; None: all
     key: jax.Array | None = None  # of dropout; None: nothing is dropped (evaluation)
+
+
+class Folded(typing.NamedTuple):
+    """Names whose templates a head has folded."""
+
+    classifiers: jax.Array  # [S, E] float32, not of unit length
+
+
+Names = jax.Array | Folded  # text embeddings are [S, T, E] unit vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +90,16 @@ class LinearSimilarity(nnx.Module):
             change = jnp.outer(missing, outward) / jnp.square(outward).sum()
             self.corr_in.kernel[...] = self.corr_in.kernel[...] + change
 
-    def __call__(self, mask_embeddings: jax.Array, text_embeddings: jax.Array,
+    def fold(self, text_embeddings: jax.Array) -> Folded:
+        return _weighted(_weights(self.corr_in, self.corr_out), text_embeddings)
+
+    def __call__(self, mask_embeddings: jax.Array, text_embeddings: Names,
                  scale: jax.Array, condition: Condition | None = None) -> jax.Array:
         """Logits of every mask for every name.
 
         Args:
           mask_embeddings: [B, N, E], any length; normalised here.
-          text_embeddings: [S, T, E] unit vectors.
+          text_embeddings: [S, T, E] unit vectors, or `Folded`.
           scale: scalar factor of the similarities.
           condition: not used by this head.
 
@@ -94,7 +107,8 @@ class LinearSimilarity(nnx.Module):
           [B, N, S] float32.
         """
         del condition
-        return folded(self.corr_in, self.corr_out, mask_embeddings, text_embeddings, scale)
+        return linear_similarity(
+            self.corr_in, self.corr_out, mask_embeddings, text_embeddings, scale)
 
 
 class PseudoTextSimilarity(nnx.Module):
@@ -114,7 +128,12 @@ class PseudoTextSimilarity(nnx.Module):
             self.corr_in = _torch_linear(c.num_templates, c.residual_width, rngs)
             self.corr_out = _torch_linear(c.residual_width, 1, rngs)
 
-    def __call__(self, mask_embeddings: jax.Array, text_embeddings: jax.Array,
+    def fold(self, text_embeddings: jax.Array) -> Names:
+        if self.config.residual_width is not None:  # it wants two different means
+            return text_embeddings
+        return Folded(text_embeddings.astype(jnp.float32).mean(1))
+
+    def __call__(self, mask_embeddings: jax.Array, text_embeddings: Names,
                  scale: jax.Array, condition: Condition) -> jax.Array:
         """Logits of every mask for every name; shapes as in `LinearSimilarity`.
 
@@ -122,7 +141,9 @@ class PseudoTextSimilarity(nnx.Module):
         norm is the scale here.
         """
         c = self.config
-        names = unit(text_embeddings.astype(jnp.float32).mean(1))  # [S, E]
+        mean = (text_embeddings.classifiers if isinstance(text_embeddings, Folded)
+                else text_embeddings.astype(jnp.float32).mean(1))
+        names = unit(mean)  # [S, E]
         patches = condition.patches.astype(jnp.float32)
         if c.detach_condition:
             patches = jax.lax.stop_gradient(patches)
@@ -148,18 +169,24 @@ class PseudoTextSimilarity(nnx.Module):
         if c.own_scale:
             logits = logits * jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
         if c.residual_width is not None:
-            logits = logits + folded(self.corr_in, self.corr_out, mask_embeddings,
-                                      text_embeddings, scale)
+            logits = logits + linear_similarity(
+                self.corr_in, self.corr_out, mask_embeddings, text_embeddings, scale)
         return logits
 
 
-def mean_similarity(mask_embeddings: jax.Array, text_embeddings: jax.Array,
+def mean_similarity(mask_embeddings: jax.Array, text_embeddings: Names,
                     scale: jax.Array, condition: Condition | None = None) -> jax.Array:
     """The head without parameters: the mean over templates. Shapes as in `LinearSimilarity`."""
     del condition
+    if not isinstance(text_embeddings, Folded):
+        text_embeddings = fold_mean(text_embeddings)
+    return _cosine(mask_embeddings, text_embeddings, scale)
+
+
+def fold_mean(text_embeddings: jax.Array) -> Folded:
+    """What `mean_similarity` makes of the templates."""
     num_templates = text_embeddings.shape[1]
-    weight = jnp.full(num_templates, 1 / num_templates, jnp.float32)
-    return _cosine(mask_embeddings, text_embeddings, weight, scale)
+    return _weighted(jnp.full(num_templates, 1 / num_templates, jnp.float32), text_embeddings)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -171,19 +198,29 @@ def unit(x: jax.Array) -> jax.Array:
     return x / length
 
 
-def _cosine(mask_embeddings, text_embeddings, weight, scale):
-    classifier = jnp.einsum("t,ste->se", weight, text_embeddings.astype(jnp.float32))
+def _weighted(weight, text_embeddings) -> Folded:
+    return Folded(jnp.einsum("t,ste->se", weight, text_embeddings.astype(jnp.float32),
+                             precision="highest"))
+
+
+def _cosine(mask_embeddings, names: Folded, scale):
     # The similarities are scaled by up to 100: bfloat16 would leave a resolution of 0.5.
-    return jnp.einsum("bne,se->bns", unit(mask_embeddings), classifier,
+    return jnp.einsum("bne,se->bns", unit(mask_embeddings), names.classifiers,
                       precision="highest") * scale
 
 
-def folded(corr_in: nnx.Linear, corr_out: nnx.Linear, mask_embeddings: jax.Array,
-           text_embeddings: jax.Array, scale: jax.Array) -> jax.Array:
+def _weights(corr_in: nnx.Linear, corr_out: nnx.Linear) -> jax.Array:
+    """Of each template, [T]."""
+    return corr_in.kernel[...] @ corr_out.kernel[..., 0]
+
+
+def linear_similarity(corr_in: nnx.Linear, corr_out: nnx.Linear, mask_embeddings: jax.Array,
+                      text_embeddings: Names, scale: jax.Array) -> jax.Array:
     """Two linear layers over the templates as one weight each, and a constant: [B, N, S]."""
-    weight = corr_in.kernel[...] @ corr_out.kernel[..., 0]  # [T]
+    if not isinstance(text_embeddings, Folded):
+        text_embeddings = _weighted(_weights(corr_in, corr_out), text_embeddings)
     constant = corr_in.bias[...] @ corr_out.kernel[..., 0] + corr_out.bias[0]
-    return _cosine(mask_embeddings, text_embeddings, weight, scale) + constant
+    return _cosine(mask_embeddings, text_embeddings, scale) + constant
 
 
 def _torch_linear(num_in: int, num_out: int, rngs: nnx.Rngs, *, use_bias: bool = True,

@@ -16,7 +16,7 @@ import numpy as np
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
-from maskclippp_jax.models import layers, maskclippp, resample
+from maskclippp_jax.models import layers, maskclippp, resample, similarity
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import loading, postprocess
 from maskclippp_jax.runtime import sharding
@@ -28,8 +28,8 @@ _NAMES = 64  # rows of the smallest text table; larger ones double
 class Names(typing.NamedTuple):
     """The names of a vocabulary, ready for the device."""
 
-    embeddings: np.ndarray      # [S', T, E] float32 unit vectors, padded with zeros
-    synonym_class: np.ndarray   # [S'] int32, padded with S'
+    embeddings: similarity.Names  # [S', T, E] float32 unit vectors, padded with zeros; or folded
+    synonym_class: np.ndarray     # [S'] int32, padded with S'
 
 
 class Sizes(typing.NamedTuple):
@@ -62,6 +62,15 @@ def embed_vocabulary(config: ml_collections.ConfigDict, model: maskclippp.MaskCL
     return Names(
         np.pad(embeddings, ((0, padding), (0, 0), (0, 0))),
         np.pad(vocabulary.synonym_class, (0, padding), constant_values=rows).astype(np.int32))
+
+
+@functools.lru_cache(maxsize=4)
+def make_folder(model_config: maskclippp.MaskCLIPppConfig) -> typing.Callable[..., Names]:
+    """The jitted program `(params, names) -> names`: once a vocabulary, for all pictures; see
+    `MaskCLIPpp.fold`."""
+    build = model_builder(model_config)
+    return jax.jit(lambda params, names: names._replace(
+        embeddings=build(params).fold(names.embeddings)))
 
 
 def seen_classes(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> np.ndarray:

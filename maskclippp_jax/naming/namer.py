@@ -33,13 +33,13 @@ class Words(typing.NamedTuple):
     """A vocabulary whose names a model has embedded."""
 
     vocabulary: Vocabulary
-    names: inference.Names  # on the device, padded
+    names: inference.Names  # on the device, padded, with folded templates
+    of_templates: np.ndarray  # [S', T, E] float32 unit vectors
 
     @property
     def embeddings(self) -> np.ndarray:
         """[S, E] float32 unit vectors, one row a name: the mean over templates."""
-        embeddings = np.asarray(self.names.embeddings)[:self.vocabulary.num_synonyms]
-        return segmenter.mean_over_templates(embeddings)
+        return segmenter.mean_over_templates(self.of_templates[:self.vocabulary.num_synonyms])
 
 
 class Seen(typing.NamedTuple):
@@ -85,7 +85,7 @@ class Namer:
         """Embeds every name in every template of the experiment."""
         names = inference.embed_vocabulary(
             self.config, self.model, self._text, vocabulary, folder=self._cache)
-        return Words(vocabulary, jax.device_put(names))
+        return Words(vocabulary, self._fold(self.params, names), names.embeddings)
 
     def unknown_words(self, vocabulary: Vocabulary) -> list[str]:
         """Words that a small model has never seen; it cannot tell them apart."""
@@ -242,6 +242,11 @@ class Namer:
     def _tower(self):
         return texts.Program(lambda: inference.make_tower(self.model), "tower", self.model,
                              returns=[layers.ImageFeatures])
+
+    @functools.cached_property
+    def _fold(self):
+        return texts.Program(lambda: inference.make_folder(self.model), "fold", self.model,
+                             returns=[inference.Names, similarity.Folded])
 
     def _look(self, proposals, classes, *, canvas, corner, window):
         return self._heads(proposals, classes, corner, canvas=canvas, window=window)

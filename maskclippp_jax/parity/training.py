@@ -92,7 +92,7 @@ def _pseudo_text(case: Case) -> list[Check]:
         logits = head(masks, given["t_embs"], 0.0, similarity.Condition(patches, None))
         logits = logits[of_mask[:, 0], of_mask[:, 1]]
         if config.residual_width is not None:
-            branch = lambda scale: similarity.folded(
+            branch = lambda scale: similarity.linear_similarity(
                 head.corr_in, head.corr_out, jnp.eye(num_masks)[None],
                 jnp.transpose(given["similarity"], (1, 2, 0)), scale)[0]
             logits = logits + branch(1.0) - branch(0.0)  # at scale 0 the head added the constant

@@ -100,6 +100,7 @@ def lower_evaluation(config, mesh, batch_size: int, picture: tuple[int, int], nu
     names = inference.Names(
         np.zeros((rows, len(config.templates), config.model.text.embed_dim), np.float32),
         np.zeros(rows, np.int32))
+    names = jax.eval_shape(inference.make_folder(config.model), params, names)
     opinion = segmenter.opinion_of(None, vocabulary, np.zeros(rows, np.float32))
     classes = Classes.of(vocabulary.is_thing, rows)
     shared = jax.tree.map(

@@ -48,6 +48,7 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
       mesh: the devices of the run; to be active when the function is called.
     """
     name_masks = inference.make_namer(config.model, semantic=False)
+    fold = inference.make_folder(config.model)
     distances = jax.jit(parameters.distances)
     whole = sharding.replicated(mesh)
     gather = jax.jit(lambda x: x, out_shardings=whole)
@@ -68,7 +69,8 @@ def make_validator(config: ml_collections.ConfigDict, source: records.Source, se
             kept[:] = [embed(params["text"])]
         accuracy = MaskAccuracy(source.vocabulary.num_classes, seen)
         views: list = []
-        for batch, classes in _name_all(config, source, mesh, name_masks, params, kept[0]):
+        names = fold(params, kept[0])
+        for batch, classes in _name_all(config, source, mesh, name_masks, params, names):
             used = (batch["labels"] >= 0) & batch["valid"][:, None]
             for found, labels, mask in zip(classes, batch["labels"], used):
                 accuracy.process(found[mask], labels[mask])

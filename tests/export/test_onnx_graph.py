@@ -106,6 +106,7 @@ def test_every_kind_of_encoder_gives_the_same_numbers(name, rng, tmp_path):
     text /= np.linalg.norm(text, axis=-1, keepdims=True)
     names = inference.Names(text, np.array([0, 0, 1, 2, 3, 4, 8, 8], np.int32))
     synonyms = exporting.synonyms_of(names.synonym_class[:6], 5)
+    names = inference.make_folder(model)(params, names)
     check(programs.classifier(model, params, names, synonyms, tokens=[6]))
     assert np.ptp(previous["scores"]) > 1e-3  # classes are told apart
     assert previous["scores"].shape == (2, 5, 5)

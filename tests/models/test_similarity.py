@@ -1,5 +1,7 @@
 """The similarity heads beside the published arrays: starts, padding, dropout."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,21 @@ def test_a_linear_head_may_start_as_the_mean_over_templates(rng, num_templates):
     want = np.asarray(similarity.mean_similarity(masks, names, 100.0))
     shift = (got - want).mean()  # the biases move all classes alike
     np.testing.assert_allclose(got - shift, want, atol=2e-4)
+
+
+@pytest.mark.parametrize("config", [
+    None, similarity.LinearSimilarityConfig(3), PSEUDO,
+    dataclasses.replace(PSEUDO, residual_width=8, own_scale=True)])
+def test_names_may_be_folded_once(rng, config):
+    head = config and config.make(rngs=nnx.Rngs(3))
+    fold = similarity.fold_mean if head is None else head.fold
+    masks, names = drawn(rng, 2, 4, 16), similarity.unit(drawn(rng, 5, 3, 16))
+    run = jax.jit(lambda names: (head or similarity.mean_similarity)(
+        masks, names, 100.0, similarity.Condition(drawn(np.random.default_rng(1), 2, 6, 16), None)))
+    got, want = run(fold(names)), run(names)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    both = config is not None and getattr(config, "residual_width", None) is not None
+    assert isinstance(fold(names), similarity.Folded) != both
 
 
 def test_another_start_is_refused():
