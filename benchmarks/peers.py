@@ -67,7 +67,7 @@ def main(argv):
         what, model, number = case.split()
         found = turns.take(sides_of(what, model, int(number)), TURNS.value)
         seconds = {side: statistics.median(one.cores) for side, one in found.items()}
-        flops = FLOPS[what](model, int(number))
+        flops = turns.alone(flops_of, what, model, int(number))
         if what == "multiply":
             speed = flops / min(seconds.values())
         floor = speed and flops / speed
@@ -91,12 +91,17 @@ def sides_of(what: str, model: str, number: int) -> dict[str, turns.Load]:
     """What takes part in a case; each runs in a process of its own."""
     loaders, arguments = dict(SIDES[what]), (model, number)
     if what.startswith("evaluate"):
-        arguments += (names_of_masks(model, number, flat=what.endswith("flat")),)
+        arguments += (turns.alone(names_of_masks, model, number, what.endswith("flat")),)
         if number * np.prod(evaluation.LOADED) * 4 > heads.LIMIT.value * 1e9:
             loaders = dict(ours=loaders["ours"])
     if not importlib.util.find_spec("torch"):
         loaders.pop("theirs", None)
     return {side: functools.partial(load, *arguments) for side, load in loaders.items()}
+
+
+def flops_of(what: str, model: str, number: int) -> float:
+    """Of the matrix products of a case."""
+    return FLOPS[what](model, number)
 
 
 def draw(make: typing.Callable[[], nnx.Module]) -> parameters.Tree:

@@ -24,6 +24,13 @@ class Side(typing.NamedTuple):
     answer: list[np.ndarray]
 
 
+def alone(function: typing.Callable, *args) -> typing.Any:
+    """What a function gives in a process of its own: a process that is started counts the largest
+    memory of the one that started it as its own."""
+    with _spawn() as pool:
+        return pool.submit(function, *args).result()
+
+
 def take(sides: typing.Mapping[str, Load], repeats: int) -> dict[str, Side]:
     """Runs every side once to warm up, then all by turns.
 
@@ -31,9 +38,7 @@ def take(sides: typing.Mapping[str, Load], repeats: int) -> dict[str, Side]:
       sides: by name; what makes each must be picklable.
       repeats: turns of each.
     """
-    spawn = lambda: concurrent.futures.ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"))
-    pools = {name: spawn() for name in sides}
+    pools = {name: _spawn() for name in sides}
     try:
         for name, load in sides.items():
             pools[name].submit(_prepare, load).result()  # one after the other
@@ -46,6 +51,10 @@ def take(sides: typing.Mapping[str, Load], repeats: int) -> dict[str, Side]:
     finally:
         for pool in pools.values():
             pool.shutdown()
+
+
+def _spawn() -> concurrent.futures.ProcessPoolExecutor:
+    return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def difference(one: Side, other: Side) -> float:
