@@ -1,8 +1,9 @@
 """Naming pictures of many sizes, with nothing compiled before: python benchmarks/sizes.py
 
 One photograph at fifty sizes, the quick start's model, the real `predict` in a process of its own:
-with label maps, and with the small generator. Tells the seconds of all cores of a CPU together, and
-how often each of our programs was compiled; and the same of a second start, which finds the
+with label maps, and with the small generator. Tells the seconds of all cores of a CPU together,
+those by the clock that XLA took to compile or to read what is kept, and how often each of our
+programs was; and the same of a second start, which finds the
 programs that the first one kept, and of one with a single picture.
 """
 
@@ -63,11 +64,11 @@ def measure(place: pathlib.Path, home: pathlib.Path, pictures: str, what: str) -
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    compiled = collections.Counter(
-        re.findall(r"Finished XLA compilation of jit\((\w+)\)", done.stderr))
+    found = re.findall(r"Finished XLA compilation of jit\((\w+)\) in ([\d.]+) sec", done.stderr)
+    compiled = collections.Counter(name for name, _ in found)
     cores = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return dict(cores_s=round(cores, 1), compiled={
-        name: count for name, count in compiled.most_common() if count > 1})
+    return dict(cores_s=round(cores, 1), compiling_s=round(sum(float(s) for _, s in found), 1),
+                compiled={name: count for name, count in compiled.most_common() if count > 1})
 
 
 if __name__ == "__main__":
