@@ -7,9 +7,9 @@ in JAX is that of benchmarks/evaluation.py. "cores s" is the time of all cores o
 which other programs on the machine disturb little; the memory is the peak of the whole process,
 with libraries and weights.
 
-The floor of a case are its matrix products at the speed of large ones (the first case): what is
-named or tuned is not found with less. What PyTorch takes, in floors, is the most that anything on
-this machine can be ahead of it.
+The floor of a case are the matrix products that our form asks for, at the speed of large ones (the
+first case). What PyTorch takes, in floors, is the most that a form with these products can be ahead
+of it on this machine.
 """
 
 import functools

@@ -74,7 +74,7 @@ def test_the_second_start_compiles_nothing_and_damaged_programs_are_compiled_aga
             kept.mkdir()
     again, missed, said = start()
     assert (again, missed) == (totals, len(DAMAGES))
-    assert said.count("is damaged; compiling it anew") == len(DAMAGES) - 1
+    assert said.count("is damaged; making it anew") == len(DAMAGES) - 1
     assert said.count("compiled programs are not kept in") == 1 and "Is a directory" in said
     assert start()[:2] == (totals, 1)  # all but the one with a folder in its place
 
