@@ -172,12 +172,11 @@ def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int
     quarter = head_width // 4
     turns = 2 * np.pi * 100.0 ** (-np.arange(quarter) / quarter)  # a period is a whole turn
 
-    def angles(cells, true_cells):  # -> [B, cells, K/4]
-        place = 2 * (jnp.arange(cells)[None] + 0.5) / true_cells[:, None] - 1
+    def angles(cell, true_cells):  # [B, L], [B] -> [B, L, K/4]
+        place = 2 * (cell + 0.5) / true_cells[:, None] - 1
         return place[..., None] * turns.astype(np.float32)[None, None]
 
-    half = jnp.concatenate(positions.over_cells(*(
-        angles(cells, grid[:, axis].astype(jnp.float32))
-        for axis, cells in enumerate(canvas))), -1)  # [B, h*w, K/2]
+    half = jnp.concatenate([angles(cell, grid[:, axis].astype(jnp.float32))
+                            for axis, cell in enumerate(layers.cells_of(grid, canvas))], -1)
     table = jnp.concatenate([half, half], -1)
     return jnp.cos(table), jnp.sin(table)

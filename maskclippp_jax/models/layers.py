@@ -3,6 +3,10 @@
 Everything here works on padded canvases. An image of true grid (gh, gw) lies in the top left corner
 of a canvas of (h, w) cells; its tables are laid over its own grid, and cells outside it are never
 seen as keys. So an image gives the same numbers alone, padded, or in any batch.
+
+A canvas with a single row of cells is a strip: images lie on it cell behind cell, row after row of
+their own grids. So one program serves all shapes of as many cells. Towers over patches take strips,
+as no patch knows its neighbours until attention; convolutions do not.
 """
 
 import dataclasses
@@ -73,7 +77,7 @@ def lay_grid(image: jax.Array, image_size: jax.Array, grid_masks: jax.Array | No
         raise ValueError(f"masks lie on a grid of {grid_masks.shape[-1]} cells, tokens on "
                          f"{canvas[0] * canvas[1]}; bring the masks to the token grid first")
     size = -(-image_size // cell)
-    valid = inside_canvas(size, canvas).reshape(image.shape[0], -1)
+    valid = inside_cells(size, canvas)
     if grid_masks is not None:
         grid_masks = jnp.where(valid[:, None], grid_masks.astype(jnp.float32), 0.0)
     return Grid(canvas, size, valid, grid_masks)
@@ -85,6 +89,55 @@ def token_grid(tower: nnx.Module, image_size: jax.Array) -> jax.Array:
     The method `grid` of towers over patches.
     """
     return -(-image_size // tower.config.patch_size)
+
+
+def is_strip(canvas: tuple[int, int]) -> bool:
+    """Whether images lie on a canvas of (h, w) cells row after row."""
+    return canvas[0] == 1
+
+
+def cells_of(size: jax.Array, canvas: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Row and column of every cell of a canvas in each image's own grid.
+
+    Args:
+      size: [B, 2] int32, true (gh, gw) of each image, at least 1.
+      canvas: (h, w) cells.
+
+    Returns:
+      Two int32 [B, h*w], or [1, h*w] where they are those of every image.
+    """
+    columns = size[:, 1:] if is_strip(canvas) else jnp.full((1, 1), canvas[1])
+    place = jnp.arange(canvas[0] * canvas[1])[None]
+    return place // columns, place % columns
+
+
+def inside_cells(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+    """[B, 2] true grids -> [B, h*w] bool, the cells of each image's own grid."""
+    if is_strip(canvas):
+        return jnp.arange(canvas[1])[None] < size.prod(-1, keepdims=True)
+    return inside_canvas(size, canvas).reshape(len(size), -1)
+
+
+def inside_pixels(image_size: jax.Array, canvas: tuple[int, int], cell: int) -> jax.Array:
+    """Which pixels of a canvas belong to each image.
+
+    Args:
+      image_size: [B, 2] true height and width.
+      canvas: (H, W) pixels.
+      cell: side of a cell in pixels.
+
+    Returns:
+      [B, H, W] bool.
+    """
+    cells = canvas[0] // cell, canvas[1] // cell
+    if not is_strip(cells):
+        return inside_canvas(image_size, canvas)
+    first = [cell * place for place in cells_of(-(-image_size // cell), cells)]  # pixel of a cell
+    left = jnp.minimum(image_size[:, :, None] - jnp.stack(first, 1), cell)  # [B, 2, L]
+    pixel = jnp.arange(cell)
+    rows = pixel[None, :, None, None] < left[:, None, 0, :, None]  # [B, cell, L, 1]
+    columns = pixel[None, None, None] < left[:, None, 1, :, None]  # [B, 1, L, cell]
+    return (rows & columns).reshape(len(image_size), *canvas)
 
 
 def inside_canvas(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
@@ -102,20 +155,22 @@ def inside_map(x: jax.Array, grid: Grid) -> jax.Array:
 
 
 def normalize(image: jax.Array, image_size: jax.Array, mean: tuple = PIXEL_MEAN,
-              std: tuple = PIXEL_STD) -> jax.Array:
+              std: tuple = PIXEL_STD, *, cell: int = 1) -> jax.Array:
     """Subtracts the mean, divides by the deviation, and sets everything outside the image to 0.
 
     Args:
       image: [B, H, W, 3] RGB in 0..255.
       image_size: [B, 2] true height and width.
       mean, std: three numbers each, of RGB on 0..255.
+      cell: side of a cell in pixels, for images on strips.
 
     Returns:
       [B, H, W, 3] float32.
     """
     mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (mean, std))
     scaled = (image.astype(jnp.float32) - mean) / std
-    return jnp.where(inside_canvas(image_size, image.shape[1:3])[..., None], scaled, 0.0)
+    inside = inside_pixels(image_size, image.shape[1:3], cell)
+    return jnp.where(inside[..., None], scaled, 0.0)
 
 
 # ---- Blocks of networks -------------------------------------------------------------------------

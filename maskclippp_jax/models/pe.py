@@ -108,7 +108,7 @@ class PEImageTower(nnx.Module):
         grid = layers.lay_grid(image, image_size, grid_masks, c.patch_size)
         passed = vit.pass_blocks(
             self.blocks, self.embed(image, image_size, grid), grid._replace(masks=None),
-            rotary=rotary_table(grid.canvas, c.width // c.num_heads), remat=self.remat,
+            rotary=rotary_table(grid.size, grid.canvas, c.width // c.num_heads), remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=None, layout=self.layout)
         encoded = self.norm(passed.tokens)  # [B, P+L, D] float32
         embed = lambda x: self.head(x).astype(self.dtype)
@@ -135,7 +135,8 @@ class PEImageTower(nnx.Module):
         return self.layout.rows(self.pre_norm(tokens))
 
 
-def rotary_table(canvas: tuple[int, int], head_width: int) -> tuple[jax.Array, jax.Array]:
+def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int
+                 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the angles that patches are turned by.
 
     Positions are whole numbers from 1 on at every size, and 0 is the class token's, which is not
@@ -143,16 +144,17 @@ def rotary_table(canvas: tuple[int, int], head_width: int) -> tuple[jax.Array, j
     with the column, the second half with the row; neighbours share an angle.
 
     Args:
+      grid: [B, 2] int32, true (gh, gw) of each image.
       canvas: (h, w) cells.
       head_width: K, a multiple of 4.
 
     Returns:
-      cos and sin, each [1, h*w, K] float32.
+      cos and sin, each [B, h*w, K] float32, or [1, h*w, K] but for a strip.
     """
     half = head_width // 2
     frequencies = 10000.0 ** (-2.0 * jnp.arange(half // 2, dtype=jnp.float32) / half)
-    rows, columns = positions.over_cells(*(
-        jnp.repeat(jnp.arange(1.0, cells + 1)[None, :, None] * frequencies[None, None], 2, axis=-1)
-        for cells in canvas))  # [1, h*w, K/2]
+    rows, columns = (
+        jnp.repeat((cell + 1.0)[..., None] * frequencies[None, None], 2, axis=-1)
+        for cell in layers.cells_of(grid, canvas))  # [1, h*w, K/2]
     table = jnp.concatenate([columns, rows], -1)
     return jnp.cos(table), jnp.sin(table)

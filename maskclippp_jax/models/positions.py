@@ -8,6 +8,8 @@ import typing
 import jax
 import jax.numpy as jnp
 
+from maskclippp_jax.models import layers
+
 # ---- Position tables ----------------------------------------------------------------------------
 
 
@@ -118,6 +120,14 @@ def resize_table(table: jax.Array, grid: jax.Array, canvas: tuple[int, int],
         patches = jnp.einsum("hi,ijd,wj->hwd", rows, square, columns, precision="highest")
         return patches.reshape(-1, table.shape[-1])
 
+    def one_image_on_a_strip(size, row, column):
+        rows, columns = (matrix(side, size[i], canvas[1])[cell]
+                         for i, cell in enumerate((row, column)))  # [L, g]
+        weights = (rows[:, :, None] * columns[:, None]).reshape(-1, side * side)
+        return jnp.dot(weights, table, precision="highest")
+
+    if layers.is_strip(canvas):
+        return jax.vmap(one_image_on_a_strip)(grid, *layers.cells_of(grid, canvas))
     return jax.vmap(one_image)(grid)
 
 
@@ -143,22 +153,13 @@ def rotary_table(grid: jax.Array, canvas: tuple[int, int], head_width: int,
     half = head_width // 2
     frequencies = 10000.0 ** (-2.0 * jnp.arange(half // 2, dtype=jnp.float32) / half)
 
-    def angles(cells, true_cells):  # -> [B, cells, K/2]
-        position = jnp.arange(cells, dtype=jnp.float32)[None] / true_cells[:, None] * base_grid
+    def angles(cell, true_cells):  # [B, L], [B] -> [B, L, K/2]
+        position = cell.astype(jnp.float32) / true_cells[:, None] * base_grid
         return jnp.repeat(position[..., None] * frequencies[None, None], 2, axis=-1)
 
-    rows, columns = over_cells(*(angles(cells, grid[:, axis].astype(jnp.float32))
-                                 for axis, cells in enumerate(canvas)))
-    table = jnp.concatenate([rows, columns], -1)
+    table = jnp.concatenate([angles(cell, grid[:, axis].astype(jnp.float32))
+                             for axis, cell in enumerate(layers.cells_of(grid, canvas))], -1)
     return jnp.cos(table), jnp.sin(table)
-
-
-def over_cells(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What rows [B, h, n] and columns [B, w, n] have, for every cell: two arrays [B, h*w, n]."""
-    batch, h, n = rows.shape
-    shape = (batch, h, columns.shape[1], n)
-    return tuple(jnp.broadcast_to(x, shape).reshape(batch, -1, n)
-                 for x in (rows[:, :, None], columns[:, None]))
 
 
 class Rotation(typing.NamedTuple):

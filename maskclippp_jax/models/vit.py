@@ -25,7 +25,8 @@ from maskclippp_jax.models import layers, positions
 def embed_patches(convolution: layers.PatchConv, image: jax.Array, image_size: jax.Array,
                   mean: tuple = layers.PIXEL_MEAN, std: tuple = layers.PIXEL_STD) -> jax.Array:
     """Pictures [B, H, W, 3] of true sizes [B, 2], see `layers.normalize`, as patches [B, L, D]."""
-    patches = convolution(layers.normalize(image, image_size, mean, std))
+    patches = convolution(layers.normalize(
+        image, image_size, mean, std, cell=convolution.kernel.shape[0]))
     return patches.reshape(image.shape[0], -1, patches.shape[-1]).astype(jnp.float32)
 
 

@@ -5,15 +5,17 @@ each, which takes seconds; a larger canvas that it was compiled for already cost
 What is cheaper depends on how many pictures of that size are still to come, which nobody knows. So
 a picture takes a larger canvas until all that this has cost is a compilation, as one rents skis
 until the rent has reached their price: never more than twice what hindsight would have spent.
+A strip (`layers`) holds every picture of as many cells, whatever its shape.
 """
 
 import collections
+import math
 import typing
 
 import jax
 import numpy as np
 
-from maskclippp_jax.models import resample
+from maskclippp_jax.models import layers, resample
 
 # Operations that take as long as to compile a tower: 3 s on two cores of a CPU, which do 5e10 a
 # second. Accelerators compile for longer and compute for much less; but a large canvas also wants
@@ -22,7 +24,9 @@ _WORTH = {"cpu": 1.5e11}
 _WORTH_ELSEWHERE = 3e13
 # A new canvas may be larger than its picture needs by as much as is regained in so many pictures.
 _PICTURES = 50
-_LONGEST = 3  # sides of such a canvas, as multiples of the shorter side of a picture
+# Sides of such a canvas as multiples of the shorter side of a picture; or cells of a strip as
+# multiples of its cells.
+_LONGEST = 3
 
 
 class Canvases:
@@ -48,7 +52,12 @@ class Canvases:
             best = min(holding, key=self._operations)
             if best == own or self._paid[own] + self._more(best, own) <= self._worth:
                 return best
-        canvas = own if holding or not self._compiled else self._generous(own)
+        canvas = own
+        if not holding:
+            if layers.is_strip(self._cells(own)):
+                canvas = self._generous_strip(own)
+            elif self._compiled:
+                canvas = self._generous(own)
         self._compiled.append(canvas)
         return canvas
 
@@ -71,11 +80,23 @@ class Canvases:
                 return canvas
         return own
 
+    def _generous_strip(self, own: tuple[int, int]) -> tuple[int, int]:
+        """A strip for `own` and what may come after it: the longest that costs little more."""
+        patch, strips = self._image.patch_size, [own]
+        cells = resample.few(own[1] // patch)
+        while cells * patch <= _LONGEST * own[1]:
+            strips.append((patch, cells * patch))
+            cells = resample.few(cells + 1)
+        return next(s for s in reversed(strips) if self._more(s, own) <= self._worth / _PICTURES)
+
     def _more(self, canvas: tuple[int, int], own: tuple[int, int]) -> float:
         return self._operations(canvas) - self._operations(own)
 
     def _operations(self, canvas: tuple[int, int]) -> float:
         """About what a picture takes: of towers of convolutions it is less than the truth."""
-        cells = canvas[0] * canvas[1] // self._image.patch_size**2
+        cells = math.prod(self._cells(canvas))
         channels = getattr(self._image, "width", 0) * np.sum(getattr(self._image, "depth", 0))
         return 2.0 * cells * self._num_params + 4.0 * cells**2 * float(channels)
+
+    def _cells(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        return tuple(side // self._image.patch_size for side in canvas)

@@ -16,7 +16,14 @@ import numpy as np
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.data import transforms
-from maskclippp_jax.models import layers, maskclippp, resample, similarity
+from maskclippp_jax.models import (
+    clip_convnext,
+    clip_resnet,
+    layers,
+    maskclippp,
+    resample,
+    similarity,
+)
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import loading, postprocess
 from maskclippp_jax.runtime import sharding
@@ -140,6 +147,13 @@ def canvas_of(network_sizes: np.ndarray, patch: int, cells: int = 4) -> tuple[in
     return tuple(int(-(-side // multiple) * multiple) for side in network_sizes.max(0))
 
 
+def strip_of(network_size: np.ndarray, patch: int) -> tuple[int, int]:
+    """The strip (height, width) for a picture of this size, its cells in steps of some percent."""
+    cells = int(np.prod(-(-network_size // patch)))
+    step = max(1, resample.few(cells) // 32)
+    return patch, -(-cells // step) * step * patch
+
+
 def canvas_for(batch: dict, short_side: int | None, max_tokens: int, patch: int
                ) -> tuple[int, int]:
     """The canvas of an evaluation batch: the same on every host, as all have its `image_sizes`."""
@@ -211,7 +225,7 @@ def model_builder(model_config: maskclippp.MaskCLIPppConfig, *, dtype=jnp.float3
 
 
 class OnCanvas(typing.NamedTuple):
-    """Pictures and masks as the image tower takes them, on one canvas."""
+    """Pictures and masks as the image tower takes them, on one canvas or strip."""
 
     image: jax.Array       # [B, h, w, 3] float32
     sizes: jax.Array       # [B, 2] int32, true sizes on it
@@ -276,6 +290,22 @@ def lay_picture(image: np.ndarray, network: typing.Sequence[int], canvas: tuple[
         taps = resample.bilinear_taps(canvas[axis], Stage(image.shape[axis], int(network[axis])))
         image = resample.resize_on_host(image, taps, axis)
     return image
+
+
+def takes_strips(image: maskclippp.ImageConfig) -> bool:
+    """Whether an image tower takes pictures on strips; see `layers`."""
+    return not isinstance(image, (clip_convnext.ConvNeXtConfig, clip_resnet.ResNetConfig))
+
+
+def to_strip(laid: OnCanvas, patch: int, canvas: tuple[int, int]) -> OnCanvas:
+    """Brings a picture and its masks, without the axis of a batch, from a canvas of the picture's
+    own cells to a longer strip, by numpy."""
+    height, width, channels = laid.image.shape
+    cells = laid.image.reshape(height // patch, patch, width // patch, patch, channels)
+    image = np.zeros((*canvas, channels), np.float32)
+    image[:, :height * width // patch] = cells.swapaxes(0, 1).reshape(patch, -1, channels)
+    missing = canvas[1] // patch - laid.grid_masks.shape[-1]
+    return laid._replace(image=image, grid_masks=np.pad(laid.grid_masks, ((0, 0), (0, missing))))
 
 
 def lay_label_map(segments: np.ndarray, masks: typing.Sequence[int],

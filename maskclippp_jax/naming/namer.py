@@ -77,6 +77,7 @@ class Namer:
         self._text, self._cache = dict(text=params["text"]), cache
         self.params = jax.device_put(params)
         self.short_side = config.eval.short_side or model.image.image_size
+        self._on_strips = inference.takes_strips(model.image)
         self._canvases = Canvases(model.image, parameters.count(params["image"]))
         self._opinions: dict[tuple, segmenter.Opinion] = {}
         self._scorers: dict[tuple[str, bool], typing.Callable] = {}
@@ -103,10 +104,11 @@ class Namer:
         """
         own, patch = self._own_canvas(picture), self.model.image.patch_size
         if own[0] * own[1] > _MOST_PATCHES * patch**2:
+            seen = self._network_size(self._loaded_size(picture))[0]
             height, width = picture.image.shape[:2]
             raise ValueError(f"{picture.path or 'a picture'} of {width}x{height} pixels is too "
-                             f"long: with its shorter side at {min(own)} pixels the image "
-                             f"tower would see {own[1]}x{own[0]}; cut it into pieces")
+                             f"long: with its shorter side at {min(seen)} pixels the image "
+                             f"tower would see {seen[1]}x{seen[0]}; cut it into pieces")
         kind = "segments" if picture.segments is not None else (
             picture.bundle and str(picture.bundle.folder))
         return kind, self._slots(picture), self._canvases.choose(own)
@@ -177,7 +179,15 @@ class Namer:
         """
         loaded = transforms.resize_image(picture.image, self._loaded_size(picture))
         network, patch = self._network_size(loaded.shape[:2])[0], self.model.image.patch_size
-        image = inference.lay_picture(loaded, network, canvas)
+        if self._on_strips:
+            own = inference.canvas_of(network[None], patch, cells=1)
+            laid = self._lay_on(picture, loaded, network, own, slots)
+            return inference.to_strip(laid, patch, canvas)
+        return self._lay_on(picture, loaded, network, canvas, slots)
+
+    def _lay_on(self, picture: Given, loaded: np.ndarray, network: np.ndarray,
+                canvas: tuple[int, int], slots: int) -> inference.OnCanvas:
+        patch, image = self.model.image.patch_size, inference.lay_picture(loaded, network, canvas)
         if picture.segments is None:
             masks = mask_chain.to_grid_on_host(
                 picture.masks.masks, self._mask_sizes(picture), network, patch, canvas)
@@ -207,8 +217,10 @@ class Namer:
 
     def _own_canvas(self, picture: Given) -> tuple[int, int]:
         """The smallest canvas of the image tower that holds a picture."""
-        return inference.canvas_of(self._network_size(self._loaded_size(picture)),
-                                   self.model.image.patch_size)
+        network, patch = self._network_size(self._loaded_size(picture)), self.model.image.patch_size
+        if self._on_strips:
+            return inference.strip_of(network[0], patch)
+        return inference.canvas_of(network, patch)
 
     def _loaded_size(self, picture: Given) -> tuple[int, int]:
         settings = self.config.eval

@@ -191,7 +191,7 @@ def _pe_results(model: _Model, params, wide: str) -> dict:
     c, (image, sizes) = model.config.image, model.picture(wide)
     tower = model.build(params).image
     grid = layers.lay_grid(image, sizes, None, c.patch_size)
-    rotary = pe.rotary_table(grid.canvas, c.width // c.num_heads)
+    rotary = pe.rotary_table(grid.size, grid.canvas, c.width // c.num_heads)
     tokens = _tokens(tower, tower.embed(image, sizes, grid), rotary, grid.valid)
     resize = positions.resize_position_table if c.has_class_token else positions.resize_table
     features = model.embed(params, wide)
