@@ -24,9 +24,8 @@ _WORTH = {"cpu": 1.5e11}
 _WORTH_ELSEWHERE = 3e13
 # A new canvas may be larger than its picture needs by as much as is regained in so many pictures.
 _PICTURES = 50
-# Sides of such a canvas as multiples of the shorter side of a picture; or cells of a strip as
-# multiples of its cells.
-_LONGEST = 3
+_LONGEST = 3  # sides of such a canvas, as multiples of the shorter side of a picture
+_MOST_CELLS = 4  # of such a strip, as multiples of those of a picture
 
 
 class Canvases:
@@ -84,7 +83,7 @@ class Canvases:
         """A strip for `own` and what may come after it: the longest that costs little more."""
         patch, strips = self._image.patch_size, [own]
         cells = resample.few(own[1] // patch)
-        while cells * patch <= _LONGEST * own[1]:
+        while cells * patch <= _MOST_CELLS * own[1]:
             strips.append((patch, cells * patch))
             cells = resample.few(cells + 1)
         return next(s for s in reversed(strips) if self._more(s, own) <= self._worth / _PICTURES)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import io
+import math
 import pathlib
 import typing
 
@@ -45,6 +47,7 @@ from maskclippp_jax.weights import (
 # Tokens of a tree of prompts: fewer are encoded again more often, more see others in vain.
 _TREE = 256
 _TREES = 16  # encoded at a time by an accelerator, a guess; by a CPU one, more are no faster
+_FEW = 2**18  # numbers that are kept, not drawn again
 _PROMPTS = 256  # encoded at a time by a tower that is not causal
 
 
@@ -97,22 +100,34 @@ def load_params(file: str, model: maskclippp.MaskCLIPppConfig, seed: int,
         return parameters.unflatten(_draw(model, seed, parameters.flatten(shapes)))
     params, missing = weights.load_weights(file, model, shapes, base=base)
     if missing:
-        drawn = jax.device_get(_draw(model, seed, missing))
+        leaves = parameters.flatten(shapes)
+        drawn = _draw(model, seed, {path: leaves[path] for path in missing})
         params = parameters.combine(params, parameters.unflatten(drawn))
     return params
 
 
-def _draw(model: maskclippp.MaskCLIPppConfig, seed: int, paths: typing.Iterable[str]
-          ) -> dict[str, jax.Array]:
-    """Random leaves of a model, by their paths; the others are not computed."""
-    paths = sorted(paths)
+def _draw(model: maskclippp.MaskCLIPppConfig, seed: int, shapes: dict[str, typing.Any]
+          ) -> dict[str, np.ndarray]:
+    """Random leaves of a model, by their paths; the others are not computed.
+
+    Few numbers, such as those of a head, are kept: a second start finds them without a program.
+    """
+    paths = sorted(shapes)
 
     def draw():
         leaves = parameters.flatten(parameters.initialize(functools.partial(
             _make_model, model, jnp.float32, "none", layers.Layout(), seed)))
         return {path: leaves[path] for path in paths}
 
-    return texts.Program(lambda: draw, "draw", model, seed, paths)()
+    def drawn() -> bytes:
+        content = io.BytesIO()
+        np.savez(content, **jax.device_get(jax.jit(draw)()))
+        return content.getvalue()
+
+    if sum(math.prod(x.shape) for x in shapes.values()) > _FEW:
+        return jax.device_get(jax.jit(draw)())
+    with np.load(io.BytesIO(texts.load_or_make(("draw", model, seed, paths), drawn))) as found:
+        return dict(found)
 
 
 def load_text_tower(file: str, model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:

@@ -62,8 +62,7 @@ class Program:
         if _folder is None or not jax.sharding.get_abstract_mesh().empty:
             return self.jitted(*arguments, **static)
         leaves, structure = jax.tree.flatten(arguments)
-        kinds = tuple(str(jax.typeof(x)) for x in leaves)
-        key = str(structure), kinds, repr(static), _settings()
+        key = structure, tuple(map(jax.typeof, leaves)), repr(static), _settings()
         if key not in self._found:
             self._found[key] = self._find(structure, leaves, static, key)
         return self._found[key](*leaves)
@@ -88,7 +87,7 @@ class Program:
         jit = self._jit or jax.jit
 
         try:
-            text = load_or_make((*self._about, *key), lambda: bytes(
+            text = load_or_make((*self._about, *map(str, key[:-1])), lambda: bytes(
                 export.export(jax.jit(flat))(*leaves).serialize()))
         except (ValueError, NotImplementedError) as error:
             if "unregistered type" in str(error):  # `returns` lacks one
@@ -106,11 +105,11 @@ class Program:
 
 
 def load_or_make(about: tuple, make: typing.Callable[[], bytes]) -> bytes:
-    """What follows from the code of this package and `about`, as its `repr` tells: read, or made
-    and kept."""
+    """What follows from the code of this package, settings and `about`, as its `repr` tells: read,
+    or made and kept."""
     if _folder is None:
         return make()
-    key = hashlib.sha256(repr((about, *_world())).encode()).hexdigest()[:32]
+    key = hashlib.sha256(repr((about, _settings(), *_world())).encode()).hexdigest()[:32]
     text = _folder.get(key)
     if text is None:
         text = make()
