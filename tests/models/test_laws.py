@@ -53,35 +53,57 @@ def naive_attention(q, k, v, bias):
 
 @pytest.mark.parametrize("heads", ["apart", "together"])
 def test_split_attention_equals_one_attention_with_a_dense_bias(rng, heads):
-    batch, masks, patches, heads, width = 2, 5, 12, 2, 8
-    draw = lambda n: jnp.asarray(rng.normal(size=(batch, n, heads, width)), jnp.float32)
+    batch, masks, patches, count, width = 2, 5, 12, 2, 8
+    draw = lambda n: jnp.asarray(rng.normal(size=(batch, n, count, width)), jnp.float32)
     q, k, v = draw(masks + 1 + patches), draw(masks + 1 + patches), draw(masks + 1 + patches)
     soft = rng.random((batch, masks, patches)).astype(np.float32)
     soft[0, 2] = 0  # an empty mask
     soft = jnp.asarray(soft)
-    log_scale = jnp.asarray(rng.normal(size=heads), jnp.float32)
+    log_scale = jnp.asarray(rng.normal(size=count), jnp.float32)
     inside = layers.inside_masks(soft, None)
 
-    def naive(q, k, v, log_scale):
+    def naive(q, k, v, log_scale, soft):
         scaled = soft[:, None] * jnp.exp(log_scale)[None, :, None, None]  # [B, A, N, L]
         to_patches = jnp.where(inside[:, None], scaled, -100.0)
-        bias = jnp.full((batch, heads, q.shape[1], q.shape[1]), -1e30)
+        bias = jnp.full((batch, count, q.shape[1], q.shape[1]), -1e30)
         bias = bias.at[:, :, :masks, masks + 1:].set(to_patches)
         bias = bias.at[:, :, masks:, masks:].set(0.0)
         return naive_attention(q, k, v, bias)
 
-    def split(q, k, v, log_scale):
+    def split(q, k, v, log_scale, soft):
         image = layers.attend(q[:, masks:], k[:, masks:], v[:, masks:], heads=heads)
         pooled = layers.attend(q[:, :masks], k[:, masks + 1:], v[:, masks + 1:], masks=soft,
                                inside=inside, mask_scale=jnp.exp(log_scale), heads=heads)
         return jnp.concatenate([pooled, image], 1)
 
-    near(split(q, k, v, log_scale), naive(q, k, v, log_scale))
     probe = draw(masks + 1 + patches)
-    gradients = [jax.grad(lambda *a: (f(*a) * probe).sum(), argnums=(0, 1, 2, 3))(
-        q, k, v, log_scale) for f in (split, naive)]
-    for got, want in zip(*gradients):
-        near(got, want)
+    compare(split, naive, probe, q, k, v, log_scale, soft)
+
+
+@pytest.mark.parametrize("heads", ["apart", "together"])
+@pytest.mark.parametrize("shape", [(2, 1, 7), (1, 5, 7), (5, 7)])
+def test_hidden_keys_take_no_part_in_attention(rng, heads, shape):
+    """A row that sees no key at all is the mean of all values, as in a plain softmax."""
+    draw = lambda n: jnp.asarray(rng.normal(size=(2, n, 3, 4)), jnp.float32)
+    allowed = rng.random(shape) < 0.6
+    allowed[..., 0, :] = False
+    seen = jnp.asarray(allowed if allowed.ndim == 2 else allowed[:, None])  # [..., T, S]
+
+    def naive(q, k, v):
+        logits = jnp.where(seen, jnp.einsum("btak,bsak->bats", q, k) / 2, -1e30)
+        return jnp.einsum("bats,bsak->btak", jax.nn.softmax(logits, -1), v)
+
+    attend = lambda *qkv: layers.attend(*qkv, allowed=jnp.asarray(allowed), heads=heads)
+    compare(attend, naive, draw(5), draw(5), draw(7), draw(7))
+
+
+def compare(got, want, probe, *arguments):
+    """Values and gradients of two functions."""
+    near(got(*arguments), want(*arguments))
+    gradients = [jax.grad(lambda *a: (f(*a) * probe).sum(), argnums=tuple(range(len(arguments))))(
+        *arguments) for f in (got, want)]
+    for ours, naive in zip(*gradients):
+        near(ours, naive)
 
 
 def run(tower, image, size, masks):
