@@ -8,9 +8,12 @@ The rules are those of MaskCLIP++'s reference (arXiv 2412.11464), which are Mask
 one: masks arrive as probabilities, so there is no sigmoid between the resize and the sum.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import math
+import os
 import typing
 
 import jax
@@ -146,10 +149,18 @@ def in_blocks(look: typing.Callable[..., typing.Any], sizes: MaskSizes,
     tile = tile_for()
     block = _BLOCK.get(jax.default_backend(), _LARGE_BLOCK)
     window = window_of(sizes, [int(side) for side in size], tile)
-    starts = [range(0, max(int(side), 1), step) for side, step in zip(size, block)]
-    started = [[look(canvas=block, corner=np.array([top, left], np.int32), window=window)
-                for left in starts[1]] for top in starts[0]]
-    return jax.device_get(started)
+    tops, lefts = (range(0, max(int(side), 1), step) for side, step in zip(size, block))
+    corners = [np.array(corner, np.int32) for corner in itertools.product(tops, lefts)]
+    start = functools.partial(look, canvas=block, window=window)
+    found = [start(corner=corners[0])]  # what it compiles is there for the others
+    if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+        # What one thread starts, a CPU does in its order, and most of a block on one core.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            found += pool.map(lambda c: jax.block_until_ready(start(corner=c)), corners[1:])
+    else:
+        found += [start(corner=corner) for corner in corners[1:]]
+    found = jax.device_get(found)
+    return [found[i:i + len(lefts)] for i in range(0, len(found), len(lefts))]
 
 
 def join_blocks(blocks: list[list[np.ndarray]]) -> np.ndarray:
