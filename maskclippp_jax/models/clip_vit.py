@@ -112,7 +112,7 @@ class ClipViT(nnx.Module):
         passed = vit.pass_blocks(
             self.blocks, tokens, grid, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
-            layout=self.layout)
+            layout=self.layout, read=1)
         embed = lambda x: self.norm(x) @ self.projection[...].astype(self.dtype)
         return layers.ImageFeatures(
             mask_embeddings=None if grid_masks is None else embed(passed.mask_tokens),

@@ -127,7 +127,7 @@ class EvaViT(nnx.Module):
         passed = vit.pass_blocks(
             self.blocks, tokens, grid, rotary=rotary, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
-            layout=self.layout)
+            layout=self.layout, read=1)
         embed = lambda x: self.head(self.norm(x))
         return layers.ImageFeatures(
             mask_embeddings=None if grid_masks is None else embed(passed.mask_tokens),

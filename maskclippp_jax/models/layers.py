@@ -107,16 +107,16 @@ def cells_of(size: jax.Array, canvas: tuple[int, int]) -> tuple[jax.Array, jax.A
     Returns:
       Two int32 [B, h*w], or [1, h*w] where they are those of every image.
     """
-    columns = size[:, 1:] if is_strip(canvas) else jnp.full((1, 1), canvas[1])
-    place = jnp.arange(canvas[0] * canvas[1])[None]
-    return place // columns, place % columns
+    place = np.arange(canvas[0] * canvas[1], dtype=np.int32)[None]
+    columns = size[:, 1:] if is_strip(canvas) else canvas[1]
+    return jnp.asarray(place // columns), jnp.asarray(place % columns)
 
 
 def inside_cells(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:
     """[B, 2] true grids -> [B, h*w] bool, the cells of each image's own grid."""
     if is_strip(canvas):
         return jnp.arange(canvas[1])[None] < size.prod(-1, keepdims=True)
-    return inside_canvas(size, canvas).reshape(len(size), -1)
+    return inside_canvas(size, canvas).reshape(size.shape[0], -1)
 
 
 def inside_pixels(image_size: jax.Array, canvas: tuple[int, int], cell: int) -> jax.Array:
@@ -138,7 +138,7 @@ def inside_pixels(image_size: jax.Array, canvas: tuple[int, int], cell: int) -> 
     pixel = jnp.arange(cell)
     rows = pixel[None, :, None, None] < left[:, None, 0, :, None]  # [B, cell, L, 1]
     columns = pixel[None, None, None] < left[:, None, 1, :, None]  # [B, 1, L, cell]
-    return (rows & columns).reshape(len(image_size), *canvas)
+    return (rows & columns).reshape(image_size.shape[0], *canvas)
 
 
 def inside_canvas(size: jax.Array, canvas: tuple[int, int]) -> jax.Array:

@@ -144,7 +144,7 @@ class TIPSImageTower(nnx.Module):
         passed = vit.pass_blocks(
             self.blocks, self.embed(image, image_size, grid), grid, remat=self.remat,
             mask_logit_scale=self.mask_logit_scale[...], mask_threshold=c.mask_threshold,
-            layout=self.layout, start=c.class_token - 1, prefix_visible=c.prefix_visible)
+            layout=self.layout, start=c.class_token - 1, prefix_visible=c.prefix_visible, read=2)
         return layers.ImageFeatures(
             mask_embeddings=None if grid_masks is None else self.norm(passed.mask_tokens),
             image_embedding=self.norm(passed.tokens[:, c.class_token - 1]),

@@ -55,16 +55,18 @@ class Block(nnx.Module):
         self.mlp = make_mlp()
         self.scale2 = scale()
 
-    def __call__(self, tokens, rotary, patch_valid, mask_tokens, masks, mask_scale):
-        """[B, P+L, D], [B, N, D] or None -> the same."""
+    def __call__(self, tokens, rotary, patch_valid, mask_tokens, masks, mask_scale, read=None):
+        """[B, P+L, D], [B, N, D] or None -> the same; with `read`, that many of the first tokens,
+        which are among the P in front of the patches, and mask tokens."""
         num_image_tokens = tokens.shape[1]
         both = tokens if mask_tokens is None else jnp.concatenate([tokens, mask_tokens], 1)
-        both = self._add_mlp(_add(both, self.attention(
-            self.norm1(both), num_image_tokens, rotary, patch_valid, masks, mask_scale),
-            self.scale1))
+        mixed = self.attention(self.norm1(both), num_image_tokens, rotary, patch_valid, masks,
+                               mask_scale, read)
+        both = self._add_mlp(_add(rows_read(both, num_image_tokens, read), mixed, self.scale1))
         if mask_tokens is None:
             return both, None
-        return both[:, :num_image_tokens], both[:, num_image_tokens:]
+        count = num_image_tokens if read is None else read
+        return both[:, :count], both[:, count:]
 
     def value_path(self, tokens):
         """The block with attention replaced by every token's own value: [B, L, D] -> [B, L, D]."""
@@ -73,6 +75,14 @@ class Block(nnx.Module):
 
     def _add_mlp(self, tokens):
         return _add(tokens, self.mlp(self.norm2(tokens)), self.scale2)
+
+
+def rows_read(both: jax.Array, num_image_tokens: int, read: int | None) -> jax.Array:
+    """Of tokens of an image and of masks behind them, [B, P+L+N, D]: the first `read`, and those of
+    masks; None: all."""
+    if read is None:
+        return both
+    return jnp.concatenate([both[:, :read], both[:, num_image_tokens:]], 1)
 
 
 def _add(tokens, change, scale: nnx.Param | None):
@@ -109,15 +119,18 @@ class Attention(nnx.Module):
             width, epsilon=inner_norm, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, num_image_tokens, rotary, patch_valid, masks, mask_scale):
-        image = x[:, :num_image_tokens]
-        queries = layers.split_heads(self.query(x), self.num_heads)  # [B, P+L(+N), A, K]
+    def __call__(self, x, num_image_tokens, rotary, patch_valid, masks, mask_scale, read=None):
+        image, rows = x[:, :num_image_tokens], rows_read(x, num_image_tokens, read)
+        count = num_image_tokens if read is None else read
+        queries = layers.split_heads(self.query(rows), self.num_heads)  # [B, P+L(+N), A, K]
         keys = layers.split_heads(self.key(image), self.num_heads)  # [B, P+L, A, K]
         values = layers.split_heads(self.value(image), self.num_heads)
-        of_image, of_masks = queries[:, :num_image_tokens], queries[:, num_image_tokens:]
+        of_image, of_masks = queries[:, :count], queries[:, count:]
         turn = None
         if rotary is not None:
             turn = positions.Rotation(*unturned_prefix(rotary, self.prefix_tokens), self.quarter)
+        if turn is not None and read is not None:  # the queries left are in front: never turned
+            keys, turn = turn(keys), None
         seen = behind_prefix(patch_valid, self.prefix_tokens)[:, None]  # [B, 1, P+L]
         mixed = layers.attend(of_image, keys, values, turn=turn, allowed=seen, heads=self.heads)
         if masks is not None:
@@ -185,7 +198,7 @@ def masks_on_keys(grid_masks: jax.Array, threshold: float | None, prefix: int = 
 class Passed(typing.NamedTuple):
     """Tokens that passed all blocks; nothing is normalised."""
 
-    tokens: jax.Array              # [B, P+L, D]
+    tokens: jax.Array              # [B, P+L, D], or the first of them that are read
     mask_tokens: jax.Array | None  # [B, N, D]
     entering: jax.Array            # [B, P+L, D], what entered the last block
 
@@ -193,8 +206,11 @@ class Passed(typing.NamedTuple):
 def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.Grid, *,
                 mask_logit_scale: jax.Array, mask_threshold: float | None, rotary=None, remat: str,
                 layout: layers.Layout, start: int = 0, prefix_visible: bool = False,
-                mask_tokens: jax.Array | None = None) -> Passed:
+                mask_tokens: jax.Array | None = None, read: int | None = None) -> Passed:
     """Runs all blocks; mask tokens join in the last ones.
+
+    What nobody reads is not computed: of the last block, all rows but those of mask tokens and of
+    the first image tokens; keys and values are still those of all.
 
     Args:
       blocks: all blocks of the tower, or a part of them.
@@ -210,8 +226,10 @@ def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.
       prefix_visible: whether mask tokens see the tokens in front of the patches too
         (`masks_on_keys`); never so in the published models.
       mask_tokens: [B, N, D] of blocks before these; None: they start in these.
+      read: how many of the tokens in front of the patches are read after the last block, and none
+        behind them; None: all tokens are.
     """
-    run = layers.rematerialize(remat, layout)
+    run = layers.rematerialize(remat, layout, static=(6,))
     masks = scale = None
     prefix = tokens.shape[1] - grid.valid.shape[1]
     begin = lambda tokens: jnp.broadcast_to(
@@ -225,7 +243,8 @@ def pass_blocks(blocks: typing.Sequence[Block], tokens: jax.Array, grid: layers.
                 masks = masks_on_keys(grid.masks, mask_threshold, prefix if prefix_visible else 0)
             scale = jnp.exp(mask_logit_scale[left])  # [A]
         entering = tokens
-        tokens, mask_tokens = run(block, tokens, rotary, grid.valid, mask_tokens, masks, scale)
+        tokens, mask_tokens = run(block, tokens, rotary, grid.valid, mask_tokens, masks, scale,
+                                  None if left else read)
         tokens = layout.rows(tokens)
     if grid.masks is not None and mask_tokens is None:
         mask_tokens = begin(tokens)

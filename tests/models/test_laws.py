@@ -350,9 +350,10 @@ def test_gradients_of_the_trainable_part_equal_those_of_the_whole(tower, rng):
     model = maskclippp.MaskCLIPppConfig(IMAGE, TEXT, None)
     is_trainable = optim.trainable_predicate("attention", "none", model)
     part, frozen = parameters.partition({"image": params}, is_trainable)
-    got = jax.jit(jax.grad(lambda t: objective(parameters.combine(t, frozen)["image"])))(part)
-    whole, _ = parameters.partition({"image": jax.jit(jax.grad(objective))(params)}, is_trainable)
-    near_trees(got, whole)
+    # Not compiled, as two programs round a mask scale's gradient, a small difference, differently.
+    got = jax.grad(lambda t: objective(parameters.combine(t, frozen)["image"]))(part)
+    whole, _ = parameters.partition({"image": jax.grad(objective)(params)}, is_trainable)
+    jax.tree.map(np.testing.assert_array_equal, got, whole)
     assert len(parameters.flatten(part)) == 2 * IMAGE.depth + 2
 
 

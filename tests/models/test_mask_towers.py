@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskclippp_jax import config as configuration, params as parameters
-from maskclippp_jax.models import dinotxt, maskclippp, pe, text, tips
+from maskclippp_jax.models import clip_vit, dinotxt, eva_vit, maskclippp, pe, text, tips, vit
 from maskclippp_jax.training import optim
 
 pytestmark = pytest.mark.usefixtures("explicit_ranks")
@@ -275,3 +275,39 @@ def test_words_of_tips_do_not_depend_on_padding_and_no_word_is_zero(rng):
 def test_a_third_class_token_is_refused():
     with pytest.raises(ValueError, match="class_token is 3; a TIPS has the class tokens 1 and 2"):
         dataclasses.replace(TOWERS["TIPS"], class_token=3).make(rngs=parameters.Keys(0))
+
+
+@pytest.mark.parametrize("config", [
+    eva_vit.EvaViTConfig(32, 8, 32, 2, 2, 48, 12, mask_layers=1),
+    eva_vit.EvaViTConfig(32, 8, 32, 2, 2, 48, 12, mask_layers=0),
+    clip_vit.ClipViTConfig(32, 8, 32, 2, 2, 48, 12, mask_layers=2),
+    dataclasses.replace(TOWERS["TIPS"], prefix_visible=True)], ids=str)
+@pytest.mark.parametrize("heads", ["apart", "together"])
+def test_what_nobody_reads_of_the_last_block_need_not_be_computed(config, heads, rng, monkeypatch):
+    """Values and gradients are those of a tower whose last block has all tokens."""
+    build, shapes = parameters.abstract(
+        lambda: config.make(heads=heads, rngs=parameters.Keys(0)))
+    params = parameters.unflatten({
+        path: rng.normal(size=x.shape).astype(np.float32) * 0.3 + path.endswith("/scale")
+        for path, x in parameters.flatten(shapes).items()})
+    image, masks = draw(rng)
+    probe = rng.normal(size=(2, 1, 6, config.embed_dim)).astype(np.float32)
+
+    def run(params):
+        found = build(params)(image, SIZE - 9, masks, dense=True)
+        value = (found.mask_embeddings * probe[0]).sum() + (
+            found.image_embedding * probe[1, :, 0]).sum()
+        return value, found
+
+    compiled = lambda: jax.jit(jax.grad(run, has_aux=True))(params)
+    got_gradient, got = compiled()
+    blocks, asked = vit.pass_blocks, []
+    monkeypatch.setattr(vit, "pass_blocks", lambda *args, read, **more: asked.append(
+        read) or blocks(*args, **more))
+    want_gradient, want = compiled()
+    assert asked == [2 if isinstance(config, tips.TIPSConfig) else 1]
+    for one, other in zip(got, want):
+        if one is not None:
+            near(one, other)
+    every = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+    near(every(got_gradient), every(want_gradient), 2e-5)
