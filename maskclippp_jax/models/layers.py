@@ -405,10 +405,10 @@ def attend(queries, keys, values, *, turn: typing.Callable | None = None, allowe
       dropout: share of the attention weights that are dropped, if a key is given.
       dropout_key: source of randomness; None: nothing is dropped.
       heads: "apart", one after the other: three times faster on a CPU, where the logits of one
-        head stay in cache. "together", as the compiler batches them. "fused" and "cudnn", kernels
-        of TPUs and of GPUs that never write logits to memory, where they can (bfloat16 tokens that
-        see each other, no masks; see `fused_attention.fits`, `cudnn_attention.fits`), else
-        together.
+        head stay in cache. "together", as the compiler batches them, and always where weights are
+        dropped. "fused" and "cudnn", kernels of TPUs and of GPUs that never write logits to memory,
+        where they can (bfloat16 tokens that see each other, no masks; see `fused_attention.fits`,
+        `cudnn_attention.fits`), else together.
 
     Returns:
       [B, T, A, K] in the dtype of `queries`. Logits, bias and softmax are float32.
@@ -422,16 +422,13 @@ def attend(queries, keys, values, *, turn: typing.Callable | None = None, allowe
     factor = jnp.ones(queries.shape[2], jnp.float32) if mask_scale is None else mask_scale
     each = (*(jnp.moveaxis(x, 2, 0) for x in (queries, keys, values)), factor)
     bias = masks, inside, allowed
-    dropped = dropout_key is not None and dropout
-    if heads == "apart" and not dropped:
+    if dropout_key is not None and dropout:
+        mixed = jax.vmap(lambda head, key: _one_head(head, bias, dropout, key)[0])(
+            each, jax.random.split(dropout_key, queries.shape[2]))
+    elif heads == "apart":
         mixed = _heads_apart(each, bias)
     else:
-        key_of_head = jax.random.split(dropout_key, queries.shape[2]) if dropped else None
-        one_head = lambda head: _one_head(head[:4], bias, dropout, head[4])[0]
-        if heads == "apart":
-            mixed = jax.lax.map(jax.checkpoint(one_head), (*each, key_of_head))
-        else:
-            mixed = jax.vmap(one_head)((*each, key_of_head))
+        mixed = jax.vmap(lambda head: _one_head(head, bias)[0])(each)
     return jnp.moveaxis(mixed, 0, 2).astype(queries.dtype)
 
 
