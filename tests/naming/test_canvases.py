@@ -57,6 +57,36 @@ def test_what_padding_costs_stays_below_a_compilation(image, params):
     assert canvas == smaller and paid <= canvases._WORTH["cpu"]
 
 
+def test_fifty_sizes_of_pictures_ask_a_small_tower_for_one_or_two_strips(rng):
+    shared, own = Canvases(*SMALL), []
+    for size in rng.integers(200, 1000, (50, 2)):
+        own.append(inference.strip_of(inference.network_sizes(size[None], 64, 0, 8)[0], 8))
+    assert len(set(own)) > 7
+    assert len({see(shared, o) for o in own}) <= 2
+
+
+def test_upright_and_lying_pictures_share_a_strip_of_a_large_tower():
+    shared, patch = Canvases(*LARGE), 14
+    strip = lambda *size: inference.strip_of(np.array(size), patch)
+    lying = see(shared, strip(336, 448))
+    assert lying == strip(336, 448) == see(shared, strip(448, 336))
+    assert lying[1] <= 1.0625 * 24 * 32 * patch  # little padding
+    assert see(shared, strip(336, 672)) == strip(336, 672)
+
+
+def test_what_a_longer_strip_costs_stays_below_a_compilation():
+    shared, patch = Canvases(*LARGE), 14
+    longer, shorter = ((patch, cells * patch) for cells in (800, 768))
+    see(shared, longer)
+    canvas, paid = None, 0
+    for _ in range(100_000):
+        canvas = see(shared, shorter)
+        if canvas == shorter:
+            break
+        paid += shared._more(canvas, shorter)
+    assert canvas == shorter and 0 < paid <= canvases._WORTH["cpu"]
+
+
 def test_a_picture_laid_on_the_host_is_the_one_laid_on_the_device(rng):
     canvas, network = (96, 160), (70, 133)
     image = rng.integers(0, 256, (211, 400, 3)).astype(np.uint8)
