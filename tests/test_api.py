@@ -412,6 +412,16 @@ def test_a_picture_too_long_for_the_image_tower_is_refused_or_left_out(model):
     assert len(problems) == 1 and problems[0].endswith("cut it")
 
 
+def test_a_picture_of_too_many_patches_is_refused_alone_as_among_others(model, monkeypatch):
+    monkeypatch.setattr(namer_module, "_MOST_PATCHES", 100)
+    long, masks = np.zeros((16, 300, 3), np.uint8), np.ones((1, 16, 300), bool)
+    said = "of 300x16 pixels is too long: with its shorter side at 64 .* would see 1200x64; cut"
+    with pytest.raises(ValueError, match=said):
+        model.name(long, masks, "red one")
+    with pytest.raises(ValueError, match=said):
+        list(model.name_many([(long, masks)], "red one", show_progress=False))
+
+
 def test_without_a_generator_segment_says_what_to_do(model):
     with pytest.raises(ValueError, match="there is no mask generator; load one, mc.load"):
         model.segment(IMAGE, "red one")

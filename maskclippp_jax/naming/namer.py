@@ -102,19 +102,14 @@ class Namer:
         Raises:
           ValueError: a picture so long that the image tower cannot see it whole.
         """
-        own, patch = self._own_canvas(picture), self.model.image.patch_size
-        if own[0] * own[1] > _MOST_PATCHES * patch**2:
-            seen = self._network_size(self._loaded_size(picture))[0]
-            height, width = picture.image.shape[:2]
-            raise ValueError(f"{picture.path or 'a picture'} of {width}x{height} pixels is too "
-                             f"long: with its shorter side at {min(seen)} pixels the image "
-                             f"tower would see {seen[1]}x{seen[0]}; cut it into pieces")
+        own = self._own_canvas(picture)
         kind = "segments" if picture.segments is not None else (
             picture.bundle and str(picture.bundle.folder))
         return kind, self._slots(picture), self._canvases.choose(own)
 
     def see(self, pictures: typing.Sequence[Given]) -> Seen:
-        """What the image tower makes of pictures of one group, and of their masks."""
+        """What the image tower makes of pictures of one group, and of their masks; raises as
+        `group_of` does."""
         own = [self._own_canvas(p) for p in pictures]
         canvas, slots = self._canvases.choose(np.max(own, 0).tolist()), self._slots(pictures[0])
         laid = inference.OnCanvas(*map(np.stack, zip(*(
@@ -218,9 +213,14 @@ class Namer:
     def _own_canvas(self, picture: Given) -> tuple[int, int]:
         """The smallest canvas of the image tower that holds a picture."""
         network, patch = self._network_size(self._loaded_size(picture)), self.model.image.patch_size
-        if self._on_strips:
-            return inference.strip_of(network[0], patch)
-        return inference.canvas_of(network, patch)
+        own = (inference.strip_of(network[0], patch) if self._on_strips
+               else inference.canvas_of(network, patch))
+        if own[0] * own[1] > _MOST_PATCHES * patch**2:
+            (height, width), seen = picture.image.shape[:2], network[0]
+            raise ValueError(f"{picture.path or 'a picture'} of {width}x{height} pixels is too "
+                             f"long: with its shorter side at {min(seen)} pixels the image "
+                             f"tower would see {seen[1]}x{seen[0]}; cut it into pieces")
+        return own
 
     def _loaded_size(self, picture: Given) -> tuple[int, int]:
         settings = self.config.eval
