@@ -16,7 +16,7 @@ from maskclippp_jax.data import mask_chain, pipeline
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Stage, Taps
-from maskclippp_jax.naming import postprocess
+from maskclippp_jax.naming import blocks, postprocess
 from maskclippp_jax.naming.postprocess import Instances
 
 # Of the public code, for all data sets.
@@ -122,7 +122,7 @@ def _facts(masks: Masks, kept: np.ndarray, weights: np.ndarray, *, with_bits: bo
             np.array(masks.size, np.int32), pad(weights[kept].astype(np.float32), -np.inf))),
         with_bits=with_bits)
     sizes = MaskSizes(*(np.asarray(x).tolist() for x in masks.sizes))
-    return postprocess.join_facts(postprocess.in_blocks(look, sizes, masks.size))
+    return blocks.join_facts(blocks.look_at(look, sizes, masks.size))
 
 
 @functools.partial(jax.jit, static_argnames=("canvas", "window", "with_bits"))

@@ -47,8 +47,8 @@ from maskclippp_jax.weights import (
 # Tokens of a tree of prompts: fewer are encoded again more often, more see others in vain.
 _TREE = 256
 _TREES = 16  # encoded at a time by an accelerator, a guess; by a CPU one, more are no faster
-_FEW = 2**18  # numbers that are kept, not drawn again
 _PROMPTS = 256  # encoded at a time by a tower that is not causal
+_FEW = 2**18  # random numbers that are kept, not drawn again
 
 
 def model_maker(config: ml_collections.ConfigDict, *, dtype=None, platform: str | None = None,
@@ -114,19 +114,20 @@ def _draw(model: maskclippp.MaskCLIPppConfig, seed: int, shapes: dict[str, typin
     """
     paths = sorted(shapes)
 
+    @jax.jit
     def draw():
         leaves = parameters.flatten(parameters.initialize(functools.partial(
             _make_model, model, jnp.float32, "none", layers.Layout(), seed)))
         return {path: leaves[path] for path in paths}
 
-    def drawn() -> bytes:
+    def packed() -> bytes:
         content = io.BytesIO()
-        np.savez(content, **jax.device_get(jax.jit(draw)()))
+        np.savez(content, **jax.device_get(draw()))
         return content.getvalue()
 
     if sum(math.prod(x.shape) for x in shapes.values()) > _FEW:
-        return jax.device_get(jax.jit(draw)())
-    with np.load(io.BytesIO(texts.load_or_make(("draw", model, seed, paths), drawn))) as found:
+        return jax.device_get(draw())
+    with np.load(io.BytesIO(texts.load_or_make(("draw", model, seed, paths), packed))) as found:
         return dict(found)
 
 

@@ -1,8 +1,8 @@
 """A CLIP with its parameters on the device, that names the masks of any pictures.
 
 `api.Model` is what people hold; this is what its methods share. Pictures and masks are brought to
-a few canvases on the host, and names are padded to a few sizes, so that neither a picture of like
-size nor another vocabulary compiles anything.
+a few canvases or strips on the host, and names are padded to a few sizes, so that neither a picture
+of like size nor another vocabulary compiles anything.
 """
 
 import functools
@@ -17,7 +17,7 @@ from maskclippp_jax.data import mask_batches, mask_chain, pipeline, transforms
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import layers, maskclippp, similarity
-from maskclippp_jax.naming import inference, loading, postprocess, segmenter
+from maskclippp_jax.naming import blocks, inference, loading, postprocess, segmenter
 from maskclippp_jax.naming.canvases import Canvases
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.given import Given
@@ -156,13 +156,13 @@ class Namer:
         masks = _padded(mask_chain.probabilities_on_host(masks), slots, *stored)
         proposals = postprocess.Proposals(*jax.tree.map(lambda x: x[None], (
             masks, np.arange(slots) < len(picture.ids), sizes, np.array(size, np.int32), scores)))
-        blocks = postprocess.in_blocks(
+        found = blocks.look_at(
             functools.partial(self._look, jax.device_put(proposals), classes),
             MaskSizes(*(x.tolist() for x in sizes)), size)
-        blocks = jax.tree.map(lambda x: x[0], blocks)
-        row = blocks[0][0]._replace(
-            labels=postprocess.join_blocks([[b.labels for b in row] for row in blocks]),
-            facts=postprocess.join_facts([[b.facts for b in row] for row in blocks]))
+        found = jax.tree.map(lambda x: x[0], found)
+        row = found[0][0]._replace(
+            labels=blocks.join([[b.labels for b in row] for row in found]),
+            facts=blocks.join_facts([[b.facts for b in row] for row in found]))
         return segmenter.found_in(row, size, _WANTED, vocabulary,
                                   self.config.eval.overlap_threshold)
 
@@ -174,23 +174,17 @@ class Namer:
         """
         loaded = transforms.resize_image(picture.image, self._loaded_size(picture))
         network, patch = self._network_size(loaded.shape[:2])[0], self.model.image.patch_size
-        if self._on_strips:
-            own = inference.canvas_of(network[None], patch, cells=1)
-            laid = self._lay_on(picture, loaded, network, own, slots)
-            return inference.to_strip(laid, patch, canvas)
-        return self._lay_on(picture, loaded, network, canvas, slots)
-
-    def _lay_on(self, picture: Given, loaded: np.ndarray, network: np.ndarray,
-                canvas: tuple[int, int], slots: int) -> inference.OnCanvas:
-        patch, image = self.model.image.patch_size, inference.lay_picture(loaded, network, canvas)
+        on = inference.canvas_of(network[None], patch, cells=1) if self._on_strips else canvas
+        image = inference.lay_picture(loaded, network, on)
         if picture.segments is None:
-            masks = mask_chain.to_grid_on_host(
-                picture.masks.masks, self._mask_sizes(picture), network, patch, canvas)
-            return inference.OnCanvas(image, network, _padded(masks, slots))
-        stored = np.array(picture.segments.shape, np.int32)
-        masks = inference.lay_label_map(picture.segments, self._size_of_masks(picture, stored),
-                                        network, patch, canvas, slots)
-        return inference.OnCanvas(image, network, masks)
+            masks = _padded(mask_chain.to_grid_on_host(
+                picture.masks.masks, self._mask_sizes(picture), network, patch, on), slots)
+        else:
+            stored = np.array(picture.segments.shape, np.int32)
+            masks = inference.lay_label_map(picture.segments, self._size_of_masks(picture, stored),
+                                            network, patch, on, slots)
+        laid = inference.OnCanvas(image, network, masks)
+        return inference.to_strip(laid, patch, canvas) if self._on_strips else laid
 
     def _mask_sizes(self, picture: Given) -> MaskSizes:
         """Of a picture with soft masks, int32 [2] each."""

@@ -8,19 +8,16 @@ The rules are those of MaskCLIP++'s reference (arXiv 2412.11464), which are Mask
 one: masks arrive as probabilities, so there is no sigmoid between the resize and the sum.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import math
-import os
 import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskclippp_jax.data.mask_chain import MaskSizes, mask_taps, mirrored, window_of
+from maskclippp_jax.data.mask_chain import MaskSizes, mask_taps, mirrored
 from maskclippp_jax.models import resample
 from maskclippp_jax.models.resample import Taps
 from maskclippp_jax.naming.ensembles import MaskScores
@@ -30,8 +27,6 @@ from maskclippp_jax.runtime import sharding
 # to enlarge (measured with benchmarks/heads.py); accelerators want larger ones.
 _TILE = {"cpu": (32, 32)}
 _LARGE_TILE = (256, 512)
-_BLOCK = {"cpu": (256, 256)}  # pixels of a program for pictures of any size, whole tiles
-_LARGE_BLOCK = (1024, 1024)
 _ORDERED = (64, 128)  # pixels that ask classes in the same order, if tiles are smaller
 _ROWS, _MIXED = 8, 256  # rows of a label map at once, and pixels of them that mix segments
 _CLASSES = 64         # classified at once
@@ -130,50 +125,6 @@ def make_heads(wanted: Heads, tile: tuple[int, int] | None = None) -> typing.Cal
             (classes, corner))
 
     return heads
-
-
-def in_blocks(look: typing.Callable[..., typing.Any], sizes: MaskSizes,
-              size: typing.Sequence[int]) -> list[list[typing.Any]]:
-    """Looks at one picture of any size by a program for blocks of one size.
-
-    So it is the sizes of the masks that ask for a program, and not each size of a picture.
-
-    Args:
-      look: called with `canvas`, `corner` and `window` as `make_heads` wants them, for each block.
-      sizes: of its masks, numbers.
-      size: its height and width.
-
-    Returns:
-      What `look` gave of each block, rows of blocks from the top, on the host.
-    """
-    tile = tile_for()
-    block = _BLOCK.get(jax.default_backend(), _LARGE_BLOCK)
-    window = window_of(sizes, [int(side) for side in size], tile)
-    tops, lefts = (range(0, max(int(side), 1), step) for side, step in zip(size, block))
-    corners = [np.array(corner, np.int32) for corner in itertools.product(tops, lefts)]
-    start = functools.partial(look, canvas=block, window=window)
-    found = [start(corner=corners[0])]  # what it compiles is there for the others
-    if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty:
-        # What one thread starts, a CPU does in its order, and most of a block on one core.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            found += pool.map(lambda c: jax.block_until_ready(start(corner=c)), corners[1:])
-    else:
-        found += [start(corner=corner) for corner in corners[1:]]
-    found = jax.device_get(found)
-    return [found[i:i + len(lefts)] for i in range(0, len(found), len(lefts))]
-
-
-def join_blocks(blocks: list[list[np.ndarray]]) -> np.ndarray:
-    """Blocks [..., T, U] of `in_blocks` side by side: [..., H, W], at least as large as asked."""
-    return np.concatenate([np.concatenate(row, -1) for row in blocks], -2)
-
-
-def join_facts(blocks: list[list["MaskFacts"]]) -> "MaskFacts":
-    """Facts of a picture from those of its blocks."""
-    part = lambda name: [[getattr(facts, name) for facts in row] for row in blocks]
-    return MaskFacts(join_blocks(part("winner")),
-                     *(np.sum(part(name), (0, 1)) for name in ("covered", "above", "total")),
-                     join_blocks(part("bits")))
 
 
 def narrow(count: int) -> typing.Any:

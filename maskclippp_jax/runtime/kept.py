@@ -35,7 +35,7 @@ class Folder:
             return None
         value, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
         if _checksum(key, value) != checksum:
-            logging.warning("the kept program in %s is damaged; making it anew", file)
+            logging.warning("what is kept in %s is damaged; making it anew", file)
             with contextlib.suppress(OSError):
                 file.unlink()
             return None

@@ -3,7 +3,8 @@
 JAX finds a kept program by its text, so the model is built and traced first: of all that a second
 start of a small one takes, a quarter. Here the text is found by what it follows from: the code of
 this package, versions, settings, the device, and the shapes of what it is given. Nothing stale is
-used; a text that is damaged or cannot be written costs the time to trace.
+used; a text that is damaged or cannot be written costs the time to trace. Small values that follow
+from the same, such as shapes and a few random numbers, are kept with them.
 """
 
 import functools

@@ -10,7 +10,7 @@ import pytest
 from maskclippp_jax.data import mask_chain
 from maskclippp_jax.data.mask_chain import MaskSizes
 from maskclippp_jax.models import resample
-from maskclippp_jax.naming import postprocess
+from maskclippp_jax.naming import blocks as in_blocks, postprocess
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.postprocess import Classes, Heads, Proposals
 from maskclippp_jax.runtime import sharding
@@ -322,18 +322,18 @@ def test_empty_slots_and_a_larger_canvas_change_nothing(all_heads, rng):
 @pytest.mark.parametrize("size", [(61, 90), (150, 70), (1, 200)])
 def test_blocks_of_a_picture_give_what_one_canvas_gives(all_heads, rng, monkeypatch, size):
     monkeypatch.setattr(postprocess, "tile_for", lambda: TILE)
-    monkeypatch.setitem(postprocess._BLOCK, "cpu", (64, 64))
+    monkeypatch.setitem(in_blocks._BLOCK, "cpu", (64, 64))
     picture = make_picture(rng, size, 9)
     sizes = MaskSizes(*(x.tolist() for x in picture.mask_sizes))
     look = functools.partial(all_heads, batch_of(picture), classes())
-    blocks = jax.tree.map(lambda x: x[0], postprocess.in_blocks(look, sizes, size))
+    blocks = jax.tree.map(lambda x: x[0], in_blocks.look_at(look, sizes, size))
     assert len(blocks) * len(blocks[0]) > 1
     whole = jax.tree.map(lambda x: np.asarray(x)[0], look(
         canvas=tuple(-(-side // 8) * 8 for side in size)))
     cut = lambda x: x[..., :size[0], :size[1]]
-    labels = postprocess.join_blocks([[b.labels for b in row] for row in blocks])
+    labels = in_blocks.join([[b.labels for b in row] for row in blocks])
     np.testing.assert_array_equal(cut(labels), cut(whole.labels))
-    facts = postprocess.join_facts([[b.facts for b in row] for row in blocks])
+    facts = in_blocks.join_facts([[b.facts for b in row] for row in blocks])
     np.testing.assert_array_equal(cut(facts.winner), cut(whole.facts.winner))
     bits = lambda x: cut(np.unpackbits(x.bits, axis=-1))
     np.testing.assert_array_equal(bits(facts), bits(whole.facts))
