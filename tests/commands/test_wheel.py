@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
+from importlib import metadata
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from maskclippp_jax import configs
@@ -56,7 +58,7 @@ def draw_pictures(own):
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """The programs of a new environment that has the wheel, and all requirements by a path."""
+    """The programs of a new environment that has the wheel, and what it requires, no more."""
     folder = tmp_path_factory.mktemp("an environment")
     for name in ("maskclippp_jax", "configs"):
         shutil.copytree(ROOT / name, folder / "source" / name,
@@ -72,9 +74,30 @@ def programs(tmp_path_factory):
     python = folder / "venv/bin/python"
     run("pip", "--quiet", "--python", python, "install", "--no-deps", *folder.glob("*.whl"))
     site, = folder.glob("venv/lib/python*/site-packages")
-    # Only a path: the project itself, which an editable install adds by code, is not on it.
-    (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for file in required_files():
+        if not (site / file.name).exists():
+            (site / file.name).symlink_to(file)
     return python.parent
+
+
+def required_files() -> set[pathlib.Path]:
+    """Files and folders, as installed here, of all that requirements.txt asks for, and what that
+    asks for in turn: packages of tests, and of extras, are not among them."""
+    lines = [line.partition("#")[0].strip()
+             for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    found, left = set(), [(Requirement(line), "") for line in lines if line]
+    while left:
+        wanted, extra = left.pop()
+        if wanted.marker and not wanted.marker.evaluate(dict(extra=extra)):
+            continue
+        for extra in ("", *wanted.extras):
+            if (key := (canonicalize_name(wanted.name), extra)) not in found:
+                found.add(key)
+                left += [(Requirement(line), extra)
+                         for line in metadata.distribution(wanted.name).requires or ()]
+    return {pathlib.Path(distribution.locate_file(file.parts[0]))
+            for name, _ in found for distribution in [metadata.distribution(name)]
+            for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}
 
 
 def call(line, folder, code=0):
@@ -129,3 +152,10 @@ print(model.name(np.zeros((64, 64, 3), np.uint8), mc.grid, ["red one", "grass"])
     assert place.startswith(str(programs.parent)) and int(count) == len(configs.names())
     assert said.splitlines()[1] == "(16, 2)"
     assert [f.name for f in tmp_path.iterdir()] == [".cache"]  # embeddings of names
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "black.png")
+    for _ in range(2):  # the second start reads what the first one kept
+        call([programs / "maskclippp", "predict", "black.png", "--config=quickstart",
+              "--checkpoint=untuned", "--classes=red one;grass", "--regions=grid",
+              "--programs=programs"], tmp_path)
+    found = json.loads((tmp_path / "named/black.json").read_text())
+    assert len(found["masks"]) == 16
