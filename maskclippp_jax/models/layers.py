@@ -479,11 +479,10 @@ def _heads_apart_backward(kept, change):
     turned = masks, inside, allowed = jax.tree.map(keys_first, bias)
 
     def one_head(arguments):
-        (q, k, v, factor), statistics, along, change = arguments
-        top, total, along = map(keys_first, (*statistics, along))  # [B, 1, T]
-        change = change.astype(v.dtype)
+        (q, k, v, factor), top, along, change = arguments
+        top, along = map(keys_first, (top, along))  # [B, 1, T]
         logits = jnp.einsum("bsk,btk->bst", k, q, preferred_element_type=jnp.float32)
-        weights = jnp.exp(_biased(logits, factor, turned) - top) / total
+        weights = jnp.exp(_biased(logits, factor, turned) - top)
         of_v = jnp.einsum("bst,btk->bsk", weights.astype(v.dtype), change)
         of_weights = jnp.einsum("bsk,btk->bst", v, change, preferred_element_type=jnp.float32)
         of_logits = weights * (of_weights - along)
@@ -498,8 +497,10 @@ def _heads_apart_backward(kept, change):
         of_q = jnp.einsum("bst,bsk->btk", of_logits, k)
         return (of_q, of_k, of_v, of_factor), of_masks
 
+    top, total = statistics
+    change = change / total  # so that weights need no division
     of_each, of_masks = jax.lax.map(one_head, (
-        each, statistics, (change * mixed).sum(-1, keepdims=True), change))
+        each, top, (change * mixed).sum(-1, keepdims=True), change.astype(each[2].dtype)))
     no_gradient = lambda x: None if x is None else np.zeros(x.shape, jax.dtypes.float0)
     return of_each, (None if masks is None else jnp.swapaxes(of_masks.sum(0), -1, -2),
                      *map(no_gradient, bias[1:]))
