@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,8 +36,8 @@ def main(argv):
             home = place / what.strip("-").partition("=")[0]  # of its programs and names
             for start, pictures in (("first", "images"), ("second", "images"),
                                     ("one picture", "images/p0.jpg")):
-                print(json.dumps(dict(masks=what, start=start, **measure(
-                    place, home, pictures, what))), flush=True)
+                found = predict(place, home, pictures, what, "--config=quickstart")
+                print(json.dumps(dict(masks=what, start=start, **found)), flush=True)
 
 
 def make_inputs(place: pathlib.Path) -> None:
@@ -53,23 +52,38 @@ def make_inputs(place: pathlib.Path) -> None:
         Image.fromarray(labels).save(place / f"labels/p{i}.png")
 
 
-def measure(place: pathlib.Path, home: pathlib.Path, pictures: str, what: str) -> dict:
+def predict(place: pathlib.Path, home: pathlib.Path, pictures: str, *settings: str) -> dict:
+    """What `predict` in a process of its own took.
+
+    Args:
+      place: where pictures are, and results will be.
+      home: folder for all that is kept between two starts.
+      pictures: folder or file in `place`.
+      *settings: flags; names are given.
+    """
     home.mkdir(exist_ok=True)
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "maskclippp_jax", "predict", pictures, "--config=quickstart",
-         "--checkpoint=untuned", "--classes=red one;grey grass;brown brick", "--output=named",
-         f"--programs={home}/programs", what], cwd=place, stderr=subprocess.PIPE, text=True,
-        env=dict(os.environ, HOME=str(home), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu",
-                 PYTHONPATH=str(ROOT)))
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    clock, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = re.findall(r"Finished XLA compilation of jit\((\w+)\) in ([\d.]+) sec", done.stderr)
+    # An installed package has its bytecode; without this one ours is compiled at every start.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maskclippp_jax", "predict", pictures, "--checkpoint=untuned",
+             "--classes=red one;grey grass;brown brick", "--output=named",
+             f"--programs={home}/programs", *settings], cwd=place, stderr=log,
+            env=dict(environment, HOME=str(home), JAX_LOG_COMPILES="1", JAX_PLATFORMS="cpu",
+                     PYTHONPATH=str(ROOT)))
+        _, status, used = os.wait4(process.pid, 0)
+        clock = time.monotonic() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        said = log.read()
+    if process.returncode:
+        raise RuntimeError(said[-2000:])
+    found = re.findall(r"Finished XLA compilation of jit\((\w+)\) in ([\d.]+) sec", said)
     compiled = collections.Counter(name for name, _ in found)
-    cores = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    compiling = sum(float(s) for _, s in found)
-    return dict(cores_s=round(cores, 1), clock_s=round(clock, 1), compiling_s=round(compiling, 1),
+    return dict(cores_s=round(used.ru_utime + used.ru_stime, 1), clock_s=round(clock, 1),
+                peak_mb=round(used.ru_maxrss / 1e3),
+                compiling_s=round(sum(float(seconds) for _, seconds in found), 1),
                 compiled={name: count for name, count in compiled.most_common() if count > 1})
 
 

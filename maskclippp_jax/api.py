@@ -29,7 +29,7 @@ from maskclippp_jax.naming.generator import FAST_MULTIPLE, OBJECTNESS, Generator
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.naming.result import Result, Unnamed
-from maskclippp_jax.runtime import progress, storage
+from maskclippp_jax.runtime import background, progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import published
 
@@ -256,8 +256,8 @@ class Model:
                                           batch_size) for pair in pictures)
             return progress.track(_usable(results, on_error), "naming", total=total,
                                   shown=show_progress)
-        read = batching.read_ahead(functools.partial(_read, nothing=nothing), pictures,
-                                   _AHEAD * batch_size)
+        read = background.read_ahead(functools.partial(_read, nothing=nothing), pictures,
+                                     _AHEAD * batch_size)
         results = self._in_batches(read, words, unnamed, batch_size)
         return progress.track(_usable(results, on_error), "naming", total=total,
                               shown=show_progress)
@@ -365,7 +365,7 @@ class Model:
             read, lambda item: not isinstance(item, Waiting), lambda item: item.group,
             lambda items: items[0].generator.find(items), **batches)
         return batching.in_groups(
-            batching.ahead(with_masks, batches["ahead"]),
+            background.ahead(with_masks, batches["ahead"]),
             lambda item: isinstance(item, Exception), self._namer.group_of,
             functools.partial(self._name, words=words, unnamed=unnamed), **batches)
 

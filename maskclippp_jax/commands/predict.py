@@ -32,6 +32,7 @@ from absl import flags, logging
 
 from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
+from maskclippp_jax.runtime.background import Background
 
 _UNWRITTEN = 2  # results that wait to be written: with masks at full size one may take gigabytes
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
@@ -112,7 +113,6 @@ def main(arguments):
                          "into regions of like colour")
 
     from maskclippp_jax import api  # slow to import; what was typed wrongly is said at once
-    from maskclippp_jax.naming import batching
 
     generator = GENERATOR.value and api.load_generator(GENERATOR.value, fast=FAST.value)
     model = api.load(CHECKPOINT.value, CONFIG.value, generator=generator)
@@ -145,7 +145,7 @@ def main(arguments):
         if writer:
             writer.add(result, picture.name)
 
-    with batching.Background(_UNWRITTEN) as background:
+    with Background(_UNWRITTEN) as background:
         for picture, result in zip(pictures, results):
             if result is not None:
                 background.do(write, picture, result)

@@ -7,13 +7,21 @@ once, and all shapes agree; it lists all problems together.
 """
 
 import collections
+import math
 import re
 import typing
 
+import cv2
 import numpy as np
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.runtime import progress
+from maskclippp_jax.runtime.background import Background
+
+_ALIGNMENT = 64  # bytes, of XLA's buffers
+_WAITING = 4  # tensors that were read and are not in order yet
+# What OpenCV turns blindly, by the bytes of a number.
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.float64}
 
 
 class Change(typing.NamedTuple):
@@ -120,33 +128,39 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
     """
     wanted = parameters.flatten(shapes)
     groups, problems = _group(source, rules, by_source=True)
-    filled = {}
-    for (rule, numbers), names in progress.track(groups.items(), "reading weights",
-                                                 unit="tensors"):
-        shown = ", ".join(names.values())
-        paths = [path and _insert(path, numbers) for path in rule.paths]
-        unknown = [path for path in paths if path and path not in wanted]
-        twice = [path for path in paths if path in filled]
-        if unknown:
-            problems.append(f"{shown}: the model has no {unknown[0]}")
-        elif twice:
-            problems.append(f"{shown}: {twice[0]} is filled already")
-        elif len(names) < len(rule.sources):
-            problems.append(f"{shown}: {len(names)} of {len(rule.sources)} parts of {paths[0]}")
-        else:
-            parts = [np.asarray(source[names[k]]) for k in range(len(names))]
-            array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            pieces = [array] if len(paths) == 1 else np.array_split(array, len(paths))
-            for path, piece in zip(paths, pieces):
-                if path is None:
-                    continue
-                leaf = wanted[path]
-                piece = _changed(rule, piece, leaf.shape)
-                if piece.shape != tuple(leaf.shape):
-                    problems.append(f"{shown}: shape {piece.shape} for {path}, wanted "
-                                    f"{tuple(leaf.shape)}")
-                filled[path] = np.ascontiguousarray(piece, leaf.dtype).reshape(piece.shape)
-    missing = set(wanted) - set(filled)
+    filled: dict[str, np.ndarray] = {}
+    found = set()
+
+    def fill(path: str, piece: np.ndarray) -> None:
+        filled[path] = _in_order(piece, wanted[path].dtype)
+
+    with Background(_WAITING) as background:  # while the next one is read
+        for (rule, numbers), names in progress.track(groups.items(), "reading weights",
+                                                     unit="tensors"):
+            shown = ", ".join(names.values())
+            paths = [path and _insert(path, numbers) for path in rule.paths]
+            unknown = [path for path in paths if path and path not in wanted]
+            twice = [path for path in paths if path in found]
+            if unknown:
+                problems.append(f"{shown}: the model has no {unknown[0]}")
+            elif twice:
+                problems.append(f"{shown}: {twice[0]} is filled already")
+            elif len(names) < len(rule.sources):
+                problems.append(f"{shown}: {len(names)} of {len(rule.sources)} parts of {paths[0]}")
+            else:
+                parts = [np.asarray(source[names[k]]) for k in range(len(names))]
+                array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+                pieces = [array] if len(paths) == 1 else np.array_split(array, len(paths))
+                for path, piece in zip(paths, pieces):
+                    if path is None:
+                        continue
+                    shape = tuple(wanted[path].shape)
+                    piece = _changed(rule, piece, shape)
+                    if piece.shape != shape:
+                        problems.append(f"{shown}: shape {piece.shape} for {path}, wanted {shape}")
+                    found.add(path)
+                    background.do(fill, path, piece)
+    missing = set(wanted) - found
     problems += [f"{path}: not in the file" for path in wanted
                  if path in missing and not path.startswith(tuple(absent))]
     if problems:
@@ -176,7 +190,7 @@ def export(params: parameters.Tree, rules: typing.Sequence[Rule]) -> dict[str, n
         names = [_insert(name, numbers) for name in rule.sources]
         pieces = [array] if len(names) == 1 else np.split(array, len(names))
         for name, piece in zip(names, pieces):
-            result[name] = np.ascontiguousarray(piece).reshape(piece.shape)  # keeps scalars scalar
+            result[name] = _in_order(piece)
     if problems:
         raise ValueError("this layout has no place for "
                          + ", ".join(p.removesuffix(": unknown here") for p in problems))
@@ -227,6 +241,32 @@ def shapes_for(shapes: typing.Mapping[str, tuple], rules: typing.Sequence[Rule]
             if path:
                 found[_insert(path, numbers)] = _changed(rule, piece, piece.shape).shape
     return found
+
+
+def _in_order(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """A copy that lies in memory as its axes say, where a CPU takes it as it lies.
+
+    A matrix that was turned is written block by block: numpy goes along old rows or new ones, and
+    is up to ten times slower where these are long.
+    """
+    result = _aligned(array.shape, np.dtype(dtype or array.dtype))
+    word = _WORDS.get(array.dtype.itemsize)
+    turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+    if turned and word and array.dtype.isnative:
+        whole = result if result.dtype == array.dtype else np.empty(array.shape, array.dtype)
+        cv2.transpose(array.T.view(word), dst=whole.view(word))
+        array = whole
+    if array is not result:
+        result[...] = array
+    return result
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array whose memory JAX shares on a CPU: others are copied there."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start:start + size].view(dtype).reshape(shape)
 
 
 def _changed(rule: Rule, array: np.ndarray, shape: tuple) -> np.ndarray:

@@ -6,6 +6,8 @@ import pathlib
 import pickle
 import zipfile
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -78,6 +80,27 @@ def test_a_tuned_file_without_text_tower_asks_for_the_pretrained_clip(tmp_path):
                                   weights.read(EVA)["text.token_embedding.weight"])
     np.testing.assert_array_equal(params["image"]["class_token"],
                                   part["visual_encoder.proxy.cls_token"][0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "<f8", ">f4", ml_dtypes.bfloat16])
+def test_what_was_read_lies_in_order_where_a_cpu_takes_it_without_a_copy(dtype):
+    random = np.random.default_rng(0).standard_normal
+    source = {name: random(shape).astype(dtype) for name, shape in dict(
+        one=(70, 33), row=(1, 9), two=(12, 5), conv=(4, 3, 2, 2), none=(0, 3), number=()).items()}
+    table = (rules.Rule("one", "one", rules.linear), rules.Rule("row", "row", rules.linear),
+             rules.Rule("two", ("x", "y"), rules.linear), rules.Rule("conv", "conv", rules.conv),
+             rules.Rule("none", "none", rules.linear), rules.Rule("number", "number"))
+    wanted = dict(one=source["one"].T, row=source["row"].T, x=source["two"][:6].T,
+                  y=source["two"][6:].T, conv=source["conv"].transpose(2, 3, 1, 0),
+                  none=source["none"].T, number=source["number"])
+    found, _ = rules.load(source, table, {
+        path: jax.ShapeDtypeStruct(x.shape, np.float32) for path, x in wanted.items()})
+    assert found.keys() == wanted.keys()
+    for path, array in found.items():
+        assert array.dtype == np.float32 and array.flags.c_contiguous
+        np.testing.assert_array_equal(array, wanted[path].astype(np.float32), strict=True)
+        taken = jax.device_put(array, jax.devices("cpu")[0])
+        assert not array.size or taken.unsafe_buffer_pointer() == array.ctypes.data
 
 
 def test_all_problems_are_listed_together():

@@ -1,15 +1,15 @@
-"""Work on many pictures, and what becomes of it."""
+"""Work in the background."""
 
 import threading
 
 import pytest
 
-from maskclippp_jax.naming import batching
+from maskclippp_jax.runtime.background import Background
 
 
 def test_work_in_the_background_is_done_in_order_and_all_of_it_when_the_block_ends():
     done, go = [], threading.Event()
-    with batching.Background(4) as background:
+    with Background(4) as background:
         background.do(go.wait)
         for number in range(3):
             background.do(done.append, number)
@@ -26,7 +26,7 @@ def test_few_pieces_of_work_wait():
     def work():
         waiting[0] -= 1
 
-    with batching.Background(2) as background:
+    with Background(2) as background:
         for _ in range(100):
             waiting[0] += 1
             background.do(work)
@@ -41,11 +41,11 @@ def test_what_fails_in_the_background_is_raised_and_little_is_done_after_it():
         raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        with batching.Background(2) as background:
+        with Background(2) as background:
             background.do(fail)
             for number in range(100):
                 background.do(done.append, number)
     assert len(done) <= 3
     with pytest.raises(OSError, match="full"):  # also of the last one
-        with batching.Background(2) as background:
+        with Background(2) as background:
             background.do(fail)
