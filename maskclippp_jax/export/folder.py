@@ -16,7 +16,6 @@ import importlib.util
 import json
 import pathlib
 import shutil
-import struct
 import tempfile
 import time
 import typing
@@ -35,6 +34,7 @@ from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.generator import Generator
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.runtime import storage
+from maskclippp_jax.weights import files
 
 _NEEDED = {"onnx": ("onnx", "onnxruntime"), "stablehlo": ("flatbuffers",)}
 FORMATS = tuple(_NEEDED)
@@ -252,7 +252,9 @@ def _write_program(folder: pathlib.Path, program: Program, wishes: Wishes) -> No
 
         from maskclippp_jax.export import onnx_graph
 
-        graph = onnx_graph.convert(program.function, program.specs(), shapes, _places(weights),
+        stored = {name: onnx_graph.Stored(weights.name, place.start, place.size)
+                  for name, place in files.places(weights).items()}
+        graph = onnx_graph.convert(program.function, program.specs(), shapes, stored,
                                    program.outputs, program.name)
         onnx.save(graph, folder / f"{program.name}.onnx")
         onnx.checker.check_model(str(folder / f"{program.name}.onnx"))
@@ -260,18 +262,6 @@ def _write_program(folder: pathlib.Path, program: Program, wishes: Wishes) -> No
     exported = jax_export.export(jax.jit(program.function), platforms=programs.PLATFORMS)(
         shapes, *program.specs().values())
     (folder / f"{program.name}.stablehlo").write_bytes(exported.serialize())
-
-
-def _places(weights: pathlib.Path) -> dict:
-    """Where the bytes of each tensor of a .safetensors file lie."""
-    from maskclippp_jax.export.onnx_graph import Stored
-
-    with weights.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return {name: Stored(weights.name, 8 + length + entry["data_offsets"][0],
-                         entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items() if name != "__metadata__"}
 
 
 def _umask(folder: pathlib.Path) -> int:

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import os
 import typing
 
 Item, Done = typing.TypeVar("Item"), typing.TypeVar("Done")
@@ -40,11 +41,13 @@ def ahead(items: typing.Iterator[Item], count: int) -> typing.Iterator[Item]:
 
 
 class Background:
-    """Work that a thread of its own does in the order in which it is given, while more is found."""
+    """Work that threads of their own do while more is found; one, in the order in which it is
+    given."""
 
-    def __init__(self, count: int):
-        """Up to `count` pieces of work wait; then `do` does."""
-        self._pool, self._count = concurrent.futures.ThreadPoolExecutor(1), count
+    def __init__(self, count: int, threads: int | None = 1):
+        """Up to `count` pieces of work wait, then `do` does; None: as many threads as cores."""
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count())
+        self._count = count
         self._left: collections.deque[concurrent.futures.Future] = collections.deque()
 
     def do(self, work: typing.Callable, *arguments: typing.Any) -> None:

@@ -1,9 +1,13 @@
 """Opens checkpoint files of any kind as mappings from names to arrays, each read when asked for."""
 
+import json
+import os
 import pathlib
 import re
+import struct
 import typing
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -16,12 +20,41 @@ from maskclippp_jax.weights.torch_file import TorchFile
 # What wrappers for training put before all names (torch.compile, Lightning, parallel ones).
 _PREFIXES = ("_orig_mod.", "model.", "module.")
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8",
-           "BOOL")
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8",
+           "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8", "U32": "<u4", "U16": "<u2",
+           "U8": "<u1", "BOOL": "?"}
+
+
+class Place(typing.NamedTuple):
+    """Where a tensor lies in a .safetensors file."""
+
+    dtype: str  # as the format calls it
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    size: int   # bytes
+
+
+def places(path: str | os.PathLike) -> dict[str, Place]:
+    """Where the tensors of a whole .safetensors file lie, by name.
+
+    Raises:
+      ValueError: no safetensors file, or cut short.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy"):  # looks at all of the header
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file, or was cut short ({error})") from None
+    with open(path, "rb") as file:
+        length, = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {name: Place(entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start)
+            for name, entry in header.items() if name != "__metadata__"
+            for start, end in [entry["data_offsets"]]}
 
 
 class SafetensorsFile(Source):
-    """The tensors of a .safetensors file.
+    """The tensors of a .safetensors file: its bytes themselves, so that nothing is copied.
 
     Raises (on construction):
       FileNotFoundError: no such file.
@@ -31,20 +64,17 @@ class SafetensorsFile(Source):
     def __init__(self, path: str):
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
-        try:
-            self._file = safetensors.safe_open(path, framework="numpy")
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} is no safetensors file, or was cut short ({error})") from None
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}
-        for name, part in slices.items():
-            if part.get_dtype() not in _DTYPES:
-                raise ValueError(f"{path} stores {name} as {part.get_dtype()}; read here are "
+        self._places = places(path)
+        for name, place in self._places.items():
+            if place.dtype not in _DTYPES:
+                raise ValueError(f"{path} stores {name} as {place.dtype}; read here are "
                                  f"{', '.join(_DTYPES)}, so save it as one of these")
-        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        self.shapes = {name: place.shape for name, place in self._places.items()}
+        self._bytes = np.asarray(np.memmap(path, np.uint8, "r"))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
+        dtype, shape, start, size = self._places[name]
+        return self._bytes[start:start + size].view(_DTYPES[dtype]).reshape(shape)
 
 
 T = typing.TypeVar("T")

@@ -134,7 +134,7 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
     def fill(path: str, piece: np.ndarray) -> None:
         filled[path] = _in_order(piece, wanted[path].dtype)
 
-    with Background(_WAITING) as background:  # while the next one is read
+    with Background(_WAITING, threads=None) as background:  # while the next one is read
         for (rule, numbers), names in progress.track(groups.items(), "reading weights",
                                                      unit="tensors"):
             shown = ", ".join(names.values())

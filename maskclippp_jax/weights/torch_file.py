@@ -34,6 +34,7 @@ _STORAGES = {
 }
 _LARGEST_PICKLE = 1 << 26  # bytes of the list of tensors, which has some hundred for each
 _MOST = 1 << 48            # numbers of a tensor, or along one of its axes
+_LOCAL_HEADER = 30         # bytes, the last of which are two lengths, of a name and of more behind
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, KeyError, EOFError, OSError,
             NotImplementedError, RuntimeError)
 
@@ -71,6 +72,7 @@ class TorchFile(Source):
             self._archive = zipfile.ZipFile(self._path)
         except _DAMAGED:
             raise ValueError(_not_an_archive(self._path)) from None
+        self._bytes = np.asarray(np.memmap(self._path, np.uint8, "r"))
         lists = [n for n in self._archive.namelist() if n.split("/")[-1] == "data.pkl"]
         if len(lists) != 1:
             raise ValueError(f"{path} is a zip archive without a data.pkl, so not a torch "
@@ -104,9 +106,9 @@ class TorchFile(Source):
         entry = self._entries[name]
         if math.prod(entry.shape) == 0:
             return np.zeros(entry.shape, entry.dtype)
-        raw = self._member(f"data/{entry.storage}", f"the numbers of {name!r}")
+        raw = self._numbers(f"data/{entry.storage}", f"the numbers of {name!r}")
         item = np.dtype(entry.dtype).itemsize
-        flat = np.frombuffer(raw[:len(raw) // item * item], entry.dtype)
+        flat = raw[:len(raw) // item * item].view(entry.dtype)
         reach = entry.offset + sum((n - 1) * s for n, s in zip(entry.shape, entry.strides)) + 1
         if entry.offset < 0 or min(entry.strides, default=0) < 0 or reach > len(flat):
             raise ValueError(f"{self._path} is damaged: {name!r} reaches beyond its storage")
@@ -118,17 +120,42 @@ class TorchFile(Source):
         return np.lib.stride_tricks.as_strided(
             flat[entry.offset:], entry.shape, [s * item for s in entry.strides], writeable=False)
 
-    def _member(self, name: str, what: str) -> bytes:
-        """A file of the archive; torch does not compress them."""
+    def _numbers(self, name: str, what: str) -> np.ndarray:
+        """A file of the archive as uint8: the bytes of the archive themselves, if torch wrote it,
+        which does not compress them."""
         try:
-            info = self._archive.getinfo(f"{self._root}{name}")
-            # zipfile makes room for either number at once.
-            if max(info.file_size, info.compress_size) > self._path.stat().st_size:
+            info = self._info(name)
+            if info.compress_type != zipfile.ZIP_STORED:
+                return np.frombuffer(self._archive.read(info), np.uint8)
+            self._archive.open(info).close()  # looks at the header before it
+            end = info.header_offset + _LOCAL_HEADER
+            start = end + sum(struct.unpack("<HH", self._bytes[end - 4:end]))
+            content = self._bytes[start:start + info.file_size]
+            if len(content) < info.file_size:
                 raise EOFError("it should have more bytes than the file")
-            return self._archive.read(info)
+            if zlib.crc32(content) != info.CRC:
+                raise zipfile.BadZipFile("its checksum is another")
         except _DAMAGED as error:
-            raise ValueError(f"{self._path} is damaged: {what} cannot be read ({error}); download "
-                             "it again") from None
+            raise self._damaged(what, error) from None
+        return content
+
+    def _member(self, name: str, what: str) -> bytes:
+        """A file of the archive."""
+        try:
+            return self._archive.read(self._info(name))
+        except _DAMAGED as error:
+            raise self._damaged(what, error) from None
+
+    def _info(self, name: str) -> zipfile.ZipInfo:
+        info = self._archive.getinfo(f"{self._root}{name}")
+        # zipfile makes room for either number at once.
+        if max(info.file_size, info.compress_size) > len(self._bytes):
+            raise EOFError("it should have more bytes than the file")
+        return info
+
+    def _damaged(self, what: str, error: Exception) -> ValueError:
+        return ValueError(f"{self._path} is damaged: {what} cannot be read ({error}); download it "
+                          "again")
 
 
 def _not_an_archive(path: pathlib.Path) -> str:

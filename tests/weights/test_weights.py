@@ -180,6 +180,22 @@ def test_strides_offsets_and_half_precision_are_understood(tmp_path):
     np.testing.assert_array_equal(file["t"].astype(np.float32), [1.5, -2.0])
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_may_be_compressed_and_every_byte_of_numbers_is_checked(tmp_path, compression):
+    numbers, path = np.arange(100, 108, dtype=np.float32), tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", compression) as z:
+        z.writestr("x/data.pkl", tensor_pickle("FloatStorage", 8, 0, (8,), (1,)))
+        z.writestr("x/data/0", numbers.tobytes())
+    np.testing.assert_array_equal(TorchFile(str(path))["t"], numbers)
+    with zipfile.ZipFile(path) as z:  # the first byte behind what `header_offset` points at
+        start = z.getinfo("x/data/0").header_offset + 30 + len("x/data/0")
+    content = bytearray(path.read_bytes())
+    content[start + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="x.pt is damaged: the numbers of 't' cannot be read"):
+        TorchFile(str(path))["t"]
+
+
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
     file = TorchFile(archive(tmp_path / "x.pt", tensor_pickle("FloatStorage", 2, 1, (2,), (1,)),
                              **{"0": np.zeros(2, np.float32).tobytes()}))
