@@ -9,12 +9,13 @@ import sys
 from maskclippp_jax.commands import COMMANDS
 
 # Allocations after which Python looks for cycles of objects. Its own number, 700, has it look all
-# the time while a command is imported and a program is traced.
+# the time while a program is traced.
 _ALLOCATIONS = 50_000
 
 
 def main() -> int:
     """Runs the command that was typed; the exit code."""
+    gc.disable()  # what is imported stays; `cli.run` switches it on
     gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
     try:
         code = _run()

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import faulthandler
 import functools
+import gc
 import pathlib
 import re
 import shutil
@@ -127,6 +128,10 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
                              f"see maskclippp {name} --help")
         _check_buckets(command.BUCKETS)
         programs.keep(flags.FLAGS["programs"].value)
+        if not gc.isenabled():
+            # Nor at the end is what was imported looked through: a quarter of a second.
+            gc.freeze()
+            gc.enable()
         return command.main(rest) or 0
     except (Exception, KeyboardInterrupt) as error:
         return complain(error)

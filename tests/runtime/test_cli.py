@@ -25,6 +25,20 @@ def test_ctrl_c_ends_with_one_line_and_130(capsys):
     assert run(command) == 130
 
 
+def test_python_looks_for_cycles_but_not_through_what_was_imported():
+    program = """
+import gc, sys
+from maskclippp_jax import __main__
+from maskclippp_jax.commands import names
+names.main = lambda arguments: print(gc.isenabled(), gc.get_freeze_count())
+sys.argv[1:] = ["names"]
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    enabled, frozen = done.stdout.split()
+    assert enabled == "True" and int(frozen) > 10_000, done.stderr
+
+
 @pytest.mark.parametrize("given, words", [
     ("--config.model.image.width=64", "config.model is a MaskCLIPppConfig, whose parts are no"),
     ("--config.model=1", "config.model is a MaskCLIPppConfig"),
