@@ -1,5 +1,6 @@
 """Eight CPU devices and exact matrix products, before JAX starts."""
 
+import gc
 import glob
 import os
 import shutil
@@ -21,6 +22,8 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 import jax
 import numpy as np
 import pytest
+
+gc.set_threshold(50_000, *gc.get_threshold()[1:])  # tracing makes many objects and no cycles
 
 
 def pytest_unconfigure(config):

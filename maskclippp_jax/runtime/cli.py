@@ -129,7 +129,8 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
         _check_buckets(command.BUCKETS)
         programs.keep(flags.FLAGS["programs"].value)
         if not gc.isenabled():
-            # Nor at the end is what was imported looked through: a quarter of a second.
+            # What was imported stays. Python need not look through it, not even at the end, where
+            # that would take a quarter of a second.
             gc.freeze()
             gc.enable()
         return command.main(rest) or 0
