@@ -7,7 +7,6 @@ size; beside the time they take. Seconds are those of all cores together.
 """
 
 import collections
-import math
 import re
 import statistics
 import time
@@ -19,13 +18,12 @@ import numpy as np
 from absl import app
 
 from benchmarks import peers
+from maskclippp_jax.training import compiled_step
 
 _SIZES = 2 ** np.arange(20, 29)  # bytes that an instruction reads and writes, for its speed
 _LEAST = 2e9                     # bytes of a measurement
-_BYTES = dict(f32=4, s32=4, u32=4, pred=1, u8=1, s8=1, u16=2, s16=2, f16=2, bf16=2, f64=8, s64=8,
-              u64=8)
 _PARTS = ("dynamic-slice", "dynamic-update-slice")
-# What moves nothing: names of parts, and those whose parts count.
+# What moves nothing itself.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "iota", "while", "call",
          "conditional", "after-all"}
 
@@ -35,8 +33,8 @@ def main(argv):
     speeds = [speed_of(size) for size in _SIZES]
     for size, speed in zip(_SIZES, speeds):
         print(f"{size / 1e6:6.1f} MB: {speed / 1e9:5.1f} GB a second of all cores", flush=True)
-    rows = peers.our_products("multiply", 1536)
-    flop_speed = peers.FLOPS["multiply"]("", 1536) / seconds_of(rows)
+    multiply = peers.our_products("multiply", 1536)
+    flop_speed = peers.FLOPS["multiply"]("", 1536) / seconds_of(multiply)
     print("| case | products, s | others, GB | others, s | both, s | taken, s |")
     print("|---|--:|--:|--:|--:|--:|")
     for name, (program, once) in dict(step=training(), encoding=encoding()).items():
@@ -88,7 +86,8 @@ def traffic(text: str) -> collections.Counter:
     """What a compiled program moves beside its matrix products and convolutions.
 
     Args:
-      text: of the program, optimised for a CPU. Bodies of loops count as often as they run.
+      text: of the program, optimised for a CPU. Bodies of loops count as often as they run, or
+        once where that is not known; branches do not count.
 
     Returns:
       How many instructions read and write so many bytes: {bytes: count}.
@@ -167,8 +166,7 @@ def _names(operands: str) -> list[str]:
 
 
 def _size(shape: str) -> int:
-    return sum(math.prod(int(n) for n in sides.split(",") if n) * _BYTES[kind]
-               for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape) if kind in _BYTES)
+    return sum(compiled_step.array_sizes(shape))
 
 
 if __name__ == "__main__":

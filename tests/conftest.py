@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-gc.set_threshold(50_000, *gc.get_threshold()[1:])  # tracing makes many objects and no cycles
+gc.set_threshold(50_000, *gc.get_threshold()[1:])  # as the command line has it
 
 
 def pytest_unconfigure(config):

@@ -156,11 +156,16 @@ def collectives(program: str) -> list[tuple[str, int]]:
     found = []
     for kind in COLLECTIVES:
         for result, start in re.findall(rf"= (.*?) {kind}(-start)?\(", program):
-            sizes = [math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
-                     for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+            sizes = array_sizes(result)
             # The result of a start holds the operands as well, and may hold flags of its own.
             found.append((kind, max(sizes) if start and kind != "all-reduce" else sum(sizes)))
     return found
+
+
+def array_sizes(shapes: str) -> list[int]:
+    """Bytes of each array in a shape as a compiled program writes it: "(f32[2,3], u8[4])"."""
+    return [math.prod(int(n) for n in sides.split(",") if n) * _BYTES.get(dtype, 4)
+            for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)]
 
 
 class Kernel(typing.NamedTuple):
