@@ -7,9 +7,10 @@ in JAX is that of benchmarks/evaluation.py. "cores s" is the time of all cores o
 which other programs on the machine disturb little; the memory is the peak of the whole process,
 with libraries and weights.
 
-The floor of a case are the matrix products that our form asks for, at the speed of large ones (the
-first case). What PyTorch takes, in floors, is the most that a form with these products can be ahead
-of it on this machine.
+The floor of a case are the matrix products that our form asks for, at the speed that large ones
+have between its turns, and the bytes that the rest of its program moves (see roofline.py); of an
+evaluation, those of its image tower. What PyTorch takes, in floors, is the most that this form can
+be ahead of it on this machine.
 """
 
 import functools
@@ -26,7 +27,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import evaluation, heads, products, turns
+from benchmarks import evaluation, heads, roofline, turns
 from maskclippp_jax import config as configuration, params as parameters
 from maskclippp_jax.configs import coco_panoptic_eva02_b16
 from maskclippp_jax.data import mask_chain
@@ -34,7 +35,7 @@ from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.naming import inference, loading, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
-from maskclippp_jax.runtime import sharding
+from maskclippp_jax.runtime import heap, sharding
 from maskclippp_jax.training import losses, optim, train_step
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 
@@ -48,6 +49,8 @@ TURNS = flags.DEFINE_integer("turns", 5, "turns of each; the median counts", low
 _MODELS = dict(b16=("eva02_b16", 384), l14=("eva02_l14_336", 392))  # shorter side, pixels
 _MASKS = 100        # of a picture that is evaluated
 _PRODUCTS = 40      # of matrices, in a turn
+_PROBE = "machine"  # a side that multiplies large matrices, for the speed of this moment
+_PROBED = 1536, 8   # their rows, and how many in a turn
 _SIDE, _SLOTS, _CLASSES, _TEMPLATES = 448, 16, 171, 14  # of a training step
 _VOCABULARY = "ade20k_847"  # whose first names are embedded
 _PUBLISHED = {"logit_scale": np.log(100), "image/mask_logit_scale": -5}  # about these
@@ -57,33 +60,37 @@ _FLAT = 0.03        # length of what tells names apart, where they are about equ
 
 def main(argv):
     del argv
+    speeds = turns.alone(roofline.byte_speeds)
+    print(json.dumps(dict(gigabytes_a_second={size: round(x / 1e9, 1)
+                                              for size, x in speeds.items()})), flush=True)
     table = Table(title=f"on {jax.devices()[0].device_kind}; cores s: median (least ... most)")
-    columns = ("case", "ours", "PyTorch", "ratio", "floor", "PyTorch in floors", "literal JAX",
-               "peak MB", "PyTorch", "literal JAX", "largest difference")
+    columns = ("case", "ours", "PyTorch", "ratio", "products", "floor", "PyTorch in floors",
+               "literal JAX", "peak MB", "PyTorch", "literal JAX", "largest difference")
     for column in columns:
         table.add_column(column, justify="left" if column == "case" else "right")
-    speed = None  # FLOP a second of all cores
     for case in CHOSEN.value:
         what, model, number = case.split()
         found = turns.take(sides_of(what, model, int(number)), TURNS.value)
+        probe = statistics.median(found.pop(_PROBE).cores)
         seconds = {side: statistics.median(one.cores) for side, one in found.items()}
-        flops = turns.alone(flops_of, what, model, int(number))
-        if what == "multiply":
-            speed = flops / min(seconds.values())
-        floor = speed and flops / speed
+        work = turns.alone(work_of, what, model, int(number))
+        multiplying = work.flops / product_flops(*_PROBED) * probe
+        floor = multiplying + roofline.seconds_of_bytes(work, speeds)
         facts = {side: dict(cores=one.cores, wall=one.wall, peak_mb=round(one.peak_mb),
                             difference=turns.difference(found["ours"], one))
                  for side, one in found.items()}
-        print(json.dumps(dict(case=case, gflop=round(flops / 1e9, 1), floor=floor, **facts)),
-              flush=True)
+        moved = sum(size * count for size, count in work.moved.items())
+        print(json.dumps(dict(case=case, gflop=round(work.flops / 1e9, 1),
+                              gigabytes=round(moved / 1e9, 1), products=multiplying, floor=floor,
+                              **facts)), flush=True)
         spread = lambda side: turns.spread(found[side].cores) if side in found else "–"
         peak = lambda side: f"{found[side].peak_mb:.0f}" if side in found else "–"
-        ratio = lambda of: f"{seconds['theirs'] / of:.2f}" if of and "theirs" in found else "–"
+        ratio = lambda of: f"{seconds['theirs'] / of:.2f}" if "theirs" in found else "–"
         others = [one["difference"] for side, one in facts.items() if side != "ours"]
         table.add_row(
-            case, spread("ours"), spread("theirs"), ratio(seconds["ours"]),
-            f"{floor:.2f}" if floor else "–", ratio(floor), spread("literal"), peak("ours"),
-            peak("theirs"), peak("literal"), f"{max(others):.1e}" if others else "–")
+            case, spread("ours"), spread("theirs"), ratio(seconds["ours"]), f"{multiplying:.2f}",
+            f"{floor:.2f}", ratio(floor), spread("literal"), peak("ours"), peak("theirs"),
+            peak("literal"), f"{max(others):.1e}" if others else "–")
     Console(width=200).print(table)
 
 
@@ -96,12 +103,12 @@ def sides_of(what: str, model: str, number: int) -> dict[str, turns.Load]:
             loaders = dict(ours=loaders["ours"])
     if not importlib.util.find_spec("torch"):
         loaders.pop("theirs", None)
-    return {side: functools.partial(load, *arguments) for side, load in loaders.items()}
+    sides = {side: functools.partial(load, *arguments) for side, load in loaders.items()}
+    return sides | {_PROBE: functools.partial(our_products, "", *_PROBED)}
 
 
-def flops_of(what: str, model: str, number: int) -> float:
-    """Of the matrix products of a case."""
-    return FLOPS[what](model, number)
+def work_of(what: str, model: str, number: int) -> roofline.Work:
+    return WORK[what](model, number)
 
 
 def draw(make: typing.Callable[[], nnx.Module]) -> parameters.Tree:
@@ -124,11 +131,15 @@ def draw(make: typing.Callable[[], nnx.Module]) -> parameters.Tree:
 # ---- Matrix products: what both could reach ----------------------------------------------------
 
 
-def our_products(what: str, rows: int):
+def our_products(what: str, rows: int, number: int = _PRODUCTS):
     del what
     one = jax.device_put(np.random.default_rng(0).standard_normal((rows, rows), np.float32))
     multiply = jax.jit(jnp.matmul)
-    return lambda: [np.asarray([multiply(one, one) for _ in range(_PRODUCTS)][-1])]
+    return lambda: [np.asarray([multiply(one, one) for _ in range(number)][-1])]
+
+
+def product_flops(rows: int, number: int = _PRODUCTS) -> float:
+    return 2.0 * number * rows**3
 
 
 def their_products(what: str, rows: int):
@@ -166,9 +177,9 @@ def our_encoder(model: str, num_masks: int):
     return lambda: [np.asarray(tower(params, lay()).mask_embeddings)[0, :num_masks]]
 
 
-def encoder_flops(model: str, num_masks: int) -> float:
+def encoder_work(model: str, num_masks: int) -> roofline.Work:
     tower, params, lay = encoding(model, num_masks)
-    return products.flops(tower, params, lay())
+    return roofline.work_of(tower, params, lay())
 
 
 def names_of_masks(model: str, num_classes: int, flat: bool) -> np.ndarray:
@@ -297,12 +308,12 @@ def our_text(model: str, num_names: int):
     return lambda: [loading.embed_names(config, params, token_ids)]
 
 
-def text_flops(model: str, num_names: int) -> float:
+def text_work(model: str, num_names: int) -> roofline.Work:
     config, params, token_ids = prompts_of(model, num_names)
     build, _ = parameters.abstract(lambda: config.text.make(rngs=parameters.Keys(0)))
     chunks = loading.chunks_of_prompts(config.text, token_ids.reshape(-1, token_ids.shape[-1]))
-    embed = lambda params, trees: build(params).embed_trees(trees)
-    return len(chunks) * products.flops(embed, params, chunks[0][1])
+    embed = jax.jit(lambda params, trees: build(params).embed_trees(trees))
+    return roofline.work_of(embed, params, chunks[0][1], times=len(chunks))
 
 
 def their_text(model: str, num_names: int):
@@ -364,22 +375,24 @@ def our_step(batch_size: int):
 
 def our_training(model: str, batch_size: int):
     del model
+    heap.use_first_thread()
     step, mesh, state, inputs = our_step(batch_size)
     kept = [state]
 
     def once():
         with jax.set_mesh(mesh):
             kept[0], metrics = step(kept[0], *inputs)
+        heap.keep()
         return [np.array([metrics["loss"], metrics["grad_norm"]])]
 
     return once
 
 
-def step_flops(model: str, batch_size: int) -> float:
+def step_work(model: str, batch_size: int) -> roofline.Work:
     del model
     step, mesh, state, inputs = our_step(batch_size)
     with jax.set_mesh(mesh):
-        return products.flops(step, state, *inputs)
+        return roofline.work_of(step, state, *inputs)
 
 
 def their_training(model: str, batch_size: int):
@@ -420,11 +433,11 @@ SIDES: dict[str, dict[str, typing.Callable]] = {
     "evaluate-flat": _evaluating,
     "text": dict(ours=our_text, theirs=their_text),
     "train": dict(ours=our_training, theirs=their_training)}
-_encoding_flops = lambda model, classes: encoder_flops(model, _MASKS)
-FLOPS: dict[str, typing.Callable] = {
-    "multiply": lambda _, rows: 2.0 * _PRODUCTS * rows**3,
-    "encode": encoder_flops, "evaluate": _encoding_flops, "evaluate-flat": _encoding_flops,
-    "text": text_flops, "train": step_flops}
+_work_of_tower = lambda model, classes: encoder_work(model, _MASKS)
+WORK: dict[str, typing.Callable] = {
+    "multiply": lambda _, rows: roofline.Work(product_flops(rows), {}),
+    "encode": encoder_work, "evaluate": _work_of_tower, "evaluate-flat": _work_of_tower,
+    "text": text_work, "train": step_work}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What a CPU cannot do without: python -m benchmarks.roofline
+"""What no form of a program does without on a CPU: its matrix products, and the bytes it moves.
 
-Of a training step and of an encoding as `benchmarks.peers` has them: the matrix products that they
-ask for at the speed of large ones, and the bytes that all their other instructions, as XLA fused
-them, read and write, at the speed at which this machine multiplies and adds arrays of the same
-size; beside the time they take. Seconds are those of all cores together.
+The products count at the speed of large ones, and the bytes that all other instructions, as XLA
+fused them, read and write, at the speed at which this machine multiplies and adds arrays of the
+same size. Seconds are those of all cores together. Exponentials and the like are left out.
 """
 
 import collections
@@ -15,71 +14,55 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 
-from benchmarks import peers
+from benchmarks import products
 from maskclippp_jax.training import compiled_step
 
 _SIZES = 2 ** np.arange(20, 29)  # bytes that an instruction reads and writes, for its speed
 _LEAST = 2e9                     # bytes of a measurement
+_TURNS = 5
 _PARTS = ("dynamic-slice", "dynamic-update-slice")
 # What moves nothing itself.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "iota", "while", "call",
          "conditional", "after-all"}
 
 
-def main(argv):
-    del argv
-    speeds = [speed_of(size) for size in _SIZES]
-    for size, speed in zip(_SIZES, speeds):
-        print(f"{size / 1e6:6.1f} MB: {speed / 1e9:5.1f} GB a second of all cores", flush=True)
-    multiply = peers.our_products("multiply", 1536)
-    flop_speed = peers.FLOPS["multiply"]("", 1536) / seconds_of(multiply)
-    print("| case | products, s | others, GB | others, s | both, s | taken, s |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for name, (program, once) in dict(step=training(), encoding=encoding()).items():
-        text, flops = program
-        moved = traffic(text)
-        by_bytes = sum(count * size / np.interp(size, _SIZES, speeds)
-                       for size, count in moved.items())
-        total = sum(count * size for size, count in moved.items())
-        print(f"| {name} | {flops / flop_speed:.2f} | {total / 1e9:.1f} | {by_bytes:.2f} | "
-              f"{flops / flop_speed + by_bytes:.2f} | {seconds_of(once):.2f} |", flush=True)
+class Work(typing.NamedTuple):
+    """What a program cannot do without."""
+
+    flops: float           # of matrix products and convolutions
+    moved: dict[int, int]  # how many of its other instructions read and write so many bytes
 
 
-def training():
-    """The text and the FLOPs of a compiled training step, and what runs it."""
-    step, mesh, state, inputs = peers.our_step(2)
-    with jax.set_mesh(mesh):
-        text = step.lower(state, *inputs).compile().as_text()
-    return (text, peers.step_flops("b16", 2)), peers.our_training("b16", 2)
+def work_of(jitted: typing.Callable, *args, times: int = 1) -> Work:
+    """The work of a jitted function, done so many times."""
+    moved = traffic(jitted.lower(*args).compile().as_text())
+    return Work(times * products.flops(jitted, *args),
+                {size: times * count for size, count in moved.items()})
 
 
-def encoding():
-    """The same of an encoding with 100 masks."""
-    tower, params, lay = peers.encoding("b16", 100)
-    text = tower.lower(params, lay()).compile().as_text()
-    return (text, peers.encoder_flops("b16", 100)), peers.our_encoder("b16", 100)
+def byte_speeds() -> dict[int, float]:
+    """Bytes a second of all cores, by the bytes that an instruction reads and writes."""
+    return {int(size): _speed_of(int(size)) for size in _SIZES}
 
 
-def seconds_of(once: typing.Callable[[], typing.Any]) -> float:
-    """Of all cores, the median."""
-    once()
-    found = []
-    for _ in range(peers.TURNS.value):
-        start = time.process_time()
-        once()
-        found.append(time.process_time() - start)
-    return statistics.median(found)
+def seconds_of_bytes(work: Work, speeds: dict[int, float]) -> float:
+    """Of all cores."""
+    return sum(count * size / np.interp(size, list(speeds), list(speeds.values()))
+               for size, count in work.moved.items())
 
 
-def speed_of(size: int) -> float:
-    """Bytes a second of all cores at which arrays are multiplied and added, two read and one
-    written, of `size` bytes together."""
+def _speed_of(size: int) -> float:
+    """Two arrays are read and one is written."""
     repeats = max(3, int(_LEAST / size))
-    one, other = jnp.ones(int(size) // 12), jnp.full(int(size) // 12, 1e-3)
+    one, other = jnp.ones(size // 12), jnp.full(size // 12, 1e-3)
     run = jax.jit(lambda a, b: jax.lax.fori_loop(0, repeats, lambda _, x: x * b + a, a))
-    return size * repeats / seconds_of(lambda: jax.block_until_ready(run(one, other)))
+    found = []
+    for _ in range(1 + _TURNS):  # the first one compiles
+        start = time.process_time()
+        jax.block_until_ready(run(one, other))
+        found.append(time.process_time() - start)
+    return size * repeats / statistics.median(found[1:])
 
 
 def traffic(text: str) -> collections.Counter:
@@ -168,6 +151,3 @@ def _names(operands: str) -> list[str]:
 def _size(shape: str) -> int:
     return sum(compiled_step.array_sizes(shape))
 
-
-if __name__ == "__main__":
-    app.run(main)

@@ -36,3 +36,10 @@ def test_bytes_of_what_is_no_product_are_those_of_fused_instructions_and_of_part
                     np.zeros((4, 500, 500), np.float32))
     total = sum(size * count for size, count in found.items())
     assert 4 * 3 * 2e6 <= total < 4 * 3 * 2e6 + 5e6  # cut out, sine, put in; the result's zeros
+
+
+def test_work_is_products_and_bytes_as_often_as_a_program_runs():
+    one = np.zeros((1000, 1000), np.float32)
+    found = roofline.work_of(jax.jit(lambda a, b: jnp.sin(a @ b)), one, one, times=3)
+    assert found == roofline.Work(3 * 2e9, {8_000_000: 3})
+    assert roofline.seconds_of_bytes(found, {1_000_000: 1e6, 15_000_000: 3e6}) == 12.0

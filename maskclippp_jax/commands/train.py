@@ -27,10 +27,11 @@ WANDB = flags.DEFINE_string("wandb", "", "project of Weights & Biases to log to 
 
 
 def main(arguments):
-    from maskclippp_jax.runtime import hosts
+    from maskclippp_jax.runtime import heap, hosts
     from maskclippp_jax.training import loop
 
     del arguments
+    heap.use_first_thread()
     return hosts.together(DISTRIBUTED.value, lambda: loop.tune(
         CONFIG.value, WORKDIR.value, profile=PROFILE.value, wandb=WANDB.value,
         allow_other_data=ALLOW_OTHER_DATA.value))

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath, epy
 
 from maskclippp_jax.runs import checkpoint, run_log
+from maskclippp_jax.runtime import heap
 
 with epy.lazy_imports():
     import orbax.checkpoint as ocp
@@ -94,6 +95,7 @@ class Saver:
         of_an_older_start = self._checkpoints.directory / str(step)
         if jax.process_index() == 0 and of_an_older_start.exists():
             checkpoint.remove(of_an_older_start)
+        heap.give_back()  # the state is copied, which need not lie beside what a step works in
         checkpoint.save(self._checkpoints, state, step)
 
     def finish(self, seconds: float = math.inf) -> None:

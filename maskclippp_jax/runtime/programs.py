@@ -7,7 +7,6 @@ changed. Programs for a CPU use all that it can do, and kinds of CPUs may share 
 each kind has a folder of its own.
 """
 
-import ctypes
 import functools
 import hashlib
 import importlib.abc
@@ -20,7 +19,7 @@ import tempfile
 import types
 import typing
 
-from maskclippp_jax.runtime import cache, kept, texts
+from maskclippp_jax.runtime import cache, heap, kept, texts
 
 _SIZE = 2 * 2**30  # bytes; what was not used for longest is removed first
 _WORTH = 0.1       # seconds that a program takes to compile so that it is kept
@@ -115,14 +114,9 @@ def _give_back_after_compiling() -> None:
     """Has what a compilation freed given back to the system, which glibc keeps in pieces."""
     import jax
 
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library, or system
-        return
-
     def after(event: str, duration: float, **_) -> None:
         if event == _COMPILED and duration > _WORTH:
-            trim(0)
+            heap.give_back()
 
     jax.monitoring.register_event_duration_secs_listener(after)
 

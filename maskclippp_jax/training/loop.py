@@ -1,5 +1,6 @@
 """A training run, from its configuration to its last checkpoint; `train` on the command line."""
 
+import contextlib
 import typing
 
 import jax
@@ -13,7 +14,7 @@ from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.drawing import report
 from maskclippp_jax.naming import loading
 from maskclippp_jax.runs import checkpoint, ledger, run_log, saving
-from maskclippp_jax.runtime import hosts, sharding, storage
+from maskclippp_jax.runtime import heap, hosts, sharding, storage
 from maskclippp_jax.training import optim, teaching, train_step, validation
 from maskclippp_jax.vocabulary import Vocabulary, draw_synonyms
 
@@ -69,7 +70,8 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
         done = saved = first_step
         compiled, best = None, saving.Best(workdir, config.keep_best)
         with (saving.open_saver(workdir, owner, config.keep, best, first_step) as saver,
-              jax.transfer_guard("disallow")):
+              contextlib.ExitStack() as at_end, jax.transfer_guard("disallow")):
+            at_end.callback(heap.give_back)
             while done < steps and not preemption.reached(done):
                 batch = pipeline.to_device(next(batches), sharding.batch_sharding(mesh))
                 rows = sharding.put(draw_synonyms(
@@ -81,9 +83,12 @@ def tune(config: ml_collections.ConfigDict | None, workdir: str | None, *, profi
                     log.flops = flops_of(compiled, config)
                 recorded.before(done + 1, log.folder)
                 state, metrics = compiled(state, batch, rows, text)
+                if jax.default_backend() == "cpu":
+                    heap.keep()
                 done += 1
                 if validate and (done % config.eval_every == 0 or done == steps):
                     with times.spending("validating"):
+                        heap.give_back()
                         numbers, views = validate(state)
                     metrics |= numbers
                     log.add_pictures(done, views)
