@@ -20,6 +20,7 @@ class Side(typing.NamedTuple):
 
     wall: list[float]    # seconds of each turn, by the clock
     cores: list[float]   # seconds of all cores of a CPU together
+    cleared_pages: list[int]  # that the system lent, and cleared before
     peak_mb: float       # of the whole process, with libraries and weights
     answer: list[np.ndarray]
 
@@ -71,10 +72,12 @@ def _prepare(load: Load) -> None:
     _loaded["answer"] = [np.asarray(x, np.float32) for x in _loaded["run"]()]
 
 
-def _turn() -> tuple[float, float]:
-    start = time.monotonic(), time.process_time()
+def _turn() -> tuple[float, float, int]:
+    now = lambda: (time.monotonic(), time.process_time(),
+                   resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    start = now()
     _loaded["run"]()
-    return time.monotonic() - start[0], time.process_time() - start[1]
+    return tuple(end - begin for end, begin in zip(now(), start))
 
 
 def _facts() -> tuple[float, list[np.ndarray]]:
