@@ -155,9 +155,11 @@ def their_products(what: str, rows: int):
 
 
 def picture_of(model: str, num_masks: int, num_classes: int = 1):
-    """Sizes of the model, its parameters, what `evaluate` gives its programs, and the size the
-    tower sees."""
+    """Sizes of the model (`b16`, or `b16:512` for a shorter side of 512), its parameters, what
+    `evaluate` gives its programs, and the size the tower sees."""
+    model, _, other = model.partition(":")
     name, side = _MODELS[model]
+    side = int(other or side)
     config = getattr(MaskCLIPppConfig, name)(1)
     network = np.array([n * side // min(evaluation.LOADED) for n in evaluation.LOADED], np.int32)
     params = draw(lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))

@@ -63,6 +63,11 @@ def difference(one: Side, other: Side) -> float:
     return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(one.answer, other.answer))
 
 
+def exponent(sizes: typing.Sequence[float], seconds: typing.Sequence[float]) -> float:
+    """The slope of the straight line through their logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
 def spread(numbers: typing.Sequence[float]) -> str:
     return f"{statistics.median(numbers):.2f} ({min(numbers):.2f} ... {max(numbers):.2f})"
 

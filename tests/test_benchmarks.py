@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import products, roofline
+from benchmarks import products, roofline, turns
 
 _A, _B = np.zeros((3, 5), np.float32), np.zeros((5, 7), np.float32)
 
@@ -43,3 +43,9 @@ def test_work_is_products_and_bytes_as_often_as_a_program_runs():
     found = roofline.work_of(jax.jit(lambda a, b: jnp.sin(a @ b)), one, one, times=3)
     assert found == roofline.Work(3 * 2e9, {8_000_000: 3})
     assert roofline.seconds_of_bytes(found, {1_000_000: 1e6, 15_000_000: 3e6}) == 12.0
+
+
+def test_exponents_are_slopes_of_logarithms():
+    sizes = np.array([1, 2, 4, 8])
+    assert turns.exponent(sizes, 3.0 * sizes ** 1.5) == pytest.approx(1.5)
+    assert turns.exponent(sizes, [2, 2, 2, 2]) == pytest.approx(0)
