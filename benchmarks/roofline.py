@@ -150,4 +150,3 @@ def _names(operands: str) -> list[str]:
 
 def _size(shape: str) -> int:
     return sum(compiled_step.array_sizes(shape))
-

@@ -1,8 +1,8 @@
 """The memory that programs of a CPU work in, where glibc manages it.
 
 XLA asks the C library for it at each call of a program, and frees it at its end. glibc takes pieces
-that large from the system and returns them, and the system clears every page of what it lends: a
-tenth of a training step's time. Other C libraries and systems do as they like.
+that large from the system and returns them, and the system clears every page of what it lends:
+up to a quarter of a training step's time (docs/performance.md). Other C libraries and systems do as they like.
 """
 
 import ctypes
@@ -45,7 +45,8 @@ def keep() -> None:
 
 
 def give_back() -> None:
-    """Returns to the system what is free, and keeps no more."""
+    """Returns to the system what is free, and keeps no more. Compilations end with it as well, see
+    `programs.jit`."""
     global _keeping
     if _keeping:
         for parameter, value in _USUAL.items():
