@@ -2,7 +2,8 @@
 
 XLA asks the C library for it at each call of a program, and frees it at its end. glibc takes pieces
 that large from the system and returns them, and the system clears every page of what it lends:
-up to a quarter of a training step's time (docs/performance.md). Other C libraries and systems do as they like.
+up to a quarter of a training step's time (docs/performance.md). Other C libraries and systems do as
+they like.
 """
 
 import ctypes
