@@ -54,6 +54,10 @@ _COSINE = {
     text.TextConfig: 0.995,                # 0.9987
 }
 
+# Compiled whole: operation by operation they take longer to compile than all together.
+_masks_to_grid = jax.jit(resample.masks_to_grid, static_argnums=(1, 2))
+_resize_table = jax.jit(positions.resize_position_table, static_argnums=2)
+
 _MASK_SCALE = Rule("visual_encoder.mask_logit_scale", "image/mask_logit_scale")
 
 
@@ -81,7 +85,7 @@ def image_tower(case: Case) -> list[Check]:
         inside = layers.inside_canvas(jnp.asarray(network), canvas)[..., None]
         image = jnp.where(inside, image, jnp.asarray(layers.PIXEL_MEAN)[None, None, None])
         network = np.broadcast_to(np.array(canvas, np.int32), network.shape)
-    grid_masks = resample.masks_to_grid(masks, cell, encoder["DOWNSAMPLE_METHOD"])
+    grid_masks = _masks_to_grid(masks, cell, encoder["DOWNSAMPLE_METHOD"])
     grids = -(-network // cell)
     checks = [] if is_conv else [equal("grids", grids, arrays["out/grids"])]
 
@@ -115,7 +119,7 @@ def image_tower(case: Case) -> list[Check]:
                                 np.moveaxis(arrays["out/p_embs"][b], 0, -1)[:h, :w], **_DENSE))
     if "out/pos_embed" in arrays:
         table_here = (params["pool"] if "pool" in params else params)["position_table"]
-        laid = positions.resize_position_table(table_here, jnp.asarray(grids), cells)
+        laid = _resize_table(table_here, jnp.asarray(grids), cells)
         checks.append(close("pos_embed", laid[0], arrays["out/pos_embed"], **_EXACT))
     if "out/rope_cos" in arrays:
         rotary = positions.rotary_table(jnp.asarray(grids), cells, config.width // config.num_heads,
@@ -233,7 +237,7 @@ def checkpoint_layouts(case: Case) -> list[Check]:
     """Published files, read without torch: EVA-CLIP, MaskCLIP++, and OpenAI's archive."""
     config, arrays, checks = model_config(case), case.arrays, []
     image, masks = channels_last(arrays["in/images"]), jnp.asarray(arrays["in/masks"])
-    grid_masks = resample.masks_to_grid(masks, config.image.patch_size)
+    grid_masks = _masks_to_grid(masks, config.image.patch_size)
     build, shapes = parameters.abstract(
         lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=nnx.Rngs(0)))
     embed = jax.jit(lambda p, ids: (

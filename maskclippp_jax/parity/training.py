@@ -1,5 +1,6 @@
 """Training cases: similarity head, loss, steps, trajectories, schedule, optimiser, augmentation."""
 
+import functools
 import types
 
 import jax
@@ -56,10 +57,11 @@ def head(case: Case) -> list[Check]:
     else:
         raise NotBuilt(f"similarity head {psm['NAME']}")
     probe = arrays["in/probe"]
-    gradients, given_gradient = jax.grad(
-        lambda p, s: (apply(p, s) * probe).sum(), argnums=(0, 1))(params, given)
+    gradients, given_gradient = jax.jit(jax.grad(
+        lambda p, s: (apply(p, s) * probe).sum(), argnums=(0, 1)))(params, given)
     largest = np.abs(arrays["out/logits"]).max()
-    checks = [close("logits", apply(params, given), arrays["out/logits"], atol=1e-5 * largest),
+    checks = [close("logits", jax.jit(apply)(params, given), arrays["out/logits"],
+                    atol=1e-5 * largest),
               close_to_largest("grad/in/similarity", given_gradient,
                                case.gradients["grad/in/similarity"], 1e-5)]
     named = rules.export({"similarity": gradients}, layout.LINEAR_HEAD) if params else {}
@@ -127,18 +129,12 @@ def loss(case: Case) -> list[Check]:
                      for k in ("logits", "labels", "mask2batch", "areas")}
             slots = _slots(given["mask2batch"])  # [B, N] row of each slot, -1 empty
             of_slot = lambda x: np.append(x, np.zeros_like(x, shape=(1, *x.shape[1:])), 0)[slots]
-            labels = jnp.asarray(np.where(slots >= 0, of_slot(given["labels"]), -1))
+            labels = np.where(slots >= 0, of_slot(given["labels"]), -1)
             counted = slots >= 0
             if variant["IGNORE_EMPTY"]:
                 counted &= of_slot(given["areas"]) > 0
-
-            def of(logits):
-                padded = jnp.concatenate([logits, jnp.zeros((1, logits.shape[1]))])[slots]
-                return losses.balanced_cross_entropy(
-                    padded / temperature, labels, jnp.asarray(counted),
-                    balance_classes=variant["BALANCE_CLS"])
-
-            value, gradient = jax.value_and_grad(of)(jnp.asarray(given["logits"]))
+            value, gradient = _loss_of_slots(given["logits"], temperature, labels, counted, slots,
+                                             variant["BALANCE_CLS"])
             found[name] = value
             checks.append(close(f"{setting}/{name}", value, arrays[f"out/{setting}/{name}/loss"],
                                 atol=1e-5))
@@ -150,6 +146,15 @@ def loss(case: Case) -> list[Check]:
             both = np.mean([found[r] for r in case.spec["ranks"]])
             checks.append(close(f"{setting}/two_devices", both, arrays[key], atol=1e-5))
     return checks
+
+
+@functools.partial(jax.jit, static_argnums=5)
+@jax.value_and_grad
+def _loss_of_slots(logits, temperature, labels, counted, slots, balance_classes):
+    """Logits [N, C] of masks, slots [B, M] of images: the loss, and its gradient in the logits."""
+    padded = jnp.concatenate([logits, jnp.zeros((1, logits.shape[1]))])[slots]
+    return losses.balanced_cross_entropy(padded / temperature, labels, counted,
+                                         balance_classes=balance_classes)
 
 
 def _slots(image_of_mask: np.ndarray, images: int | None = None) -> np.ndarray:
@@ -213,8 +218,9 @@ class _Tuning:
         labels = np.where(np.arange(arrays[f"{prefix}labels"].shape[1])
                           < arrays[f"{prefix}num_masks"][:, None], arrays[f"{prefix}labels"], -1)
         batch = dict(image=image, image_size=jnp.asarray(sizes), labels=jnp.asarray(labels))
-        masks = jnp.asarray(arrays[f"{prefix}masks"])
-        return batch, resample.masks_to_grid(masks, self.config.image.patch_size)
+        grid_masks = jax.jit(resample.masks_to_grid, static_argnums=1)(
+            jnp.asarray(arrays[f"{prefix}masks"]), self.config.image.patch_size)
+        return batch, grid_masks
 
 
 def step(case: Case) -> list[Check]:

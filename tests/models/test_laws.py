@@ -98,12 +98,17 @@ def test_hidden_keys_take_no_part_in_attention(rng, heads, shape):
 
 
 def compare(got, want, probe, *arguments):
-    """Values and gradients of two functions."""
-    near(got(*arguments), want(*arguments))
-    gradients = [jax.grad(lambda *a: (f(*a) * probe).sum(), argnums=tuple(range(len(arguments))))(
-        *arguments) for f in (got, want)]
-    for ours, naive in zip(*gradients):
-        near(ours, naive)
+    """Values and gradients of two functions of arrays, or trees of them."""
+    def values_and_gradients(f):
+        def objective(*arguments):
+            values = f(*arguments)
+            return (values * probe).sum(), values
+
+        (_, values), gradients = jax.jit(jax.value_and_grad(
+            objective, argnums=tuple(range(len(arguments))), has_aux=True))(*arguments)
+        return {"values": values, "gradients": dict(enumerate(gradients))}
+
+    near_trees(values_and_gradients(got), values_and_gradients(want))
 
 
 def run(tower, image, size, masks):
@@ -239,13 +244,8 @@ def test_the_folded_head_equals_its_two_layers(rng):
         return (hidden @ params["corr_out"]["kernel"])[..., 0] + params["corr_out"]["bias"][0]
 
     folded = lambda params, masks, names: build(params)(masks, names, 20.0)
-    near(folded(params, masks, names), naive(params, masks, names))
     probe = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
-    got, want = (jax.grad(lambda *a: (f(*a) * probe).sum(), argnums=(0, 1, 2))(params, masks, names)
-                 for f in (folded, naive))
-    near_trees(got[0], want[0])
-    near(got[1], want[1])
-    near(got[2], want[2])
+    compare(folded, naive, probe, params, masks, names)
 
 
 def test_the_head_without_parameters_is_the_mean_over_templates(rng):
@@ -297,16 +297,13 @@ def test_the_best_name_of_a_class_equals_a_loop(rng):
     classes = np.repeat(np.arange(3), counts)
     logits = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
     padded = jnp.concatenate([logits, jnp.full((2, 4, 2), 99.0)], -1)
-    got = maskclippp.class_logits(padded, jnp.asarray(np.append(classes, [8, 8])))
-    want = jnp.stack([logits[..., classes == c].max(-1) for c in range(3)], -1)
-    near(got[..., :3], want)
+    got = jax.jit(maskclippp.class_logits)(padded, jnp.asarray(np.append(classes, [8, 8])))
+    loop = lambda x: jnp.stack([x[..., classes == c].max(-1) for c in range(3)], -1)
+    near(got[..., :3], jax.jit(loop)(logits))
     assert (np.asarray(got)[..., 3:] == -np.inf).all()
     probe = jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)
-    got = jax.grad(lambda x: (maskclippp.class_logits(
-        x, jnp.asarray(classes))[..., :3] * probe).sum())(logits)
-    want = jax.grad(lambda x: (jnp.stack([x[..., classes == c].max(-1) for c in range(3)], -1)
-                               * probe).sum())(logits)
-    near(got, want)
+    compare(lambda x: maskclippp.class_logits(x, jnp.asarray(classes))[..., :3], loop, probe,
+            logits)
 
 
 @pytest.mark.parametrize("balance", [True, False])
@@ -330,8 +327,7 @@ def test_loss_weights_equal_counting_in_loops(rng, balance):
 
     fast = lambda x: losses.balanced_cross_entropy(x, jnp.asarray(labels), jnp.asarray(counted),
                                                    balance_classes=balance)
-    near(fast(logits), naive(logits))
-    near(jax.grad(fast)(logits), jax.grad(naive)(logits))
+    compare(fast, naive, 1.0, logits)
 
 
 def test_nothing_counted_gives_zero_loss_and_zero_gradients():
