@@ -6,7 +6,6 @@ import pathlib
 
 import jax
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save_file
 
 from maskclippp_jax import params as parameters
@@ -22,7 +21,7 @@ CONFIG = EoMTConfig((64, 64), width=64, depth=2, num_heads=1, mlp_width=64, num_
 def params(config: EoMTConfig = CONFIG, seed: int = 9):
     """Random parameters, spread so that masks and classes are neither all alike nor certain."""
     leaves = parameters.flatten(jax.device_get(parameters.initialize(
-        lambda: EoMT(config, rngs=nnx.Rngs(seed)))))
+        lambda: EoMT(config, rngs=parameters.Keys(seed)))))
     rng = np.random.default_rng(seed)
     draw = lambda x, deviation: (x + deviation * rng.standard_normal(x.shape)).astype(np.float32)
     leaves |= {path: draw(x, 0.1) for path, x in leaves.items()

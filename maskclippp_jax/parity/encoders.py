@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data.tokenizer import Tokenizer
@@ -71,7 +70,7 @@ def image_tower(case: Case) -> list[Check]:
     cell, is_conv = config.patch_size, case.spec["kind"] == "conv"
     build, shapes = parameters.abstract(
         lambda: config.make(dtype=case.dtype, heads="together" if is_conv else "apart",
-                            rngs=nnx.Rngs(0)))
+                            rngs=parameters.Keys(0)))
     table = (*weights.image_rules("visual.", config), _MASK_SCALE)
     source = {k: x for k, x in case.weights.items() if k.startswith("visual")}
     params = load_part(source, table, shapes, "image")
@@ -169,7 +168,7 @@ def text_tower(case: Case) -> list[Check]:
     source = {k: x for k, x in case.weights.items() if not k.startswith("visual.")}
     source.pop("logit_scale", None)
     build, shapes = parameters.abstract(
-        lambda: text.TextTower(config, dtype=case.dtype, rngs=nnx.Rngs(0)))
+        lambda: text.TextTower(config, dtype=case.dtype, rngs=parameters.Keys(0)))
     params = load_part(source, open_clip.text_rules(prefix), shapes, "text")
     token_ids, checks = arrays["in/token_ids"], []
     if "prompts" in case.spec:
@@ -239,7 +238,7 @@ def checkpoint_layouts(case: Case) -> list[Check]:
     image, masks = channels_last(arrays["in/images"]), jnp.asarray(arrays["in/masks"])
     grid_masks = _masks_to_grid(masks, config.image.patch_size)
     build, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=nnx.Rngs(0)))
+        lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=parameters.Keys(0)))
     embed = jax.jit(lambda p, ids: (
         build(p).encode_image(image, jnp.asarray([image.shape[1:3]]), grid_masks).mask_embeddings,
         build(p).encode_text(ids)))
@@ -253,7 +252,7 @@ def checkpoint_layouts(case: Case) -> list[Check]:
     image = channels_last(arrays["in/openai_image"])
     size = jnp.full((len(image), 2), config.image.image_size)
     build, shapes = parameters.abstract(
-        lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=nnx.Rngs(0)))
+        lambda: maskclippp.MaskCLIPpp(config, dtype=case.dtype, rngs=parameters.Keys(0)))
     embed = jax.jit(lambda p, ids: (build(p).encode_image(image, size).image_embedding,
                                     build(p).encode_text(ids)))
     params = _read(case, "openai", config, shapes)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from maskclippp_jax import params as parameters, weights
 from maskclippp_jax.data import transforms
@@ -50,7 +49,7 @@ def head(case: Case) -> list[Check]:
     elif psm["NAME"] == "LinearPSM":
         config = similarity.LinearSimilarityConfig(num_templates, psm["CORR_WIDTH"])
         build, shapes = parameters.abstract(
-            lambda: similarity.LinearSimilarity(config, rngs=nnx.Rngs(0)))
+            lambda: similarity.LinearSimilarity(config, rngs=parameters.Keys(0)))
         loaded, _ = rules.load(case.weights, layout.LINEAR_HEAD, {"similarity": shapes})
         params = loaded["similarity"]
         apply = lambda params, s: build(params)(masks, as_text(s), 1.0)[0]
@@ -80,7 +79,7 @@ def _pseudo_text(case: Case) -> list[Check]:
              for k in ("similarity", "m_embs", "t_embs", "p_embs")}
     num_masks, _, num_templates = given["similarity"].shape
     config = head_config(psm, num_templates, given["m_embs"].shape[-1])
-    build, shapes = parameters.abstract(lambda: config.make(rngs=nnx.Rngs(0)))
+    build, shapes = parameters.abstract(lambda: config.make(rngs=parameters.Keys(0)))
     params = rules.load(case.weights, layout.PSEUDO_TEXT, {"similarity": shapes})[0]["similarity"]
     # [B, M] number of the mask in each slot, -1 empty; an image may have none.
     slots = _slots(arrays["in/mask2batch"], len(given["p_embs"]))
@@ -182,7 +181,7 @@ class _Tuning:
         num_templates = len(token_ids) // vocabulary.num_synonyms
         config = model_config(case, num_templates=num_templates)
         self.build, self.shapes = parameters.abstract(
-            lambda: maskclippp.MaskCLIPpp(config, rngs=nnx.Rngs(0)))
+            lambda: maskclippp.MaskCLIPpp(config, rngs=parameters.Keys(0)))
         self.table = weights.rules_for("maskclippp", config)
         self.params, _ = rules.load(case.weights, self.table, self.shapes)
         self.text_tuned = spec["text_encoder_cfg"]["FINETUNE_TYPE"] != "none"

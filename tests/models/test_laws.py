@@ -35,7 +35,7 @@ def near_trees(got, want, relative=1e-5):
 
 @pytest.fixture(scope="module")
 def tower():
-    make = lambda: eva_vit.EvaViT(IMAGE, rngs=nnx.Rngs(3))
+    make = lambda: eva_vit.EvaViT(IMAGE, rngs=parameters.Keys(3))
     build, _ = parameters.abstract(make)
     params = parameters.initialize(make)
     # Random everywhere, so that no zero bias or unit scale hides a mistake.
@@ -231,8 +231,9 @@ def test_chained_resizes_equal_one_after_the_other(rng):
 
 def test_the_folded_head_equals_its_two_layers(rng):
     config = similarity.LinearSimilarityConfig(num_templates=3, width=10)
-    build, _ = parameters.abstract(lambda: similarity.LinearSimilarity(config, rngs=nnx.Rngs(0)))
-    params = parameters.initialize(lambda: similarity.LinearSimilarity(config, rngs=nnx.Rngs(0)))
+    make = lambda: similarity.LinearSimilarity(config, rngs=parameters.Keys(0))
+    build, _ = parameters.abstract(make)
+    params = parameters.initialize(make)
     masks = jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32)
     names = similarity.unit(jnp.asarray(rng.normal(size=(6, 3, 8)), jnp.float32))
 
@@ -261,7 +262,7 @@ def test_a_zero_embedding_has_a_finite_gradient():
 
 
 def test_cutting_prompts_after_the_longest_changes_nothing(rng):
-    make = lambda: text.TextTower(TEXT, rngs=nnx.Rngs(0))
+    make = lambda: text.TextTower(TEXT, rngs=parameters.Keys(0))
     build, _ = parameters.abstract(make)
     params = parameters.initialize(make)
     token_ids = np.zeros((4, 16), np.int32)
@@ -282,7 +283,7 @@ def test_recomputing_the_text_blocks_changes_nothing(rng):
     probe = jnp.asarray(rng.normal(size=(3, 16)), jnp.float32)
     gradients, recomputed = [], []
     for remat in ("none", "full"):
-        make = lambda: text.TextTower(TEXT, remat=remat, rngs=nnx.Rngs(0))
+        make = lambda: text.TextTower(TEXT, remat=remat, rngs=parameters.Keys(0))
         build, _ = parameters.abstract(make)
         gradient = jax.value_and_grad(lambda p: (build(p)(ids) * probe).sum())
         params = parameters.initialize(make)
@@ -354,7 +355,7 @@ def test_gradients_of_the_trainable_part_equal_those_of_the_whole(tower, rng):
 
 
 def test_sentences_spread_over_eight_devices_give_the_same(rng):
-    make = lambda: text.TextTower(TEXT, rngs=nnx.Rngs(0))
+    make = lambda: text.TextTower(TEXT, rngs=parameters.Keys(0))
     build, _ = parameters.abstract(make)
     params = parameters.initialize(make)
     token_ids = rng.integers(1, 49, (13, 8)).astype(np.int32)
@@ -388,8 +389,8 @@ def test_a_canvas_off_the_patch_and_masks_off_the_grid_are_refused(tower):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_norm_and_its_gradient_are_those_of_flax(rng, dtype):
     width = 24
-    ours = layers.layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=nnx.Rngs(0))
-    flax = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=nnx.Rngs(0))
+    ours = layers.layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=parameters.Keys(0))
+    flax = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=parameters.Keys(0))
     for norm in (ours, flax):
         norm.scale[...] = jnp.linspace(0.5, 2, width)
         norm.bias[...] = jnp.linspace(-1, 1, width)

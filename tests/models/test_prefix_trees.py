@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import prefix_trees, text
@@ -55,7 +54,7 @@ CASES = dict(
 
 @functools.cache
 def tower():
-    make = lambda: text.TextTower(TEXT, rngs=nnx.Rngs(0))
+    make = lambda: text.TextTower(TEXT, rngs=parameters.Keys(0))
     build, _ = parameters.abstract(make)
     return parameters.initialize(make), build
 

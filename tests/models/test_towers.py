@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import (
@@ -101,7 +100,7 @@ def test_an_image_is_the_same_alone_and_on_a_larger_canvas_beside_another(config
 def test_recomputing_blocks_is_possible_in_every_way(config):
     for remat in ("none", "full", "dots"):
         build, shapes = parameters.abstract(
-            lambda: config.make(dtype=jnp.bfloat16, remat=remat, rngs=nnx.Rngs(0)))
+            lambda: config.make(dtype=jnp.bfloat16, remat=remat, rngs=parameters.Keys(0)))
         image = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.uint8)
         size = jax.ShapeDtypeStruct((2, 2), jnp.int32)
         masks = jax.ShapeDtypeStruct((2, 3, 64 * 96 // config.patch_size**2), jnp.float32)
@@ -117,7 +116,7 @@ def test_recomputing_blocks_is_possible_in_every_way(config):
 
 @pytest.mark.parametrize("config", TOWERS.values(), ids=TOWERS)
 def test_a_canvas_or_masks_that_do_not_fit_are_refused(config):
-    build, shapes = parameters.abstract(lambda: config.make(rngs=nnx.Rngs(0)))
+    build, shapes = parameters.abstract(lambda: config.make(rngs=parameters.Keys(0)))
     size = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     run = lambda image, masks: jax.eval_shape(
         lambda p, *a: build(p)(*a), shapes, jax.ShapeDtypeStruct((1, *image, 3), jnp.uint8), size,
@@ -245,7 +244,8 @@ def test_masks_reach_a_finer_grid_unchanged_where_nothing_is_to_do(method, rng):
 
 def test_dense_cells_of_a_resnet_see_others_where_logits_exceed_the_bias():
     config = TOWERS["resnet"]
-    pool = clip_resnet.AttentionPool(config, 8, dtype=jnp.float32, heads="apart", rngs=nnx.Rngs(0))
+    pool = clip_resnet.AttentionPool(config, 8, dtype=jnp.float32, heads="apart",
+                                     rngs=parameters.Keys(0))
     side = config.image_size // 32
     x = 30 * jax.random.normal(jax.random.key(1), (1, side, side, 8))
     pool.key.kernel[...] *= 40

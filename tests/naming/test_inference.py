@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.models import maskclippp
@@ -18,7 +17,7 @@ class Settings:
 
 def test_another_class_list_and_picture_size_compile_nothing(rng):
     model = maskclippp.MaskCLIPppConfig.quickstart(1)
-    params = parameters.initialize(lambda: maskclippp.MaskCLIPpp(model, rngs=nnx.Rngs(0)))
+    params = parameters.initialize(lambda: maskclippp.MaskCLIPpp(model, rngs=parameters.Keys(0)))
     name_masks = inference.make_namer(model, semantic=False)
 
     def run(classes, size):

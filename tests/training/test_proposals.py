@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from maskclippp_jax import params as parameters
 from maskclippp_jax.generators.eomt import EoMT, EoMTConfig, Predictions
@@ -116,7 +115,7 @@ def scene(rng):
 
 def test_a_few_steps_lower_the_loss_masked_or_not(rng):
     build, _ = eomt.abstract(CONFIG)
-    params = parameters.initialize(lambda: EoMT(CONFIG, rngs=nnx.Rngs(0)))
+    params = parameters.initialize(lambda: EoMT(CONFIG, rngs=parameters.Keys(0)))
     optimizer = optax.adam(3e-3)
     image, targets = scene(rng)
 
@@ -140,7 +139,7 @@ def test_a_few_steps_lower_the_loss_masked_or_not(rng):
 
 def test_without_masking_the_last_prediction_is_the_network_s(rng):
     config = dataclasses.replace(CONFIG, query_blocks=2)
-    model = EoMT(config, rngs=nnx.Rngs(1))
+    model = EoMT(config, rngs=parameters.Keys(1))
     image, _ = scene(rng)
     open_ = proposals.predictions(model, image, jnp.zeros(2), jax.random.key(0))
     cut = proposals.predictions(model, image, jnp.ones(2), jax.random.key(0))
