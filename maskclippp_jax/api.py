@@ -29,7 +29,7 @@ from maskclippp_jax.naming.generator import FAST_MULTIPLE, OBJECTNESS, Generator
 from maskclippp_jax.naming.given import Given, ImageLike, MasksLike
 from maskclippp_jax.naming.namer import Namer, Words
 from maskclippp_jax.naming.result import Result, Unnamed
-from maskclippp_jax.runtime import background, progress, storage
+from maskclippp_jax.runtime import background, programs, progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 from maskclippp_jax.weights import published
 
@@ -56,7 +56,7 @@ _NO_GENERATOR = (
 
 def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict | None = None, *,
          generator: "str | os.PathLike | Generator | None" = None, keep_embeddings: bool = True,
-         **changes) -> "Model":
+         keep_programs: bool = True, **changes) -> "Model":
     """A model that names masks.
 
     Args:
@@ -71,6 +71,8 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
         knows its own.
       generator: what finds masks for `segment`, see `load_generator`; None: nothing does.
       keep_embeddings: whether embeddings of names are kept on disk, in ~/.cache/maskclippp_jax.
+      keep_programs: whether compiled programs are kept there for the next start, unless JAX has a
+        cache of its own; JAX keeps other programs of this process there as well.
       **changes: values of the configuration, such as `sentencepiece="spiece.model"` or
         `weights="clip.pt"`; a dot in a key is written as two underscores (`eval__short_side=448`).
 
@@ -78,8 +80,10 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
       FileNotFoundError: nothing there.
       ValueError: the file does not fit, or nothing says which model it is of.
     """
+    if keep_programs:
+        programs.keep_in_python()
     if generator is not None:
-        generator = _finder_of_masks(generator)
+        generator = _finder_of_masks(generator, keep_programs)
     checkpoint = os.fspath(checkpoint)
     if config is None and _is_published(checkpoint):
         name, _, training = checkpoint.partition(":")
@@ -96,7 +100,8 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
 def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
                    side: int | None = None, clip: str | os.PathLike | None = None,
                    classes: str | typing.Sequence[str] | Vocabulary | None = None,
-                   dtype: str = "float32", fast: bool = False) -> Generator:
+                   dtype: str = "float32", fast: bool = False,
+                   keep_programs: bool = True) -> Generator:
     """A mask generator: an EoMT, a Mask2Former, an FC-CLIP or a MAFT+.
 
     It takes the place of masks in `Model.name` and `Model.name_many`. The first two also find
@@ -121,11 +126,14 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
       fast: whether pictures are padded to sides that are multiples of 160 in place of 32, so that
         most share a program and a batch. All but an EoMT see padding, so their masks differ then
         (nobody has measured by how much); an EoMT's input is always a square of one size.
+      keep_programs: see `load`.
 
     Raises:
       FileNotFoundError: nothing there.
       ValueError: the file does not fit.
     """
+    if keep_programs:
+        programs.keep_in_python()
     if classes is not None:
         classes = _vocabulary_of(classes)
     generator = generator_loading.load(
@@ -451,14 +459,15 @@ def _checked_pair(pair: tuple[ImageLike, MasksLike]) -> tuple[ImageLike, MasksLi
     return tuple(pair)
 
 
-def _finder_of_masks(generator: str | os.PathLike | Generator) -> Generator:
+def _finder_of_masks(generator: str | os.PathLike | Generator, keep_programs: bool = True
+                     ) -> Generator:
     """A generator, loaded if it is not, that has masks of whole pictures.
 
     Raises:
       FileNotFoundError, ValueError: it cannot be loaded, or has none.
     """
     if not isinstance(generator, Generator):
-        generator = load_generator(generator)
+        generator = load_generator(generator, keep_programs=keep_programs)
     generator.require_masks()
     return generator
 

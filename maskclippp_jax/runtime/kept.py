@@ -82,7 +82,8 @@ class Folder:
 
 def warn_of(path: pathlib.Path, error: OSError) -> None:
     """Says that nothing can be kept."""
-    logging.warning("compiled programs are not kept in %s (%s); --programs names another folder",
+    logging.warning("compiled programs are not kept in %s (%s); --programs, or "
+                    "JAX_COMPILATION_CACHE_DIR in the environment, names another folder",
                     path, error.strerror)
 
 

@@ -9,6 +9,7 @@ each kind has a folder of its own.
 
 import functools
 import hashlib
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -23,8 +24,12 @@ from maskclippp_jax.runtime import cache, heap, kept, texts
 
 _SIZE = 2 * 2**30  # bytes; what was not used for longest is removed first
 _WORTH = 0.1       # seconds that a program takes to compile so that it is kept
+_JAX_WORTH = 1.0   # the same, if nobody tells JAX
 _JAX_CACHE = "jax._src.compilation_cache"
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # what JAX says after compiling
+
+_told = False  # whether this process was told where programs are kept
+_ours: set[str] = set()  # folders whose entries have checksums
 
 
 def keep(folder: str | None) -> None:
@@ -38,6 +43,8 @@ def keep(folder: str | None) -> None:
     Raises:
       ValueError: a folder that was named and cannot be made or written.
     """
+    global _told
+    _told = True
     texts.keep(None)
     if folder == "":
         _tell_jax(enable_compilation_cache=False)
@@ -48,8 +55,7 @@ def keep(folder: str | None) -> None:
     if folder is None and os.environ.get("JAX_COMPILATION_CACHE_DIR", str(path)) != str(path):
         return
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        _make(path)
     except OSError as error:
         if folder is None:
             kept.warn_of(path, error)
@@ -66,9 +72,44 @@ def keep(folder: str | None) -> None:
         sys.meta_path.insert(0, _WhenImported())  # JAX takes long to import, and may not be needed
 
 
+def keep_in_python() -> None:
+    """The same in the user's cache where no command runs, once JAX is imported: it keeps the
+    programs of this process, unless its cache is set, or off, or was told before.
+
+    The environment stays as it is, and no texts of programs are kept: they are found by the files
+    of this package, and who works in Python may have put other functions in place of theirs.
+    """
+    global _told
+    import jax
+
+    if _told or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    _told = True
+    path = cache.folder() / "programs" / _processor()
+    try:
+        _make(path)
+    except OSError as error:
+        kept.warn_of(path, error)
+        return
+    _use_folders(importlib.import_module(_JAX_CACHE))
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    name = "jax_persistent_cache_min_compile_time_secs"
+    if getattr(jax.config, name) == _JAX_WORTH:
+        jax.config.update(name, _WORTH)
+
+
+def _make(folder: pathlib.Path) -> None:
+    """Raises: OSError: it cannot be made or written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    _ours.add(str(folder))
+
+
 def _use_folders(module: types.ModuleType) -> None:
-    """Has JAX's module ask a `kept.Folder` for its programs."""
-    module.get_file_cache = lambda path: (kept.Folder(path, _SIZE), path)
+    """Has JAX's module ask a `kept.Folder` for the programs in a folder of ours."""
+    others = module.get_file_cache
+    module.get_file_cache = lambda path: (
+        (kept.Folder(path, _SIZE), path) if path in _ours else others(path))
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):

@@ -79,6 +79,54 @@ def test_the_second_start_compiles_nothing_and_damaged_programs_are_compiled_aga
     assert start()[:2] == (totals, 1)  # all but the one with a folder in its place
 
 
+# A start from Python, after a program of somebody else's: how many were not kept, and where.
+IN_PYTHON = """
+import os
+import jax, numpy as np
+jax.jit(lambda x: x + 1)(1.0)
+missed, settings = [], {k: v for k, v in os.environ.items() if "JAX" in k}
+jax.monitoring.register_event_listener(
+    lambda name, **_: missed.append(name) if name.endswith("cache_misses") else None)
+import maskclippp_jax as mc
+model = mc.load("untuned", "quickstart")
+print(model.name(np.zeros((64, 64, 3), np.uint8), mc.grid, ["red one", "grass"]).scores[0, 0])
+assert settings == {k: v for k, v in os.environ.items() if "JAX" in k}
+print(len(missed))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_a_second_start_from_python_compiles_nothing(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_C")}
+    environment |= dict(HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+
+    def start() -> list[str]:
+        return subprocess.run([sys.executable, "-c", IN_PYTHON], env=environment, text=True,
+                              capture_output=True, check=True).stdout.split()
+
+    score, first, folder = start()
+    assert int(first) > 3 and folder.startswith(str(tmp_path / ".cache/maskclippp_jax/programs"))
+    assert start() == [score, "0", folder]
+    assert not list(tmp_path.rglob("texts"))  # what somebody changed in Python must have its effect
+
+
+@pytest.mark.parametrize("setting", [
+    'update("jax_compilation_cache_dir", "mine")', 'update("jax_enable_compilation_cache", False)'])
+def test_what_python_says_of_jax_s_cache_holds(setting, tmp_path):
+    program = f"""
+import jax
+jax.config.{setting}
+values = dict(jax.config.values)
+from maskclippp_jax.runtime import programs
+programs.keep_in_python()
+assert values == dict(jax.config.values)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_C")}
+    subprocess.run([sys.executable, "-c", program], env=environment | dict(HOME=str(tmp_path)),
+                   check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_flipped_byte_of_an_entry_is_noticed(tmp_path):
     folder = kept.Folder(tmp_path, 2**20)
     folder.put("a", b"a program")
@@ -120,7 +168,7 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_half_written(tmp_path, monk
 
 def test_where_programs_are_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(programs, "_use_folders", lambda module: None)
+    monkeypatch.setattr(programs, "_use_folders", lambda *_: None)
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setattr(os, "environ", environment := {})
     kept_in = lambda: environment.get("JAX_COMPILATION_CACHE_DIR")
