@@ -459,8 +459,7 @@ def _checked_pair(pair: tuple[ImageLike, MasksLike]) -> tuple[ImageLike, MasksLi
     return tuple(pair)
 
 
-def _finder_of_masks(generator: str | os.PathLike | Generator, keep_programs: bool = True
-                     ) -> Generator:
+def _finder_of_masks(generator: str | os.PathLike | Generator, keep_programs: bool) -> Generator:
     """A generator, loaded if it is not, that has masks of whole pictures.
 
     Raises:

@@ -73,8 +73,8 @@ def keep(folder: str | None) -> None:
 
 
 def keep_in_python() -> None:
-    """The same in the user's cache where no command runs, once JAX is imported: it keeps the
-    programs of this process, unless its cache is set, or off, or was told before.
+    """The same where no command runs: JAX keeps the programs of this process in the user's cache,
+    unless it has a cache already, or shall have none, or `keep` came first.
 
     The environment stays as it is, and no texts of programs are kept: they are found by the files
     of this package, and who works in Python may have put other functions in place of theirs.

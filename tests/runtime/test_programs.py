@@ -127,6 +127,24 @@ assert values == dict(jax.config.values)
     assert not list(tmp_path.iterdir())
 
 
+def test_in_python_a_cache_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, caplog):
+    import jax
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(programs.cache, "folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(programs, "_told", False)
+    kept_in = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with caplog.at_level("WARNING", logger="absl"):
+            for _ in range(2):
+                programs.keep_in_python()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept_in)
+    assert caplog.text.count("compiled programs are not kept in") == 1
+
+
 def test_every_flipped_byte_of_an_entry_is_noticed(tmp_path):
     folder = kept.Folder(tmp_path, 2**20)
     folder.put("a", b"a program")
@@ -168,7 +186,7 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_half_written(tmp_path, monk
 
 def test_where_programs_are_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(programs, "_use_folders", lambda *_: None)
+    monkeypatch.setattr(programs, "_use_folders", lambda module: None)
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setattr(os, "environ", environment := {})
     kept_in = lambda: environment.get("JAX_COMPILATION_CACHE_DIR")
