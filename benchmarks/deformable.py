@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax.generators import pixel_decoder
+from maskclippp_jax.runtime import console
 from maskclippp_jax.training import plans
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "TPU slice whose chip is compiled for; "
@@ -57,7 +57,7 @@ def main(argv):
         row += price(one_head, shapes, together, arrays, chip) if chip else [""] * 3
         table.add_row(*row, f"{abs(answer - ours).max() / abs(ours).max():.1e}")
         print(row, flush=True)
-    Console(width=150).print(table)
+    console.show(table)
 
 
 def draw(shapes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import heads as measuring
@@ -25,6 +24,7 @@ from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import inference, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
+from maskclippp_jax.runtime import console
 
 MODELS = flags.DEFINE_multi_enum("models", ["quickstart", "eva02_b16"],
                                  ["quickstart", "eva02_b16", "eva02_l14_336"], "sizes of the model")
@@ -46,7 +46,7 @@ def main(argv):
                 row = measure(model, num_masks, num_classes)
                 print(*row, sep="\t", flush=True)  # each takes a while
                 table.add_row(*row)
-    Console().print(table)
+    console.show(table)
 
 
 def measure(name: str, num_masks: int, num_classes: int) -> list[str]:

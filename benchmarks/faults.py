@@ -20,8 +20,9 @@ import tempfile
 import time
 
 from absl import app, flags
-from rich.console import Console
 from rich.table import Table
+
+from maskclippp_jax.runtime import console
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = flags.DEFINE_string("data_dir", str(ROOT / "data"), "folder of the prepared scenes")
@@ -62,7 +63,7 @@ def main(argv):
                           str(max(lost)), str(wrong),
                           f"{max(seconds):.0f} s at most" if PROCESSES.value > 1 else "–")
             wrong_in_all += wrong
-    Console().print(table)
+    console.show(table)
     return int(wrong_in_all > 0)
 
 

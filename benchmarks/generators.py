@@ -19,7 +19,6 @@ import typing
 import jax
 import numpy as np
 from absl import app, flags
-from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
@@ -32,6 +31,7 @@ from maskclippp_jax.generators.fcclip import FCCLIPConfig
 from maskclippp_jax.generators.mask2former import PIXEL_MEAN, PIXEL_STD
 from maskclippp_jax.models import layers
 from maskclippp_jax.naming import generator
+from maskclippp_jax.runtime import console
 from maskclippp_jax.weights import eomt, mask2former, published_generators, rules
 
 SIZE = flags.DEFINE_string("size", "512x683", "height x width of the picture")
@@ -55,7 +55,7 @@ def main(argv):
         found = compare(name, size, DTYPE.value, REPEATS.value)
         print(json.dumps(dict(model=name, **found)), flush=True)
         table.add_row(name, *cells(found))
-    Console(width=200).print(table)
+    console.show(table)
 
 
 def compare(name: str, size: tuple[int, int], dtype: str, repeats: int) -> dict:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax.data import mask_chain
@@ -23,6 +22,7 @@ from maskclippp_jax.models.resample import Stage
 from maskclippp_jax.naming import postprocess
 from maskclippp_jax.naming.ensembles import MaskScores
 from maskclippp_jax.naming.postprocess import Classes, Heads, Proposals
+from maskclippp_jax.runtime import console
 
 SIZE = flags.DEFINE_string("size", "512x683", "height x width of the picture")
 MASKS = flags.DEFINE_multi_integer("masks", [100, 250], "numbers of masks")
@@ -48,7 +48,7 @@ def main(argv):
                     continue  # hardly depends on it
                 table.add_row(*measure(size, num_masks, num_classes, wanted, tile))
             table.add_row(*measure_segments(size, num_masks, num_classes))
-    Console().print(table)
+    console.show(table)
 
 
 def measure(size, num_masks: int, num_classes: int, wanted: Heads, tile) -> list[str]:

@@ -18,12 +18,11 @@ import jax
 import numpy as np
 from absl import app, flags
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax.configs import common
 from maskclippp_jax.data import build, pipeline, records, transforms
-from maskclippp_jax.runtime import sharding
+from maskclippp_jax.runtime import console, sharding
 from maskclippp_jax.vocabulary import Vocabulary
 
 PICTURES = flags.DEFINE_integer("pictures", 2000, "pictures of the data set")
@@ -48,14 +47,13 @@ SHAPES = {
 
 def main(argv):
     del argv
-    console = Console()
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Vocabulary.shipped("coco_stuff_171")
         reading = build.Reading({"train": list(range(PICTURES.value))},
                                 functools.partial(make_record, vocabulary.is_thing))
         build.build(folder, "benchmark", vocabulary, "semantic", reading, description="benchmark")
         source = records.open_source(folder, "benchmark", "train").records
-        stages(source, console)
+        stages(source)
         rates = {w: whole(source, w) for w in WORKERS.value}
     table = Table(title=f"whole pipeline, batches of {BATCH.value}, {os.cpu_count()} cores")
     for column in ("worker processes", "pictures/s", "pictures/s/core"):
@@ -63,12 +61,12 @@ def main(argv):
     for workers, rate in rates.items():
         table.add_row(f"{workers}" if workers else "threads", f"{rate:.0f}",
                       f"{rate / os.cpu_count():.0f}")
-    console.print(table)
+    console.show(table)
     if STEP_SECONDS.value:
         per_core = max(rates.values()) / os.cpu_count()
-        console.print(f"one chip takes {STEP_IMAGES.value / STEP_SECONDS.value:.1f} pictures/s: "
-                      f"{STEP_IMAGES.value / STEP_SECONDS.value / per_core:.2f} cores")
-    padding(console)
+        console.say(f"one chip takes {STEP_IMAGES.value / STEP_SECONDS.value:.1f} pictures/s: "
+                    f"{STEP_IMAGES.value / STEP_SECONDS.value / per_core:.2f} cores")
+    padding()
 
 
 def make_record(is_thing, number: int) -> list[dict]:
@@ -90,7 +88,7 @@ def make_record(is_thing, number: int) -> list[dict]:
     return [records.semantic_record(jpeg.getvalue(), f"{number:06d}", label, is_thing)]
 
 
-def stages(source, console: Console) -> None:
+def stages(source) -> None:
     """Each stage on one core."""
     settings = common.base().unlock()
     common.semantic_family(settings, SIZE.value)
@@ -127,7 +125,7 @@ def stages(source, console: Console) -> None:
             ("hand a batch to the device", lambda i: jax.block_until_ready(
                 pipeline.to_device(batch, whole)), len(some))):
         table.add_row(name, f"{rate_of(run, SECONDS.value / 4) * count:.0f}")
-    console.print(table)
+    console.show(table)
 
 
 def rate_of(run, seconds: float) -> float:
@@ -152,7 +150,7 @@ def whole(source, workers: int) -> float:
     return rate_of(lambda i: next(batches), SECONDS.value) * BATCH.value
 
 
-def padding(console: Console) -> None:
+def padding() -> None:
     """Share of evaluation canvases that is padding."""
     table = Table(title="padding of evaluation canvases, batches of 8, 2000 pictures")
     for column in ("sizes like", "canvases", "of the pixels", "filling of batches"):
@@ -162,7 +160,7 @@ def padding(console: Console) -> None:
         waste = pipeline.padding_of(shapes, batch_size=8)
         table.add_row(name, f"{waste.canvases}", f"{100 * waste.pixels:.1f} %",
                       f"{100 * waste.filling:.1f} %")
-    console.print(table)
+    console.show(table)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ import uuid
 import numpy as np
 from absl import app, flags
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
+
+from maskclippp_jax.runtime import console
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENDS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT,
@@ -104,7 +105,7 @@ def main(argv):
                 table.add_row(*row)
                 wrong += sum(found[c] for c in COLUMNS)
                 print("|", " | ".join(row), "|", flush=True)  # all of them take a while
-    Console(width=100).print(table)
+    console.show(table)
     return int(wrong > 0)
 
 

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import evaluation, heads, roofline, turns
@@ -35,7 +34,7 @@ from maskclippp_jax.models import maskclippp
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.naming import inference, loading, segmenter
 from maskclippp_jax.naming.postprocess import Classes, Heads
-from maskclippp_jax.runtime import heap, sharding
+from maskclippp_jax.runtime import console, heap, sharding
 from maskclippp_jax.training import losses, optim, train_step
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 
@@ -92,7 +91,7 @@ def main(argv):
             case, spread("ours"), spread("theirs"), ratio(seconds["ours"]), f"{multiplying:.2f}",
             f"{floor:.2f}", ratio(floor), spread("literal"), peak("ours"), peak("theirs"),
             peak("literal"), f"{max(others):.1e}" if others else "–")
-    Console(width=200).print(table)
+    console.show(table)
 
 
 def sides_of(what: str, model: str, number: int) -> dict[str, turns.Load]:

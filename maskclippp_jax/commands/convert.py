@@ -60,9 +60,9 @@ def main(arguments):
 
 def print_published() -> None:
     """One row a file: what `config.weights` can name, or where to get it; then the generators."""
-    from rich.console import Console
     from rich.table import Table
 
+    from maskclippp_jax.runtime import console
     from maskclippp_jax.weights import published, published_generators
 
     table = Table(box=None, pad_edge=False)
@@ -83,8 +83,6 @@ def print_published() -> None:
         generators.add_row(
             entry.name, entry.task, f"{entry.millions:.1f}", f"{side}", entry.vocabulary,
             entry.quality, entry.licence, entry.source)
-    # As wide as it needs to be: an address cut in two is of no use.
-    console = Console(width=400)
-    console.print(table)
-    console.print()
-    console.print(generators)
+    console.show(table)
+    console.say()
+    console.show(generators)

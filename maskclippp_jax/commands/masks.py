@@ -85,10 +85,10 @@ def export() -> None:
 
 
 def inspect() -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from maskclippp_jax.data import bundle_tools, bundles
+    from maskclippp_jax.runtime import console
 
     _need("bundle")
     bundle = bundles.Bundle(BUNDLE.value)
@@ -96,7 +96,7 @@ def inspect() -> None:
     table = Table(title=BUNDLE.value, show_header=False)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console.show(table)
     if missing and not ALLOW_MISSING.value:
         raise ValueError(f"{BUNDLE.value} lacks {bundles.some(missing)} of {_dataset()}; export "
                          "them, or count them as void with --allow_missing")

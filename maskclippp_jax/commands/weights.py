@@ -37,8 +37,9 @@ def main(names):
 
 def print_table(found) -> None:
     """One row a file."""
-    from rich.console import Console
     from rich.table import Table
+
+    from maskclippp_jax.runtime import console
 
     table = Table(box=None, pad_edge=False)
     for column in ("name", "is a", "here", "file", "from"):
@@ -46,5 +47,4 @@ def print_table(found) -> None:
     for row, place in found:
         file = "fetched when used" if row.on_hub else row.file
         table.add_row(row.name, row.kind, "yes" if place else "no", place or file, row.source)
-    # As wide as it needs to be: an address cut in two is of no use.
-    Console(width=400).print(table)
+    console.show(table)

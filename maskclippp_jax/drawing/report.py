@@ -5,16 +5,12 @@ import math
 import typing
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from maskclippp_jax import vocabulary
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import console, storage
 from maskclippp_jax.vocabulary import Vocabulary
-
-_CONSOLE = Console()
 
 
 def print_parameters(rows: typing.Sequence[tuple]) -> None:
@@ -27,7 +23,7 @@ def print_parameters(rows: typing.Sequence[tuple]) -> None:
     learnt = sum(row[2] for row in rows)
     table.add_section()
     table.add_row("all", f"{learnt:,}", f"{learnt + frozen:,}", "", "")
-    _CONSOLE.print(table)
+    console.show(table)
 
 
 def print_vocabularies() -> None:
@@ -36,16 +32,16 @@ def print_vocabularies() -> None:
     for name in vocabulary.shipped_names():
         v = Vocabulary.shipped(name)
         table.add_row(name, f"{v.num_classes}", f"{sum(v.is_thing)}", f"{v.num_synonyms}")
-    _CONSOLE.print(table)
+    console.show(table)
 
 
 def print_vocabulary(shown: Vocabulary, training: Vocabulary | None = None) -> None:
     """The classes; if a training vocabulary is given, also which of them are seen there."""
-    _CONSOLE.print(names_table(shown, training))
+    console.show(names_table(shown, training))
     if training:
         seen = shown.seen_in(training)
-        _CONSOLE.print(f"{seen.sum()} of {shown.num_classes} classes of {shown.name} are seen in "
-                       f"{training.name}, {(~seen).sum()} are unseen")
+        console.say(f"{seen.sum()} of {shown.num_classes} classes of {shown.name} are seen in "
+                    f"{training.name}, {(~seen).sum()} are unseen")
 
 
 def print_names_check(rows: typing.Sequence[tuple[int, str, int, list[str]]],
@@ -53,13 +49,12 @@ def print_names_check(rows: typing.Sequence[tuple[int, str, int, list[str]]],
     """Every name with its class, tokens, and remarks; and why commands refuse the file, if so."""
     table = Table("class", "name", "tokens", "remarks")
     for c, name, tokens, remarks in rows:
-        table.add_row(f"{c}", escape(name), f"{tokens}", escape("; ".join(remarks)))
-    _CONSOLE.print(table)
+        table.add_row(f"{c}", name, f"{tokens}", "; ".join(remarks))
+    console.show(table)
     marked = sum(bool(remarks) for *_, remarks in rows)
-    _CONSOLE.print(f"{len(rows)} names, {marked} with remarks", highlight=False)
+    console.say(f"{len(rows)} names, {marked} with remarks")
     if refused:
-        _CONSOLE.print(f"commands refuse this file: {refused}", highlight=False, markup=False,
-                       soft_wrap=True)
+        console.say(f"commands refuse this file: {refused}")
 
 
 def names_table(shown: Vocabulary, training: Vocabulary | None = None) -> Table:
@@ -96,12 +91,12 @@ def print_results(models: typing.Sequence[dict], protocol: typing.Mapping[str, t
     table = Table(title="evaluation (percent)")
     table.add_column("")
     for m in models:
-        table.add_column(escape(m["name"]), justify="right")
+        table.add_column(m["name"], justify="right")
     for row in result_rows(models):
         table.add_row(*row) if row else table.add_section()
-    _CONSOLE.print(table)
+    console.show(table)
     for key, value in protocol.items():
-        _CONSOLE.print(f"  {key}: {words(value)}", soft_wrap=True, markup=False, highlight=False)
+        console.say(f"  {key}: {words(value)}")
 
 
 def markdown(models: typing.Sequence[dict], protocol: typing.Mapping[str, typing.Any]) -> str:
@@ -228,9 +223,9 @@ def print_per_class(values: typing.Sequence[float | None], names: typing.Sequenc
         table.add_column(column)
         table.add_column("", justify="right")
     for low, high in zip(ranked[:count], ranked[::-1][:count]):
-        table.add_row(escape(names[low]), _number(float(values[low])),
-                      escape(names[high]), _number(float(values[high])))
-    _CONSOLE.print(table)
+        table.add_row(names[low], _number(float(values[low])),
+                      names[high], _number(float(values[high])))
+    console.show(table)
 
 
 def print_confusions(pairs: typing.Sequence[dict], names: typing.Sequence[str], title: str,
@@ -245,9 +240,9 @@ def print_confusions(pairs: typing.Sequence[dict], names: typing.Sequence[str], 
     """
     table = Table("true", "named", "share of the true class", title=title)
     for pair in pairs[:count]:
-        table.add_row(escape(names[pair["true"]]), escape(names[pair["predicted"]]),
+        table.add_row(names[pair["true"]], names[pair["predicted"]],
                       f"{pair['percent']:.1f} %")
-    _CONSOLE.print(table)
+    console.show(table)
 
 
 def write_json(path: storage.Name, content: typing.Any, *, durable: bool = True) -> None:

@@ -24,13 +24,12 @@ import typing
 
 from absl import logging
 from etils import epath
-from rich.console import Console
 from rich.table import Table
 
 from maskclippp_jax.data import catalogue, records
 from maskclippp_jax.drawing import report
 from maskclippp_jax.evaluation import tables
-from maskclippp_jax.runtime import storage, typed
+from maskclippp_jax.runtime import console, storage, typed
 from maskclippp_jax.weights import catalogue as published_files, published_tuned
 
 _ENDINGS = ("", ".safetensors", ".pth", ".pt")
@@ -133,12 +132,10 @@ def print_lines(lines: typing.Sequence[Line]) -> None:
     for line in lines:
         if line.ours is not None:
             table.add_row(line.row, line.benchmark, line.metric, *_cells(line))
-    console = Console()
-    console.print(table)
+    console.show(table)
     left = [line for line in lines if line.ours is None]
     for row, benchmark, note in dict.fromkeys((x.row, x.benchmark, x.note) for x in left):
-        console.print(f"not run: {row} on {benchmark}: {note}", soft_wrap=True, highlight=False,
-                      markup=False)
+        console.say(f"not run: {row} on {benchmark}: {note}")
 
 
 def markdown(lines: typing.Sequence[Line]) -> str:

@@ -7,8 +7,8 @@ import typing
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from maskclippp_jax.parity import (
     class_scores,
@@ -26,6 +26,7 @@ from maskclippp_jax.parity import (
     training,
 )
 from maskclippp_jax.parity.case import Absent, Case, NotBuilt
+from maskclippp_jax.runtime import console
 
 # What a case's `kind`, or the name of a file without one, runs. Any other case is "not built".
 RUN = {
@@ -93,7 +94,7 @@ def compare(paths: typing.Sequence[str], dtype: str, *, require_all: bool) -> bo
     table.add_column("case", no_wrap=True, min_width=24)
     table.add_column("result", no_wrap=True, min_width=9)
     table.add_column("checks", justify="right", min_width=6)
-    table.add_column("worst", overflow="ellipsis")
+    table.add_column("worst", overflow="fold", min_width=12)
     table.add_column("/ limit", justify="right", min_width=7)
     table.add_column("s", justify="right", min_width=5)
     absent, results = {}, collections.Counter()
@@ -104,7 +105,7 @@ def compare(paths: typing.Sequence[str], dtype: str, *, require_all: bool) -> bo
         except NotBuilt as reason:
             results["not built"] += 1
             absent[case.name] = [str(reason)]
-            table.add_row(case.name, "[yellow]not built[/]")
+            table.add_row(case.name, Text("not built", "yellow"))
             continue
         parts = [c.what for c in found if isinstance(c, Absent)]
         checks = [c for c in found if not isinstance(c, Absent)]
@@ -114,14 +115,13 @@ def compare(paths: typing.Sequence[str], dtype: str, *, require_all: bool) -> bo
         if parts:
             absent[case.name] = parts
         colour = {"missed": "red", "in part": "yellow", "passed": "green"}[result]
-        table.add_row(case.name, f"[{colour}]{result}[/]", f"{len(checks)}", worst.name,
+        table.add_row(case.name, Text(result, colour), f"{len(checks)}", worst.name,
                       f"{worst.ratio:.3f}", f"{time.monotonic() - start:.1f}")
-    console = Console()
-    console.print(table)
+    console.show(table)
     for name, parts in absent.items():
-        console.print(f"not built: {name}: {', '.join(parts)}", highlight=False)
-    console.print(", ".join(f"{results[r]} {r}" for r in ("passed", "in part", "missed",
-                                                          "not built")), highlight=False)
+        console.say(f"not built: {name}: {', '.join(parts)}")
+    console.say(", ".join(f"{results[r]} {r}" for r in ("passed", "in part", "missed",
+                                                        "not built")))
     return not results["missed"] and not (require_all and absent)
 
 

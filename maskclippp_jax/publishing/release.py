@@ -155,14 +155,12 @@ def _check_private(files: typing.Mapping[str, bytes | str | None], run: epath.Pa
 
 
 def _show(place: pathlib.Path, files: typing.Sequence[str], what: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table("file", Column("MB", justify="right"), title=escape(f"from {what}"))
+    from maskclippp_jax.runtime import console
+
+    table = Table("file", Column("MB", justify="right"), title=f"from {what}")
     for name in files:
         table.add_row(name, f"{(place / name).stat().st_size / 1e6:.2f}")
-    console = Console()
-    console.print(table)
-    console.print((place / "README.md").read_text("utf-8"), markup=False, highlight=False,
-                  soft_wrap=True)
+    console.show(table)
+    console.say((place / "README.md").read_text("utf-8"))

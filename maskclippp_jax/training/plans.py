@@ -11,11 +11,11 @@ import typing
 
 import jax
 from absl import logging
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from maskclippp_jax import config as configuration
-from maskclippp_jax.runtime import devices, sharding
+from maskclippp_jax.runtime import console, devices, sharding
 from maskclippp_jax.training import compiled_step
 from maskclippp_jax.weights import published_generators
 
@@ -290,12 +290,11 @@ def show(plans: typing.Sequence[Plan]) -> None:
         memory = "too much" if p.memory_gib is None else f"{p.memory_gib:.1f}"
         table.add_row(
             f"{p.data}x{p.fsdp}", p.remat, f"{p.images_per_chip}",
-            memory if p.fits else f"[red]{memory}[/]",
+            Text(memory, "" if p.fits else "red"),
             number(p.tera_flops, ".2f"), number(p.gigabytes, ".0f"),
             number(None if p.memory_gib is None else sum(p.collective_gigabytes.values()), ".2f"),
             number(ms(p.seconds), ".1f"), number(ms(p.collective_seconds), ".1f"),
             number(p.images_per_second, ".0f"), "–" if p.mfu is None else f"{100 * p.mfu:.0f} %")
-    console = Console()
-    console.print(table)
-    console.print("times leave out what cannot be priced, and bytes are sent at the full speed of "
-                  "the links: compare, do not expect", highlight=False)
+    console.show(table)
+    console.say("times leave out what cannot be priced, and bytes are sent at the full speed of "
+                "the links: compare, do not expect")

@@ -14,14 +14,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 from PIL import Image
-from rich.console import Console
 from rich.table import Column, Table
 
 from maskclippp_jax import config as configuration, configs, params as parameters
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.evaluation import tables
 from maskclippp_jax.models.maskclippp import MaskCLIPpp, MaskCLIPppConfig
-from maskclippp_jax.runtime import storage, typed
+from maskclippp_jax.runtime import console, storage, typed
 
 # What is shown: title, and the way to it in the results of `evaluate`.
 _COLUMNS = (("mask accuracy", "mask_accuracy", "mMaskAcc"), ("seen", "mask_accuracy", "seen"),
@@ -77,7 +76,7 @@ def run(config: str, workdir: epath.Path, *, vary: typing.Sequence[str],
              for i, variant in enumerate(variants)]
     report.write_json(workdir / "sweep.json", dict(
         config=config, overrides=overrides, seeds=seeds, rows=rows))
-    Console().print(table_of(rows))
+    console.show(table_of(rows))
     storage.write(workdir / "sweep.png", visualize.to_png(draw(rows)))
     logging.info("wrote %s and sweep.png", workdir / "sweep.json")
     return rows
@@ -119,7 +118,7 @@ def compare_encoders(encoders: typing.Sequence[str], workdir: epath.Path,
     for row in rows:
         name, *values = row.values()
         table.add_row(name, *map(shown, values))
-    Console().print(table)
+    console.show(table)
     logging.info("wrote %s", workdir / "encoders.json")
     return rows
 

@@ -302,6 +302,13 @@ def test_what_cannot_be_learnt_is_counted_and_said(place, tmp_path, capsys):
     assert source.learnable == records.Learnable(bare=0, masks={0: 1})
 
 
+def test_names_with_brackets_are_told_as_they_are(place, tmp_path, capsys):
+    place.coco([RED], categories=("[red]fox", "wolf [/b]"))
+    said = prepare(place, tmp_path, capsys)
+    assert "│ [red]fox │ 1" in said and "│ wolf [/b] │ 0" in said
+    assert "1 of 2 classes have no mask: wolf [/b]; going on" in said
+
+
 def test_a_data_set_has_a_fingerprint_of_its_content(place, tmp_path, capsys):
     def hash_after(polygon, name, folder):
         place.coco([polygon], categories=(name, "other"))

@@ -162,3 +162,16 @@ def test_pictures_in_formats_that_are_not_read_are_counted_and_named(place):
     assert said.startswith("3 pictures are in formats that are not read (1 .gif, 2 .heic), e.g. a.")
     place.coco([RED], images=[dict(id=1, file_name="q.PNG")])
     assert list(place.records()[1]) == ["q"]
+
+
+@pytest.mark.parametrize("files, says", [
+    ((), "no picture in --images=.*images; wanted .jpg, "),
+    (("IMG_1.HEIC",), "no picture in --images=.*images; 1 picture is in formats that are not read "
+                      r"\(1 .heic\), e.g. IMG_1.HEIC; save them as JPEG or PNG")])
+def test_a_folder_without_a_picture_that_is_read_is_said_to_have_none(place, files, says):
+    (place.path / "images" / "p.png").unlink()
+    for name in files:
+        (place.path / "images" / name).write_bytes(b"")
+    place.coco([RED])
+    with pytest.raises(FileNotFoundError, match=says):
+        place.read()

@@ -1,11 +1,9 @@
 """Tables and JSON of results."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from maskclippp_jax.drawing import report
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
@@ -13,10 +11,9 @@ from maskclippp_jax.metrics.semantic import SemanticSegmentation
 
 
 @pytest.fixture
-def printed(monkeypatch):
-    text = io.StringIO()
-    monkeypatch.setattr(report, "_CONSOLE", Console(file=text, width=120))
-    return text
+def printed(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    return lambda: capsys.readouterr().out
 
 
 def results(name):
@@ -28,7 +25,8 @@ def results(name):
 
 def test_both_miou_are_printed_with_their_numbers_of_classes(printed):
     report.print_results([results("tuned")], dict(dtype="float32", dataset="scenes"))
-    cells = [[c.strip() for c in line.split("│")[1:3]] for line in printed.getvalue().splitlines()
+    said = printed()
+    cells = [[c.strip() for c in line.split("│")[1:3]] for line in said.splitlines()
              if line.startswith("│")]
     start = cells.index(["mIoU, classes in the ground truth", "75.0"])
     assert cells[start + 1:start + 4] == [
@@ -36,17 +34,18 @@ def test_both_miou_are_printed_with_their_numbers_of_classes(printed):
         ["number of these classes", "3"]]
     assert ["number of masks", "3"] in cells and ["share of all masks (micro)", "66.7"] in cells
     assert ["unseen classes", "–"] in cells
-    assert "dtype: float32" in printed.getvalue()
+    assert "dtype: float32" in said
 
 
 def test_a_model_without_a_metric_gets_dashes(printed):
     report.print_results([results("[a]"), dict(name="b", mask_accuracy=None)], {})
-    assert "[a]" in printed.getvalue() and "–" in printed.getvalue()
+    said = printed()
+    assert "[a]" in said and "–" in said
 
 
 def test_per_class_shows_the_worst_and_the_best(printed):
     report.print_per_class([50.0, None, 10.0, 90.0], ["a", "b", "c", "d"], "accuracy", count=2)
-    rows = [line.replace("│", " ").split() for line in printed.getvalue().splitlines()
+    rows = [line.replace("│", " ").split() for line in printed().splitlines()
             if line.startswith("│")]
     assert rows == [["c", "10.0", "d", "90.0"], ["a", "50.0", "a", "50.0"]]
     with pytest.raises(ValueError, match="2 values for 1 classes"):

@@ -92,7 +92,7 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
       choices: what the files cannot tell.
 
     Raises:
-      FileNotFoundError: a file or folder is not there, or no picture has an annotation.
+      FileNotFoundError: a file or folder is not there, or no picture, or none has an annotation.
       ValueError: the names do not fit the annotations, or a list does not fit the pictures.
     """
     if choices.form not in (None, *FORMS):
@@ -105,6 +105,9 @@ def read(image_dir: str, annotations: str, names_file: str | None, choices: Choi
         raise FileNotFoundError(f"no --labels={annotations}; give a folder with {_LAYOUT}, a "
                                 "pattern like labels/{stem}_mask.png, or a file of COCO, CVAT, "
                                 "Label Studio or Datumaro")
+    if not Files(image_dir).find(f"(.+{_PICTURE})"):
+        others = _of_other_formats(image_dir) or [f"wanted {', '.join(images.endings())}"]
+        raise FileNotFoundError(f"there is no picture in --images={image_dir}; {others[0]}")
     parts = {} if is_file or pattern or choices.form not in (None, *_FILES) else (
         splitting.files_in(folder))
     if parts:
@@ -156,7 +159,8 @@ def _of_other_formats(image_dir: str) -> list[str]:
         return []
     counts = collections.Counter(name.rsplit(".", 1)[-1].lower() for name in others)
     told = ", ".join(f"{n} .{ending}" for ending, n in sorted(counts.items()))
-    return [f"{len(others)} pictures are in formats that are not read ({told}), e.g. "
+    are = "picture is" if len(others) == 1 else "pictures are"
+    return [f"{len(others)} {are} in formats that are not read ({told}), e.g. "
             f"{next(iter(others))}; save them as JPEG or PNG"
             + ", or pip install pillow-heif for HEIC" * bool({"heic", "heif"} & set(counts))]
 

@@ -6,14 +6,14 @@ import re
 import sys
 import typing
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from maskclippp_jax.data import build, catalogue, records, tiling
 from maskclippp_jax.data.prepare import folder
+from maskclippp_jax.runtime import console
 from maskclippp_jax.vocabulary import Vocabulary
 
-_CONSOLE = Console()
 _CLASSES = 40  # of a table
 _TILES = 16    # of a large picture, about
 
@@ -29,7 +29,7 @@ class Options(typing.NamedTuple):
 
 def list_datasets() -> None:
     """Prints what there is, and what is needed for it."""
-    line = lambda text: _CONSOLE.print(text, soft_wrap=True, highlight=False, markup=False)
+    line = console.say
     line("--raw_dir holds the archives, or the folders they unpack to.\n")
     for d in catalogue.DATASETS.values():
         counts = ", ".join(f"{n} {split}" for split, n in d.published.items())
@@ -130,7 +130,7 @@ def _exists(name: str, options: Options) -> bool:
     place = pathlib.Path(options.data_dir) / name / records.VERSION
     if options.overwrite or not build.is_there(options.data_dir, name):
         return False
-    _CONSOLE.print(f"{place} exists already; --overwrite makes it anew")
+    console.say(f"{place} exists already; --overwrite makes it anew")
     show(name, options)
     return True
 
@@ -139,7 +139,7 @@ def _write(name: str, vocabulary: Vocabulary, kind: str, reading: build.Reading,
            options: Options, *, own_names: bool = False, check=lambda summary: None) -> None:
     """Builds the data set, prints what it holds, and draws it if asked to."""
     for note in reading.notes:
-        _CONSOLE.print(f"{name}: {note}", highlight=False, soft_wrap=True, markup=False)
+        console.say(f"{name}: {note}")
     for sentence in reading.missing:
         _complain(f"{name}: {sentence}", options)
     splits = {split: items for split, items in reading.splits.items() if items}
@@ -161,9 +161,9 @@ def _write(name: str, vocabulary: Vocabulary, kind: str, reading: build.Reading,
                       f"{len(s.classes)} of {vocabulary.num_classes}", size(s.smallest),
                       size(s.largest), f"{s.bytes / 1e6:.1f}")
         if s.dropped:
-            _CONSOLE.print(f"{name} {split}: left out {s.dropped} pictures without any class, as "
-                          "the published preparation does")
-    _CONSOLE.print(table)
+            console.say(f"{name} {split}: left out {s.dropped} pictures without any class, as "
+                        "the published preparation does")
+    console.show(table)
     show(name, options)
 
 
@@ -191,10 +191,10 @@ def _tell_what_can_be_learnt(name: str, vocabulary: Vocabulary, summary: dict[st
     counts = [[s.usable.get(c, 0) for s in summary.values()]
               for c in range(vocabulary.num_classes)]
     for names, row in list(zip(vocabulary.classes, counts))[:_CLASSES]:
-        table.add_row(names[0], *(f"{n}" if n else "[red]0[/]" for n in row))
+        table.add_row(names[0], *(Text(f"{n}", "" if n else "red") for n in row))
     if len(counts) > _CLASSES:
         table.add_row(f"and {len(counts) - _CLASSES} more", *("" for _ in summary))
-    _CONSOLE.print(table)
+    console.show(table)
     for split, s in summary.items():
         absent = [n[0] for c, n in enumerate(vocabulary.classes) if not s.usable.get(c)]
         if absent:
@@ -213,8 +213,7 @@ def _tell_what_can_be_learnt(name: str, vocabulary: Vocabulary, summary: dict[st
 def _complain(message: str, options: Options) -> None:
     if options.strict:
         raise ValueError(message + "; complete the files, or leave --strict out")
-    _CONSOLE.print(f"[yellow]warning:[/] {message}; going on with what is there", highlight=False,
-                  soft_wrap=True)
+    console.say(("warning:", "yellow"), f" {message}; going on with what is there")
 
 
 def _archives_in(raw_dir: str) -> str:
@@ -230,4 +229,4 @@ def show(name: str, options: Options) -> None:
     from maskclippp_jax.data import contact_sheet
 
     for path in contact_sheet.write(options.data_dir, name, options.show):
-        _CONSOLE.print(f"drew {path}")
+        console.say(f"drew {path}")
