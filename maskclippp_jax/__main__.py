@@ -17,6 +17,8 @@ def main() -> int:
     """Runs the command that was typed; the exit code."""
     gc.disable()  # what is imported stays; `cli.run` switches it on
     gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
+    if hasattr(sys.stdout, "reconfigure"):  # it may lack letters of a name that is printed
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run()
     except KeyboardInterrupt:  # while it was still importing

@@ -1,5 +1,6 @@
 """What all commands share."""
 
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,14 @@ __main__.main()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     enabled, frozen = done.stdout.split()
     assert enabled == "True" and int(frozen) > 10_000, done.stderr
+
+
+def test_letters_that_the_terminal_lacks_are_written_otherwise(tmp_path):
+    (tmp_path / "names.txt").write_text("Caf\N{LATIN SMALL LETTER E WITH ACUTE}\n", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "maskclippp_jax", "names", f"--check={tmp_path}/names.txt"],
+        env=os.environ | dict(PYTHONIOENCODING="ascii"), capture_output=True, text=True)
+    assert done.returncode == 0 and r"Caf\xe9" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("given, words", [
