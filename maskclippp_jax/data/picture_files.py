@@ -25,7 +25,7 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
     """The pictures that files, folders and patterns stand for, each once.
 
     Args:
-      arguments: as typed.
+      arguments: as typed; of a folder, hidden files and folders do not count.
       masks: pattern of files or folders of masks, in which {stem} is a picture's name; or a JSON of
         COCO's form for all; None: there are none.
       bundle: folder of a bundle of masks, whose ids end as the pictures' names do.
@@ -112,10 +112,13 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool, in_tiles
 
 def _files_of(argument: str, leave_out: str | None) -> list[str]:
     if os.path.isdir(argument):
-        hidden = leave_out and os.path.abspath(leave_out)
-        files = [str(f) for f in sorted(pathlib.Path(argument).rglob("*"))
-                 if f.suffix.lower() in ENDINGS and f.is_file() and not (
-                     hidden and os.path.abspath(f).startswith(hidden + os.sep))]
+        earlier = leave_out and os.path.abspath(leave_out)
+        folder = pathlib.Path(argument)
+        # Hidden ones are previews and what macOS lays beside files.
+        is_hidden = lambda file: any(x.startswith(".") for x in file.relative_to(folder).parts)
+        files = [str(f) for f in sorted(folder.rglob("*"))
+                 if f.suffix.lower() in ENDINGS and f.is_file() and not is_hidden(f) and not (
+                     earlier and os.path.abspath(f).startswith(earlier + os.sep))]
         if not files:
             raise FileNotFoundError(f"no picture in the folder {argument} (files that end in "
                                     f"{', '.join(ENDINGS)})")

@@ -184,6 +184,15 @@ def test_results_and_label_maps_in_the_same_folder_are_no_pictures(place, monkey
         (place / "in/a_mask.png").unlink()
 
 
+def test_hidden_files_and_folders_are_no_pictures(tmp_path):
+    folder = tmp_path / ".album"  # which was named itself
+    for name in ("a.jpg", "._a.jpg", ".thumbnails/a.jpg", "b/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    assert [p.name for p in picture_files.find([str(folder)])] == ["a", "b/c"]
+
+
+
 def test_an_upright_header_is_enough_to_see_that_a_label_map_fits(place, tmp_path):
     turned = Image.new("RGB", (40, 20))
     exif = turned.getexif()
