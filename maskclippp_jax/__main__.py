@@ -21,6 +21,10 @@ def main() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except KeyboardInterrupt:  # while it was still importing
         print("interrupted", file=sys.stderr)
         code = 130

@@ -5,6 +5,7 @@ The command line calls what is here, so that both give the same.
 
 import collections
 import functools
+import numbers
 import os
 import typing
 import warnings
@@ -352,8 +353,8 @@ class Model:
     def _words_of(self, classes: ClassesLike, minimum_score: float, distractors: ClassesLike
                   ) -> tuple[Words, Unnamed]:
         """Classes with distractors behind them, and which masks get no name."""
-        if not 0 <= minimum_score <= 1:
-            raise ValueError(f"got minimum_score={minimum_score}, wanted 0 ... 1")
+        if not isinstance(minimum_score, numbers.Real) or not 0 <= minimum_score <= 1:
+            raise ValueError(f"got minimum_score={minimum_score!r}, wanted 0 ... 1")
         if isinstance(distractors, typing.Sized) and not len(distractors):
             return self.vocabulary(classes), Unnamed(minimum_score)
         others = _vocabulary_of(distractors)

@@ -63,6 +63,8 @@ TEMPLATES_TIPS = (
     "a {} in a video game.", "art of the {}.", "a photo of the small {}.", "a photo of many {}.",
     "a photo of {}s.")
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # signs that nobody sees
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -94,7 +96,7 @@ class Vocabulary:
             defaults = ["thing", str(next(free)), ""]
             columns = [c or default for c, default in zip(columns, defaults)] + columns[3:]
             kind, dataset_id, color = [*columns, *defaults[len(columns):]][:3]
-            if (len(columns) > 3 or kind not in ("thing", "stuff") or not dataset_id.isdigit()
+            if (len(columns) > 3 or kind not in ("thing", "stuff") or not dataset_id.isdecimal()
                     or not re.fullmatch("(#[0-9a-fA-F]{6})?", color)):
                 raise ValueError(f"{name}, line {number}: got {line!r}, wanted names separated by "
                                  "commas, then optionally, after tabs, thing or stuff, a number, "
@@ -129,7 +131,7 @@ class Vocabulary:
                                     "separated by commas")
         text = storage.read_text(path)
         vocabulary = cls.from_text(text, file.name, skip)
-        if any(vocabulary.classes == cls.shipped(name).classes for name in shipped_names()):
+        if vocabulary.is_copy():
             return vocabulary
         check_names(text, path)
         return dataclasses.replace(vocabulary, classes=tuple(
@@ -146,8 +148,10 @@ class Vocabulary:
 
     @classmethod
     def load(cls, name: str) -> "Vocabulary":
-        """A shipped vocabulary by its name, or a names file by its path (ends in .txt)."""
-        return cls.from_file(name) if name.endswith(".txt") else cls.shipped(name)
+        """A shipped vocabulary by its name, or a names file by its path."""
+        is_file = name.endswith(".txt") or (
+            name not in shipped_names() and storage.path(name).is_file())
+        return cls.from_file(name) if is_file else cls.shipped(name)
 
     @classmethod
     def from_string(cls, text: str) -> "Vocabulary":
@@ -159,7 +163,14 @@ class Vocabulary:
         classes = [c.split(",") for c in text.split(";") if c.strip()]
         if not classes:
             raise ValueError("the class list is empty; write e.g. --classes=\"cat;dog,puppy\"")
-        return cls._of_people(classes, f"the class list {text!r}", "command line")
+        what = f"the class list {text!r}"
+        vocabulary = cls._of_people(classes, what, "command line")
+        seen: dict[str, str] = {}
+        for name in (n for names in vocabulary.classes for n in names):
+            first = seen.setdefault(_to_model(name), name)
+            if first != name:
+                raise ValueError(f"{what}: {name!r} is {first!r} to the model; keep one of them")
+        return vocabulary
 
     @classmethod
     def from_names(cls, names: typing.Sequence[str]) -> "Vocabulary":
@@ -168,6 +179,9 @@ class Vocabulary:
         Raises:
           ValueError: an empty list, an empty name, or a name that is given twice.
         """
+        if not isinstance(names, typing.Iterable):
+            raise ValueError(f"got {names!r} for the classes, wanted a list of names such as "
+                             "[\"cat\", \"dog, puppy\"]")
         names = list(names)
         wrong = next((n for n in names if not isinstance(n, str)), None)
         if wrong is not None:
@@ -184,11 +198,19 @@ class Vocabulary:
         names = [n for c in classes for n in c]
         if "" in names:
             raise ValueError(f"{what} has an empty name; remove it, or the comma too many")
+        if wrong := next(filter(_CONTROL.search, names), None):
+            raise ValueError(f"the name {wrong!r} holds a line break or another control character; "
+                             "give each name on its own (a file with a class a line is a "
+                             "--names_file)")
         twice = sorted(n for n, count in collections.Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"the class list names {', '.join(map(repr, twice))} more than once; "
                              "keep one of each")
         return cls(name, classes, (True,) * len(classes), tuple(range(len(classes))))
+
+    def is_copy(self) -> bool:
+        """Whether its names are those of a shipped vocabulary, to the letter."""
+        return any(self.classes == self.shipped(name).classes for name in shipped_names())
 
     def first(self, count: int) -> "Vocabulary":
         """Its first classes."""
@@ -296,6 +318,11 @@ def plain(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).casefold())).strip()
 
 
+def _to_model(name: str) -> str:
+    """What a CLIP reads, to which capitals are small letters and blanks one blank."""
+    return " ".join(name.casefold().split())
+
+
 def check_names(text: str, path: str) -> None:
     """Refuses the content of a names file that is no list of names, though it can be read as one;
     see `Vocabulary.from_file`."""
@@ -317,7 +344,10 @@ def check_names(text: str, path: str) -> None:
             if not name.strip():
                 raise ValueError(f"{path}, line {number}: {line!r} has an empty name; remove the "
                                  "comma too many")
-            key = " ".join(name.casefold().split())
+            if _CONTROL.search(name):
+                raise ValueError(f"{path}, line {number}: {name!r} holds a control character; "
+                                 "remove it")
+            key = _to_model(name)
             if key in seen:
                 place, before = seen[key]
                 raise ValueError(f"{path}, line {number}: {name.strip()!r} is {before!r} of line "

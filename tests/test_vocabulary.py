@@ -89,7 +89,8 @@ def test_synonyms_are_drawn_from_their_own_class():
 
 @pytest.mark.parametrize("text, words", [
     ("", "is empty"), (" ; ", "is empty"), ("cat;dog,", "empty name"),
-    ("cat;dog,cat", "'cat' more than once")])
+    ("cat;dog,cat", "'cat' more than once"), ("Cat;dog,cat", "'cat' is 'Cat' to the model"),
+    ("grass\ncoins", r"'grass\\ncoins' holds a line break"), ("a\x01b", "control character")])
 def test_a_bad_class_list_is_explained(text, words):
     with pytest.raises(ValueError, match=words):
         Vocabulary.from_string(text)
@@ -105,11 +106,19 @@ def test_bad_names_files_are_explained(tmp_path):
     with pytest.raises(ValueError, match="line 1.*wanted names"):
         Vocabulary.from_file(str(tmp_path / "x.txt"))
     for line, words in (("cat\tthing\t3\tred", "a colour like"),
+                        ("cat\tthing\t\N{SUPERSCRIPT TWO}", "wanted names"),
                         ("cat\ndog\tthing\t0", "id 0 belongs to 'cat' already")):
         with pytest.raises(ValueError, match=words):
             Vocabulary.from_text(line, "x.txt")
+    (tmp_path / "x.txt").write_text("cat\nd\x01g\n")
+    with pytest.raises(ValueError, match="line 2: 'd.x01g' holds a control character"):
+        Vocabulary.from_file(str(tmp_path / "x.txt"))
     with pytest.raises(ValueError, match="no vocabulary 'ade'; there are ade20k_150"):
         Vocabulary.shipped("ade")
+    (tmp_path / "x.csv").write_text("cat\n")
+    assert Vocabulary.load(str(tmp_path / "x.csv")).classes == (("cat",),)
+    with pytest.raises(ValueError, match="got None for the classes, wanted a list"):
+        Vocabulary.from_names(None)
 
 
 def test_a_small_model_knows_its_words_and_says_which_it_does_not():

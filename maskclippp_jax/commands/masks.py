@@ -27,6 +27,7 @@ from absl import flags, logging
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "export|inspect|from_files|to_files|pictures", ("generator",)
+FOLDERS = ("output",)
 
 CONFIG = cli.define_config("whose evaluation the masks of `export` are for")
 
@@ -107,7 +108,7 @@ def from_files() -> None:
     from maskclippp_jax.runtime import storage
 
     _need("bundle", "masks", "dataset")
-    storage.check_writable(BUNDLE.value)
+    storage.check_writable(BUNDLE.value, folder=True)
     count = bundle_tools.from_files(BUNDLE.value, MASKS.value, _source(), _dataset(),
                                     nothing=NOTHING.value, allow_missing=ALLOW_MISSING.value)
     logging.info("wrote %s, %d pictures", BUNDLE.value, count)

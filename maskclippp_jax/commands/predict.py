@@ -28,14 +28,18 @@ Masks that fit none of the names get the nearest one all the same, unless `--min
 `--else="other;background"` leaves them without one: they are nothing in the label map then.
 """
 
+import os
+
 from absl import flags, logging
 
 from maskclippp_jax.drawing import VIEWS
 from maskclippp_jax.runtime import cli
 from maskclippp_jax.runtime.background import Background
 
+RESULTS = (".overlay.png", ".labels.png", ".json")  # of a picture
 _UNWRITTEN = 2  # results that wait to be written: with masks at full size one may take gigabytes
 POSITIONAL, BUCKETS = "PICTURE|FOLDER...", ("checkpoint", "generator", "names_file", "output")
+FOLDERS = ("output",)
 MEMORY = "--batch_size=1 takes less, and --tiles=1024 for large pictures"
 
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
@@ -73,7 +77,8 @@ FAST = flags.DEFINE_bool("fast", False, "pad pictures so that most share the gen
 
 
 def main(arguments):
-    from maskclippp_jax.data import images, label_maps, picture_files, regions, tiling
+    from maskclippp_jax.data import bundles, images, label_maps, picture_files, regions, tiling
+    from maskclippp_jax.runtime.console import counted
     from maskclippp_jax.vocabulary import Vocabulary
 
     images.limit_pixels(MAX_PIXELS.value)
@@ -101,11 +106,17 @@ def main(arguments):
         from maskclippp_jax.naming import annotation_writer
 
         annotation_writer.check_formats(formats)
-    pictures = picture_files.find(arguments, masks=MASKS.value, bundle=BUNDLE.value,
-                                  leave_out=OUTPUT.value)
+    results_in = dict.fromkeys(formats)  # folders below --output
+    pictures = picture_files.find(
+        arguments, masks=MASKS.value, bundle=BUNDLE.value,
+        leave_out=[OUTPUT.value, *(os.path.join(OUTPUT.value, f) for f in results_in)])
     # Headers are looked at before anything is written, so that a bad file costs nothing.
     pictures, skipped = picture_files.check(pictures, skip_broken=SKIP_BROKEN.value,
                                             in_tiles=TILES.value is not None)
+    if "://" not in OUTPUT.value:
+        picture_files.check_results(
+            pictures, OUTPUT.value, RESULTS if "json" in FORMAT.value else (), results_in,
+            [f for f in (MASKS.value, NAMES_FILE.value) if f and "{stem}" not in f])
     if MASKS.value is BUNDLE.value is GENERATOR.value is REGIONS.value is None:
         raise ValueError("nothing says where masks come from; give --generator=eomt-l-640 (or "
                          "another one: convert --list), or masks in files, "
@@ -159,19 +170,20 @@ def main(arguments):
     for problem in skipped:
         logging.warning("left out: %s", problem)
     if not written:
-        raise ValueError(f"none of the {len(skipped)} pictures can be used; {skipped[0]}")
+        raise ValueError(f"no picture can be used; {skipped[0]}")
     if without:
-        logging.warning("no mask in %d pictures, such as %s", len(without), without[0])
+        logging.warning("no mask in %s", bundles.some(without))
     if left_numbers:
         logging.info("in the label maps %s meant nothing",
                      ", ".join(map(str, sorted(left_numbers))))
     if zeros:
-        logging.info("in %d label maps 0 was a mask like the others; --nothing=0 leaves it out",
-                     zeros)
+        logging.info("in %s 0 was a mask like the others; --nothing=0 leaves it out",
+                     counted(zeros, "label map"))
     if nameless:
-        logging.info("%d masks got no name%s", nameless,
+        logging.info("%s got no name%s", counted(nameless, "mask"),
                      "; the JSON files say why" if "json" in FORMAT.value else "")
-    left = f"; left out {len(skipped)} that cannot be read" if skipped else ""
-    files = ["*.overlay.png, *.labels.png, *.json"] if "json" in FORMAT.value else []
-    logging.info("named %d masks of %d pictures%s; wrote %s/%s", masks, written, left, OUTPUT.value,
-                 ", ".join([*files, *(f"{name}/" for name in dict.fromkeys(formats))]))
+    left = f"; left out {len(skipped)}" if skipped else ""
+    files = [f"*{ending}" for ending in RESULTS] if "json" in FORMAT.value else []
+    logging.info("named %s of %s%s; wrote %s/%s", counted(masks, "mask"),
+                 counted(written, "picture"), left, OUTPUT.value,
+                 ", ".join([*files, *(f"{name}/" for name in results_in)]))

@@ -17,6 +17,7 @@ write. --dry_run needs none: it shows the files and the card.
 from absl import flags
 
 POSITIONAL, BUCKETS = "", ("checkpoint", "results")
+FOLDERS = ("output",)
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "folder of a training run (its newest "
                                  "checkpoint), or of one checkpoint in it")

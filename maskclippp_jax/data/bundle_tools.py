@@ -102,6 +102,8 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
                          "--allow_missing")
     place = pathlib.Path(folder)
     bundle_writer.refuse_finished(folder)
+    if place.is_dir() and any(place.iterdir()):
+        raise FileExistsError(f"{folder} holds other files; choose a new folder, or empty it")
     # Another command may follow after one that failed, so nothing is begun in the folder itself.
     growing = place.with_name(f".incomplete-{place.name}")
     with storage.locked(growing, f"another process is writing {folder}; wait until it has ended"):

@@ -3,6 +3,7 @@
 import glob
 import os
 import pathlib
+import re
 import typing
 
 from maskclippp_jax.data import bundles, images, mask_files, transforms
@@ -21,7 +22,7 @@ class PictureFile(typing.NamedTuple):
 
 
 def find(arguments: typing.Sequence[str], *, masks: str | None = None,
-         bundle: str | None = None, leave_out: str | None = None) -> list[PictureFile]:
+         bundle: str | None = None, leave_out: typing.Sequence[str] = ()) -> list[PictureFile]:
     """The pictures that files, folders and patterns stand for, each once.
 
     Args:
@@ -29,7 +30,9 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
       masks: pattern of files or folders of masks, in which {stem} is a picture's name; or a JSON of
         COCO's form for all; None: there are none.
       bundle: folder of a bundle of masks, whose ids end as the pictures' names do.
-      leave_out: folder whose files are no pictures to be found (earlier results).
+      leave_out: folders whose files are no pictures to be found (earlier results), unless they are
+        asked for themselves. Of results `x.overlay.png` and `x.labels.png` beside `x.json` none
+        ever is.
 
     Raises:
       FileNotFoundError: one of them stands for no picture, or masks are not there.
@@ -106,19 +109,49 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool, in_tiles
                 raise
             problems.append(str(error))
     if not good:
-        raise ValueError(f"none of the {len(pictures)} pictures can be used; {problems[0]}")
+        raise ValueError(f"no picture can be used; {problems[0]}")
     return good, problems
 
 
-def _files_of(argument: str, leave_out: str | None) -> list[str]:
+def check_results(pictures: typing.Sequence[PictureFile], output: str,
+                  endings: typing.Sequence[str], folders: typing.Sequence[str],
+                  others: typing.Sequence[str]) -> None:
+    """Refuses results that would take the place of what they are made from.
+
+    Args:
+      pictures: see `find`.
+      output: folder of the results, on a disk.
+      endings: of the results of a picture, which are called as it is.
+      folders: in `output` that get further results.
+      others: files that are read as well.
+
+    Raises:
+      ValueError: one of them would.
+    """
+    given = {os.path.abspath(f): f for f in (
+        *others, *(p.masks for p in pictures if isinstance(p.masks, str)),
+        *(p.path for p in pictures))}
+    place = os.path.abspath(output)
+    made = (os.path.join(place, p.name + ending) for p in pictures for ending in endings)
+    lost = next((given[file] for file in made if file in given), None) or next(
+        (file for where, file in given.items() for folder in folders
+         if where.startswith(os.path.join(place, folder, ""))), None)
+    if lost:
+        raise ValueError(f"results in {output} would take the place of {lost}, which they are made "
+                         "from; choose another --output")
+
+
+def _files_of(argument: str, leave_out: typing.Sequence[str]) -> list[str]:
     if os.path.isdir(argument):
-        earlier = leave_out and os.path.abspath(leave_out)
+        inside = lambda file, folder: os.path.join(os.path.abspath(file), "").startswith(
+            os.path.join(os.path.abspath(folder), ""))
+        earlier = [f for f in leave_out if not inside(argument, f)]
         folder = pathlib.Path(argument)
         # Hidden ones are previews and what macOS lays beside files.
         is_hidden = lambda file: any(x.startswith(".") for x in file.relative_to(folder).parts)
         files = [str(f) for f in sorted(folder.rglob("*"))
-                 if f.suffix.lower() in ENDINGS and f.is_file() and not is_hidden(f) and not (
-                     earlier and os.path.abspath(f).startswith(earlier + os.sep))]
+                 if f.suffix.lower() in ENDINGS and f.is_file() and not is_hidden(f)
+                 and not _is_result(f) and not any(inside(f, e) for e in earlier)]
         if not files:
             raise FileNotFoundError(f"no picture in the folder {argument} (files that end in "
                                     f"{', '.join(ENDINGS)})")
@@ -130,6 +163,12 @@ def _files_of(argument: str, leave_out: str | None) -> list[str]:
         raise FileNotFoundError(f"no file {argument}" + (
             ", and none that fits the pattern" if glob.has_magic(argument) else ""))
     return files
+
+
+def _is_result(file: pathlib.Path) -> bool:
+    stem = re.fullmatch(r"(.+)\.(overlay|labels)\.png", file.name)
+    return bool(stem) and file.with_name(f"{stem[1]}.json").is_file()
+
 
 
 def _name_of(place: str, root: str) -> str:

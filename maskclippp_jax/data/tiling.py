@@ -5,6 +5,7 @@ least what is asked for and none is padded; a picture that is smaller than a til
 near the edge of a tile its network sees without its surroundings: there a neighbour knows better.
 """
 
+import numbers
 import re
 import typing
 
@@ -53,6 +54,9 @@ class Window(typing.NamedTuple):
 
 def check(tiles: Tiles) -> None:
     """Raises ValueError if tiles have no size, or more overlap than that."""
+    for name, value in zip(("tiles", "overlap"), tiles):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise ValueError(f"got {value!r} for {name}, wanted a whole number of pixels")
     if tiles.side < 16:
         raise ValueError(f"got --tiles={tiles.side}, wanted their side in pixels, such as 1024")
     if not 0 <= tiles.overlap < tiles.side:

@@ -134,4 +134,4 @@ def check_formats(formats: typing.Sequence[str]) -> None:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats or isinstance(formats, str):
         raise ValueError(f"got the formats {formats!r}, wanted a list of some of "
-                         f"{', '.join(FORMATS)}")
+                         f"{', '.join(FORMATS)}; on the command line json as well")

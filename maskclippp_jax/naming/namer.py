@@ -239,7 +239,7 @@ class Namer:
                 seen = inference.seen_classes(self.config, vocabulary)
             self._opinions = {key: segmenter.opinion_in(  # the newest one is asked for again
                 self.config.eval, vocabulary, seen, bundle, inference.num_rows(vocabulary),
-                must_share=isinstance(bundle, Bundle))}
+                must_share=isinstance(bundle, Bundle) and self.config.eval.ensemble)}
         return self._opinions[key]
 
     # Programs; made when they are first asked for.

@@ -97,7 +97,8 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
     Args:
       command: its module: `main(arguments)`, which gets those that are no flags; POSITIONAL, words
         that say what these are ("" if it takes none); BUCKETS, flags that may name a folder or a
-        file in a bucket (gs://...). It may have MEMORY, which of its flags take less memory.
+        file in a bucket (gs://...). It may have FOLDERS, flags beside --workdir that name folders
+        it writes, and MEMORY, which of its flags take less memory.
       arguments: what was typed after its name.
 
     Returns:
@@ -126,7 +127,7 @@ def run(command: types.ModuleType, arguments: typing.Sequence[str]) -> int:
         if rest and not command.POSITIONAL:
             raise ValueError(f"got the argument {rest[0]!r}, wanted flags only (--name=value); "
                              f"see maskclippp {name} --help")
-        _check_buckets(command.BUCKETS)
+        _check_places(command.BUCKETS, ("workdir", *getattr(command, "FOLDERS", ())))
         programs.keep(flags.FLAGS["programs"].value)
         if not gc.isenabled():
             # What was imported stays. Python need not look through it, not even at the end, where
@@ -204,8 +205,12 @@ def _shown(value) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _check_buckets(allowed: typing.Sequence[str]) -> None:
-    """Sees that flags name buckets only where they may, and such as can be used.
+def _check_places(allowed: typing.Sequence[str], folders: typing.Sequence[str]) -> None:
+    """Sees that flags name places that can be written, and buckets only where they may.
+
+    Args:
+      allowed: flags that may name a bucket.
+      folders: flags that name folders.
 
     Raises:
       ValueError: else.
@@ -216,12 +221,14 @@ def _check_buckets(allowed: typing.Sequence[str]) -> None:
             # What a configuration names is looked at where it is read.
             if name.startswith("config.") or not isinstance(value, str):
                 continue
+            if not value and name in _WRITTEN:
+                raise ValueError(f"--{name} is empty; name a place, or leave the flag out")
             if not value or "://" not in value and name not in _WRITTEN:
                 continue
             from maskclippp_jax.runtime import storage  # slow to import, and rarely needed
 
             if name in _WRITTEN:
-                storage.check_writable(value)
+                storage.check_writable(value, folder=name in folders)
             if not storage.on_bucket(value):
                 continue
             if name not in allowed:

@@ -43,5 +43,10 @@ def say(*parts: str | tuple[str, str]) -> None:
     _console().print(Text.assemble(*parts), soft_wrap=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """"1 mask", "2 masks"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _console() -> Console:
     return Console(markup=False, highlight=False)

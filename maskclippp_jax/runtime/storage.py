@@ -100,8 +100,8 @@ def check(name: Name, *, write: bool = False) -> None:
                          f"bucket {bucket}")
 
 
-def check_writable(name: Name) -> None:
-    """Sees, before any work, that a file or a folder can be written; nothing is made.
+def check_writable(name: Name, *, folder: bool = False) -> None:
+    """Sees, before any work, that a file, or a folder, can be written; nothing is made.
 
     Raises:
       ValueError: it cannot; says where it fails.
@@ -111,7 +111,7 @@ def check_writable(name: Name) -> None:
         return  # see `check`
     place = pathlib.Path(place)
     there = cache.existing(place)
-    if there != place and not there.is_dir():
+    if (there != place or folder) and not there.is_dir():
         raise ValueError(f"{name} cannot be written: {there} is a file, wanted a folder; choose "
                          "another place")
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):

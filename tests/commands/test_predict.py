@@ -109,7 +109,7 @@ def test_broken_pictures_end_all_or_are_named_counted_and_left_out(place, tmp_pa
     assert not (tmp_path / "out").exists()  # its header tells, so nothing was written
     done = predict(place, *words, "--skip_broken", "--batch_size=2")
     assert done.returncode == 0, done.stderr
-    assert "left out 2 that cannot be read" in done.stderr
+    assert "; left out 2; wrote" in done.stderr
     assert all(f"left out: {tmp_path}/{n}.png cannot be read" in done.stderr for n in "bc")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
         "a.json", "a.labels.png", "a.overlay.png"}
@@ -175,7 +175,7 @@ def test_names_of_results_are_paths_below_the_folder_of_all_pictures(place, monk
 def test_results_and_label_maps_in_the_same_folder_are_no_pictures(place, monkeypatch):
     monkeypatch.chdir(place)
     names = lambda *words, **kw: [f.name for f in picture_files.find(words, **kw)]
-    assert names("in", leave_out="in/sub") == ["a"]
+    assert names("in", leave_out=["in/sub"]) == ["a"]
     (place / "in/a_mask.png").write_bytes((place / "masks/a.png").read_bytes())
     try:
         assert names("in") == ["a", "a_mask", "sub/a", "sub/b"]
@@ -191,6 +191,38 @@ def test_hidden_files_and_folders_are_no_pictures(tmp_path):
         (folder / name).write_bytes(b"")
     assert [p.name for p in picture_files.find([str(folder)])] == ["a", "b/c"]
 
+
+def test_pictures_in_the_folder_of_the_results_are_found_and_results_are_not(tmp_path):
+    for name in ("a.png", "a.overlay.png", "a.labels.png", "a.json", "b.labels.png", "voc/c.png",
+                 "out/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = picture_files.find([str(tmp_path)], leave_out=[str(tmp_path), f"{tmp_path}/voc"])
+    assert [p.name for p in found] == ["a", "b.labels", "out/a"]
+    found = picture_files.find([str(tmp_path)], leave_out=[f"{tmp_path}/out"])
+    assert [p.name for p in found] == ["a", "b.labels", "voc/c"]
+    assert [p.name for p in picture_files.find([f"{tmp_path}/out"],
+                                               leave_out=[str(tmp_path)])] == ["a"]
+
+
+@pytest.mark.parametrize("words, lost", [
+    ("@/a.png --masks=@/{stem}.json", "a.json"),
+    ("@/a.png --masks=@/{stem}.labels.png", "a.labels.png"),
+    ("@/a.png @/a.overlay.png --regions=grid", "a.overlay.png"),
+    ("@/a.png --masks=@/voc/{stem}.png --format=voc", "voc/a.png")])
+def test_results_take_the_place_of_nothing_that_they_are_made_from(place, tmp_path, words, lost):
+    (tmp_path / "voc").mkdir()
+    for name in ("a.png", "a.overlay.png"):
+        (tmp_path / name).write_bytes((place / "in/a.png").read_bytes())
+    for name in ("a.labels.png", "voc/a.png"):
+        (tmp_path / name).write_bytes((place / "masks/a.png").read_bytes())
+    (tmp_path / "a.json").write_text("[]")
+    contents = lambda: {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = contents()
+    done = predict(place, *words.replace("@", str(tmp_path)).split(), "--classes=red one",
+                   f"--output={tmp_path}")
+    assert done.returncode == 2 and f"would take the place of {tmp_path}/{lost}" in done.stderr
+    assert contents() == before
 
 
 def test_an_upright_header_is_enough_to_see_that_a_label_map_fits(place, tmp_path):

@@ -354,6 +354,11 @@ def test_a_conversion_that_failed_leaves_nothing_and_does_not_refuse_the_next_on
     with pytest.raises(ValueError, match="b%2Fc.json, mask 0 has runs of 1 pixels"):
         write("{id}.json")
     assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/other").touch()
+    with pytest.raises(FileExistsError, match="b holds other files; choose a new folder"):
+        write("{id}.png")
+    (tmp_path / "b/other").unlink()
     write("{id}.png")
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "b"])
     assert set(bundles.Bundle(tmp_path / "b").pictures) == set(SIZES)

@@ -34,6 +34,11 @@ def test_names_that_are_there_twice_are_told_with_their_first_place():
         "cat\nCat\n", "n.txt", TEMPLATES_14).refused
 
 
+def test_a_copy_of_a_shipped_file_is_not_refused():
+    copy = Vocabulary.shipped("ade20k_150").to_text()
+    assert names_check.check(copy, "n.txt", TEMPLATES_14).refused is None
+
+
 def test_names_of_another_vocabulary_are_marked():
     found = remarks("sky\nTraffic_Light\nlynx\n", other=Vocabulary.from_string("sky;traffic light"))
     assert found["sky"] == "in command line" and found["lynx"] == ""

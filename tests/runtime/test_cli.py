@@ -40,6 +40,24 @@ __main__.main()
     assert enabled == "True" and int(frozen) > 10_000, done.stderr
 
 
+def test_who_reads_what_is_printed_may_stop():
+    for words in ("--help", "ade20k_847"):
+        # Its end of the pipe is closed before anything is written.
+        with subprocess.Popen([sys.executable, "-m", "maskclippp_jax", "names", words],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            process.stdout.close()
+            assert process.stderr.read() == "" and process.wait() == 1
+
+
+@pytest.mark.parametrize("output, says", [
+    ("", "--output is empty; name a place"), ("file", "file is a file, wanted a folder")])
+def test_a_folder_for_results_is_looked_at_before_the_work(tmp_path, output, says):
+    (tmp_path / "file").touch()
+    done = subprocess.run([sys.executable, "-m", "maskclippp_jax", "predict", f"--output={output}"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr
+
+
 def test_letters_that_the_terminal_lacks_are_written_otherwise(tmp_path):
     (tmp_path / "names.txt").write_text("Caf\N{LATIN SMALL LETTER E WITH ACUTE}\n", "utf-8")
     done = subprocess.run(
