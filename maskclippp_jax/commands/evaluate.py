@@ -42,6 +42,7 @@ from absl import flags
 from maskclippp_jax.runtime import cli
 
 POSITIONAL = ""
+FOLDERS = ("save_predictions",)
 MEMORY = ("--config.eval.batch_size=1 takes less, and so does a smaller --config.eval.short_side, "
           "which moves the results")
 BUCKETS = ("workdir", "checkpoint", "bundle", "generator", "save_predictions", "bundles",
