@@ -104,6 +104,9 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
     else:  # each data set has masks of its own
         truths = [Truth({name: source}, config.eval.split)
                   for name, source in together.sources.items()]
+    for name in names:  # before the first one is evaluated
+        if name != _PERFECT:
+            loading.check_there(name)
     protocol = protocols.describe(config, together, bundles, missing=missing, oracle=options.oracle)
     behind = protocols.behind(config, together)
 
