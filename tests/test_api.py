@@ -449,6 +449,10 @@ def test_segment_names_what_the_generator_finds(finder, tmp_path):
     stored = finder.name(image, mc.Bundle(tmp_path / "bundle")["a"], CLASSES)
     np.testing.assert_allclose(stored.scores, found.scores, atol=1e-3)  # masks are float16 there
     np.testing.assert_allclose(stored.void, found.void, atol=1e-6)
+    others = "purple two;white coins"  # none of them a class of the bundle: its void counts
+    stored = finder.name(image, mc.Bundle(tmp_path / "bundle")["a"], others)
+    np.testing.assert_allclose(stored.void, finder.segment(image, others).void, atol=1e-6)
+    assert (stored.void > 0).all()
 
 
 def test_many_pictures_are_segmented_as_one_after_the_other(finder):
