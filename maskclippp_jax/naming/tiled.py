@@ -19,6 +19,7 @@ import numpy as np
 
 from maskclippp_jax.data import tiling
 from maskclippp_jax.data.bundles import PictureMasks
+from maskclippp_jax.data.label_maps import Nothing
 from maskclippp_jax.data.tiling import Tiles, Window
 from maskclippp_jax.naming import given, postprocess
 from maskclippp_jax.naming.ensembles import MaskScores
@@ -195,8 +196,7 @@ class SomeMasks:
 class Cut:
     """A picture in tiles, whose masks are put together as the tiles are named."""
 
-    def __init__(self, image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | None,
-                 tiles: Tiles):
+    def __init__(self, image: ImageLike, masks: MasksLike, nothing: Nothing, tiles: Tiles):
         """Reads the picture, and its masks unless they are to be made of each tile.
 
         Raises:
