@@ -4,7 +4,7 @@
     x.json       masks with `segmentation`, COCO's run lengths or polygons: a list, or an object
                  with a list `annotations`, as SAM writes them; the order is kept, masks may overlap
                  or be empty. Of a list `images` file names say whose masks they are, if there are
-                 several, and sizes have to be the picture's; other fields do not matter
+                 several, and for which size polygons are; other fields do not matter
     x.png, .tif  label maps: each number is a mask, ascending, but those that mean nothing; see
                  `label_maps`. Of colour pictures the number is R + 256 G + 65536 B
     x.npy        a label map [H, W] of integers, or masks [N, H, W] of bool, of 0 and 1 (or 255), or
@@ -207,10 +207,11 @@ def of_each_picture(path: str) -> dict[str, list[dict]] | None:
 
 
 def check_sizes(rows: typing.Sequence[typing.Mapping], size: tuple[int, int], what: str) -> None:
-    """Sees that rows of `of_each_picture` are for a picture of this size (height, width).
+    """Sees that polygons are for a picture of this size (height, width).
 
     Args:
-      rows: any without `picture_size` fit.
+      rows: of `of_each_picture`; those without `picture_size` fit, and run lengths, which have a
+        size of their own.
       size: of the picture.
       what: the masks are, for messages.
 
@@ -219,7 +220,7 @@ def check_sizes(rows: typing.Sequence[typing.Mapping], size: tuple[int, int], wh
     """
     for row in rows:
         height, width = row.get("picture_size", size)
-        if (height, width) != tuple(size):
+        if (height, width) != tuple(size) and isinstance(row["segmentation"], list):
             raise ValueError(f"{what} are of a picture of {width}x{height} pixels, this one has "
                              f"{size[1]}x{size[0]}; give that one, or masks of this size")
 

@@ -194,6 +194,10 @@ def test_polygons_for_a_picture_of_another_size_are_refused(tmp_path):
             picture_files.check(found, skip_broken=False)
         file.write_text(coco(names, height=6, width=8))
         picture_files.check(picture_files.find([picture], masks=str(file)), skip_broken=False)
+    content = json.loads(coco(["a.png"], height=3, width=4))
+    content["annotations"][0]["segmentation"] = run_lengths.encode(MASKS[0, :3, :4])
+    file.write_text(json.dumps(content))  # run lengths have a size of their own
+    assert mask_files.read_masks(str(file), SIZE).shape == (1, 3, 4)
 
 
 def test_a_folder_of_pictures_that_are_not_read_is_not_one_without_masks(tmp_path):
