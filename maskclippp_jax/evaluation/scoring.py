@@ -57,8 +57,9 @@ def score(request: Request) -> tuple[dict, dict]:
         categories, frequency, pictures = coco_files.read_instances(request.instances_json)
         names = {p.name: p.name for p in pictures.values()}
         names |= {i: p.name for i, p in pictures.items()}
-        facts = {p.name: dict(true=p.segments, negative=p.negative,
-                              not_exhaustive=p.not_exhaustive) for p in pictures.values()}
+        # In the order of their ids, as COCO's scorer takes them: of equal scores the first counts.
+        facts = {p.name: dict(image_id=i, true=p.segments, negative=p.negative,
+                              not_exhaustive=p.not_exhaustive) for i, p in pictures.items()}
         results["instances"] = score_instances(
             request, manifest, InstanceSegmentation(categories, frequency), names,
             facts.__getitem__, request.instances_json)
@@ -154,7 +155,8 @@ def score_instances(request: Request, manifest: dict | None, metric: InstanceSeg
       manifest: of the predictions, if they are ours.
       metric: without pictures.
       names: of all pictures, by whatever a prediction may call them.
-      read_truth: what `InstanceSegmentation.process` wants to know of a picture.
+      read_truth: what `InstanceSegmentation.process` wants to know of a picture; without an
+        `image_id` its name is one.
       truth: where the truth is from, for messages.
     """
     file = str(storage.path(request.predictions) / "instances.json")
@@ -168,7 +170,7 @@ def score_instances(request: Request, manifest: dict | None, metric: InstanceSeg
                              "score it against its own truth")
         found[names[row["image_id"]]].append(row)
     for name in found:
-        metric.process(name, found[name], **read_truth(name))
+        metric.process(**dict(image_id=name) | read_truth(name), predicted=found[name])
     return metric.evaluate()
 
 

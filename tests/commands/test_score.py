@@ -1,5 +1,7 @@
 """Predictions written, read by other tools, and scored by the command."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_data_source  # noqa: F401, defines flags of its own
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from maskclippp_jax.data import build, coco_files, images, records
 from maskclippp_jax.evaluation import predictions, scoring
@@ -291,6 +294,56 @@ def test_a_label_map_of_another_size_is_named(place, copy):
     (copy / "semantic/one.png").write_bytes(other_size)
     with pytest.raises(ValueError, match=r"semantic/one.png: the prediction is \(24, 31\)"):
         run(copy, dataset="scenes", data_dir=f"{place}/data")
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart_as_coco_does(tmp_path):
+    """Equal scores, and ids in another order than names."""
+    def box(left, width):
+        mask = np.zeros((20, 30), np.uint8)
+        mask[:10, left:left + width] = 1
+        return encode(mask)
+
+    files = {11: "b/1.jpg", 12: "a/1.jpg", 13: "0.jpg"}
+    images = [dict(id=i, file_name=f, height=20, width=30) for i, f in files.items()]
+    truth = [dict(id=n, image_id=i, category_id=1, iscrowd=0, area=100, bbox=[n, 0, 10, 10],
+                  segmentation=box(n, 10)) for n, i in enumerate(files, start=1)]
+    found = [dict(image_id=i, category_id=1, score=0.5, segmentation=box(left, 10))
+             for i, left in ((13, 15), (11, 1), (12, 4))]
+    (tmp_path / "true.json").write_text(json.dumps(dict(
+        images=images, annotations=truth, categories=[dict(id=1, name="x")])))
+    (tmp_path / "instances.json").write_text(json.dumps(found))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "true.json"))
+        scorer = COCOeval(coco, coco.loadRes(found), "segm")
+        for step in (scorer.evaluate, scorer.accumulate, scorer.summarize):
+            step()
+    got = run(tmp_path, instances_json=f"{tmp_path}/true.json")["instances"]
+    assert got["pictures"] == 3
+    assert [got["AP"], got["AP50"]] == pytest.approx([100 * n for n in scorer.stats[:2]])
+    images[0]["file_name"] = "a/1.png"
+    (tmp_path / "true.json").write_text(json.dumps(dict(
+        images=images, annotations=truth, categories=[dict(id=1, name="x")])))
+    with pytest.raises(ValueError, match="has 2 pictures called a/1, wanted files that differ"):
+        run(tmp_path, instances_json=f"{tmp_path}/true.json")
+
+
+def test_a_segment_map_is_the_prediction_of_one_picture_alone(tmp_path):
+    def write(folder, *files):
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            coco_files.write_ids(folder / file, np.full((4, 5), 7))
+        folder.with_suffix(".json").write_text(json.dumps(dict(
+            annotations=[dict(image_id=i, file_name=file, segments_info=[
+                dict(id=7, category_id=1, area=20)]) for i, file in enumerate(files)],
+            categories=[dict(id=1, name="x", isthing=1)])))
+
+    write(tmp_path / "true", "a/1.png", "b/1.png")
+    truth = dict(panoptic_json=f"{tmp_path}/true.json", panoptic_dir=f"{tmp_path}/true")
+    write(tmp_path / "panoptic", "a/1.png", "b/1.png")
+    assert run(tmp_path, **truth)["panoptic"]["counts"][1]["tp"] == 2
+    write(tmp_path / "panoptic", "1.png")
+    with pytest.raises(ValueError, match=r"has 1 picture \(1\), which the ground truth lacks"):
+        run(tmp_path, allow_missing=True, **truth)
 
 
 def test_bad_flags_end_in_one_sentence(place):
