@@ -201,7 +201,8 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
         if options.save_predictions:
             path = [options.save_predictions, *[folder.name] * several,
                     *[next(iter(truth.sources))] * (len(truths) > 1)]
-            writer = predictions.Writer("/".join(path), truth.vocabulary)
+            writer = predictions.Writer("/".join(path), truth.vocabulary,
+                                        predictions.coco_ids(truth.ids))
         evaluation = Evaluation(truth, inference.seen_classes(config, truth.vocabulary), parts,
                                 writer=writer)
         progress = Progress(folder / f"{number}", evaluation, protocol)

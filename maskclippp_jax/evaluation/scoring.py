@@ -93,7 +93,10 @@ def score_dataset(request: Request, manifest: dict | None) -> dict:
         results["panoptic"] = score_panoptic(
             request, truth.categories, truth.ids, truth.panoptic, truth.ids_of(seen))
     if "instances" in truth.parts:
-        ids = manifest["pictures"] if manifest else {n: int(n) for n in truth.ids if n.isdigit()}
+        ids = manifest["pictures"] if manifest else predictions.coco_ids(truth.ids)
+        if len(set(ids.values())) < len(ids):
+            raise ValueError(f"{request.predictions}/predictions.json has pictures of one id, as "
+                             "an earlier version gave to 1 and 01; make the predictions anew")
         names = {n: n for n in truth.ids} | {i: n for n, i in ids.items() if n in truth.ids}
         results["instances"] = score_instances(
             request, manifest,

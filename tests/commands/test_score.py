@@ -296,6 +296,38 @@ def test_a_label_map_of_another_size_is_named(place, copy):
         run(copy, dataset="scenes", data_dir=f"{place}/data")
 
 
+def test_numbers_are_ids_where_each_is_that_of_one_picture():
+    names = ["1", "01", "²", "000139", "7", "a", "9" * 30]
+    assert predictions.coco_ids(names) == dict(zip(names, ["1", "01", "²", 139, 7, "a", "9" * 30]))
+
+
+def test_instances_of_pictures_called_1_and_01_stay_apart(tmp_path):
+    places = {"1": np.s_[:9, :9], "01": np.s_[10:, 20:]}
+
+    def mask_of(name):
+        mask = np.zeros((24, 32), bool)
+        mask[places[name]] = True
+        return mask
+
+    def make(name):
+        image = images.encode_png(np.zeros((24, 32, 3), np.uint8))
+        row = records.Segment(THING, True, False)
+        return [records.instance_record(image, name, (24, 32), [encode(mask_of(name))], [row])]
+
+    build.build(f"{tmp_path}/data", "things", VOCABULARY, "instance",
+                build.Reading(dict(validation=list(places)), make), description="test")
+    writer = predictions.Writer(tmp_path / "found", VOCABULARY, predictions.coco_ids(list(places)))
+    for name in places:
+        writer.instances(name, np.array([0.9]), np.array([THING]), mask_of(name)[None])
+    writer.finish(list(places), {})
+    given = dict(dataset="things", data_dir=f"{tmp_path}/data")
+    assert run(tmp_path / "found", **given)["instances"]["AP"] == pytest.approx(100)
+    file = tmp_path / "found/predictions.json"
+    file.write_text(file.read_text().replace('"1": "1"', '"1": 1').replace('"01": "01"', '"01": 1'))
+    with pytest.raises(ValueError, match="pictures of one id, .* make the predictions anew"):
+        run(tmp_path / "found", **given)
+
+
 def test_pictures_of_one_name_in_two_folders_are_told_apart_as_coco_does(tmp_path):
     """Equal scores, and ids in another order than names."""
     def box(left, width):
