@@ -14,13 +14,14 @@ from absl import flags, logging
 
 from maskclippp_jax.runtime import cli
 
-POSITIONAL, BUCKETS = "", ("predictions", "data_dir", "output")
+POSITIONAL, BUCKETS = "", ("predictions", "data_dir", "seen_vocabulary", "output")
 
 PREDICTIONS = flags.DEFINE_string("predictions", None, "folder of the predictions")
 DATASET = flags.DEFINE_string("dataset", None, "prepared data set, or several with commas")
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "folder of the prepared data sets")
 SPLIT = flags.DEFINE_string("split", "validation", "of the data set")
-SEEN = flags.DEFINE_string("seen_vocabulary", None, "names known from training, to tell apart")
+SEEN = flags.DEFINE_string("seen_vocabulary", None, "names known from training, to "
+                            "tell apart: a shipped vocabulary, or a names file")
 PANOPTIC_JSON = flags.DEFINE_string("panoptic_json", None, "true panoptic segments")
 PANOPTIC_DIR = flags.DEFINE_string("panoptic_dir", None, "folder of their PNG files")
 INSTANCES_JSON = flags.DEFINE_string("instances_json", None, "true instances")

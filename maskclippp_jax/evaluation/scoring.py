@@ -23,7 +23,7 @@ class Request(typing.NamedTuple):
     dataset: str | None = None        # prepared data set, or several with commas
     data_dir: str = "data"
     split: str = "validation"
-    seen_vocabulary: str | None = None  # names known from training, to tell apart
+    seen_vocabulary: str | None = None  # known from training, to tell apart; see `Vocabulary.load`
     panoptic_json: str | None = None  # true panoptic segments in COCO's form ...
     panoptic_dir: str | None = None   # ... and the folder of their PNG files
     instances_json: str | None = None  # true instances in COCO's or LVIS' form
@@ -86,7 +86,7 @@ def score_dataset(request: Request, manifest: dict | None) -> dict:
                          "their own data set")
     results, seen = {}, None
     if request.seen_vocabulary:
-        seen = vocabulary.seen_in(Vocabulary.shipped(request.seen_vocabulary))
+        seen = vocabulary.seen_in(Vocabulary.load(request.seen_vocabulary))
     if "semantic" in truth.parts:
         results |= score_semantic(request, truth, seen)
     if "panoptic" in truth.parts:

@@ -235,6 +235,13 @@ def copy(place, tmp_path):
     return shutil.copytree(place / "found", tmp_path / "copy")
 
 
+def test_seen_names_may_be_those_of_a_file(place, tmp_path):
+    (tmp_path / "seen.txt").write_text(f"{VOCABULARY.classes[THING][0]}\n")
+    got = run(place / "found", dataset="scenes", data_dir=f"{place}/data",
+              seen_vocabulary=f"{tmp_path}/seen.txt")["semantic"]
+    assert got["mIoU_seen"] == pytest.approx(got["IoU"][THING])
+
+
 def test_missing_pictures_are_named_or_count_as_missed(place, copy):
     for file in ("semantic/three.png", "panoptic/three.png"):
         (copy / file).unlink()
