@@ -5,7 +5,9 @@
 `--predictions` is a folder as evaluation/predictions.py describes it, ours or another tool's.
 Label maps, panoptic segments and instances are scored against prepared data sets of their kinds
 (`--dataset`, several separated by commas); segments and instances also against COCO's own files
-(`--panoptic_json`, `--panoptic_dir`, `--instances_json`). What is given is scored.
+(`--panoptic_json`, `--panoptic_dir`, `--instances_json`). Of a data set that is the truth of
+several kinds (a panoptic one has label maps too) those are scored that the folder has, and the
+protocol says which it lacks.
 """
 
 import pathlib

@@ -242,6 +242,27 @@ def test_seen_names_may_be_those_of_a_file(place, tmp_path):
     assert got["mIoU_seen"] == pytest.approx(got["IoU"][THING])
 
 
+def test_of_a_panoptic_data_set_that_is_scored_which_is_there(place, copy, tmp_path):
+    def make(number):
+        image = images.encode_png(np.zeros((24, 32, 3), np.uint8))
+        ids, segments = segments_of(true_label(number))
+        return [records.panoptic_record(image, NAMES[number], ids, [
+            records.Segment(s["category_id"], s["isthing"], source_id=s["id"]) for s in segments])]
+
+    build.build(f"{tmp_path}/data", "parts", VOCABULARY, "panoptic",
+                build.Reading(dict(validation=[0, 1, 2]), make), description="test")
+    request = scoring.Request(str(copy), "parts", f"{tmp_path}/data")
+    results, protocol = scoring.score(request)
+    assert set(results) == {"semantic", "boundary", "panoptic"} and "not_scored" not in protocol
+    shutil.rmtree(copy / "semantic")
+    less, protocol = scoring.score(request)
+    assert less == dict(panoptic=results["panoptic"])
+    assert protocol["not_scored"] == "semantic (no semantic/)"
+    (copy / "panoptic.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no semantic/ and no panoptic.json in .*copy, wh"):
+        scoring.score(request)
+
+
 def test_missing_pictures_are_named_or_count_as_missed(place, copy):
     for file in ("semantic/three.png", "panoptic/three.png"):
         (copy / file).unlink()
