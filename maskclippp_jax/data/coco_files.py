@@ -104,6 +104,13 @@ def picture_name(file: str) -> str:
     return urllib.parse.unquote(pathlib.PurePosixPath(file).stem)
 
 
+def check_categories(categories: typing.Sequence[Category], where: object) -> None:
+    """Raises a ValueError if two categories of a JSON, which messages call `where`, have one id."""
+    often = collections.Counter(c["id"] for c in categories).most_common(1)
+    if often and often[0][1] > 1:
+        raise ValueError(f"{where} has two categories of the id {often[0][0]}; give each its own")
+
+
 def picture_names(files: typing.Sequence[str], where: str) -> list[str]:
     """The `picture_name` of each file or, if two have the same, all paths without their endings.
 
@@ -146,6 +153,7 @@ def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[Panopti
       ValueError: it is no panoptic JSON, or names a picture twice.
     """
     content = typed.read(file, Panoptic)
+    check_categories(content["categories"], file)
     is_thing = {}
     for category in content["categories"]:
         if "isthing" not in category:
@@ -176,6 +184,7 @@ def read_instances(file: str) -> tuple[list[int], dict[int, str] | None,
       pictures by their id in the file.
     """
     content = typed.read(file, Instances)
+    check_categories(content["categories"], file)
     pictures, sizes, files = {}, {}, []
     for image in content["images"]:
         file_name = image.get("file_name") or image.get("coco_url")

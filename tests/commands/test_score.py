@@ -356,6 +356,16 @@ def test_instances_of_pictures_called_1_and_01_stay_apart(tmp_path):
         run(tmp_path / "found", **given)
 
 
+@pytest.mark.parametrize("kind", ["instances", "panoptic"])
+def test_truth_with_a_category_listed_twice_is_refused(place, tmp_path, kind):
+    content = json.loads((place / f"{kind}.json").read_text())
+    content["categories"].append(content["categories"][0])
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    given = {k: v for k, v in truths(place).items() if k.startswith(kind)}
+    with pytest.raises(ValueError, match="twice.json has two categories of the id"):
+        run(place / "found", **given | {f"{kind}_json": f"{tmp_path}/twice.json"})
+
+
 def test_pictures_of_one_name_in_two_folders_are_told_apart_as_coco_does(tmp_path):
     """Equal scores, and ids in another order than names."""
     def box(left, width):

@@ -35,10 +35,7 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
     data = annotation.read()
     panoptic = b'"segments_info"' in data
     content = annotation.json(coco_files.Panoptic if panoptic else coco_files.Instances)
-    twice = [i for i, n in collections.Counter(
-        c["id"] for c in content["categories"]).items() if n > 1]
-    if twice:
-        raise ValueError(f"{annotation} has two categories of the id {twice[0]}; give each its own")
+    coco_files.check_categories(content["categories"], annotation)
     used = _uses_of_categories(content)
     categories, notes = _without_root(content["categories"], used)
     if names_file is None:
