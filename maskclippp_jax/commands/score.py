@@ -29,8 +29,9 @@ PANOPTIC_DIR = flags.DEFINE_string("panoptic_dir", None, "folder of their PNG fi
 INSTANCES_JSON = flags.DEFINE_string("instances_json", None, "true instances")
 ALLOW_MISSING = flags.DEFINE_bool("allow_missing", False,
                                   "pictures without a prediction count as missed")
-SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
-SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
+SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges",
+                               lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
 MAX_PIXELS = cli.define_max_pixels()
 OUTPUT = flags.DEFINE_string("output", None, "file for the results as JSON")
 

@@ -76,7 +76,7 @@ def score(request: Request) -> tuple[dict, dict]:
         not_scored=", ".join(without) or None,
         missing_pictures="count as missed" if request.allow_missing else "none",
         ranges=(f"95 % of {request.samples} draws of pictures, seed {request.seed}"
-                if request.samples else "none"))
+                if any("intervals" in result for result in results.values()) else "none"))
     return results, {k: v for k, v in protocol.items() if v is not None}
 
 

@@ -366,6 +366,14 @@ def test_truth_with_a_category_listed_twice_is_refused(place, tmp_path, kind):
         run(place / "found", **given | {f"{kind}_json": f"{tmp_path}/twice.json"})
 
 
+@pytest.mark.parametrize("kind, ranges", [("panoptic", "95 % of 50 draws of pictures, seed 0"),
+                                          ("instances", "none")])
+def test_the_protocol_tells_of_ranges_that_there_are(place, kind, ranges):
+    given = {k: v for k, v in truths(place).items() if k.startswith(kind)}
+    _, protocol = scoring.score(scoring.Request(f"{place}/found", samples=50, **given))
+    assert protocol["ranges"] == ranges
+
+
 def test_pictures_of_one_name_in_two_folders_are_told_apart_as_coco_does(tmp_path):
     """Equal scores, and ids in another order than names."""
     def box(left, width):
@@ -419,7 +427,8 @@ def test_a_segment_map_is_the_prediction_of_one_picture_alone(tmp_path):
 def test_bad_flags_end_in_one_sentence(place):
     for given, says in ((dict(), "got no --predictions"),
                         (dict(predictions="found"), "got no ground truth"),
-                        (dict(predictions="found", panoptic_json="panoptic.json"), "give both")):
+                        (dict(predictions="found", panoptic_json="panoptic.json"), "give both"),
+                        (dict(predictions="found", samples=-1), "samples=-1: -1 is not a non-")):
         done = command(place, output="never.json", **given)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: ") and says in done.stderr
