@@ -33,13 +33,14 @@ SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures;
                                lower_bound=0)
 SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
 MAX_PIXELS = cli.define_max_pixels()
-OUTPUT = flags.DEFINE_string("output", None, "file for the results as JSON")
+OUTPUT = flags.DEFINE_string("output", None, "file for the results as JSON; its folder is made")
 
 
 def main(arguments):
     from maskclippp_jax.data import images
     from maskclippp_jax.drawing import report
     from maskclippp_jax.evaluation import scoring
+    from maskclippp_jax.runtime import storage
 
     del arguments
     images.limit_pixels(MAX_PIXELS.value)
@@ -53,5 +54,6 @@ def main(arguments):
         SAMPLES.value, SEED.value))
     report.print_results([dict(name=pathlib.Path(PREDICTIONS.value).name, **results)], protocol)
     if OUTPUT.value:
+        storage.path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
         report.write_json(OUTPUT.value, dict(protocol=protocol, **results))
         logging.info("wrote %s", OUTPUT.value)

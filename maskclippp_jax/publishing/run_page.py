@@ -74,13 +74,15 @@ def write(workdir: epath.Path, output: storage.Name) -> None:
 
     Args:
       workdir: what `train` or `evaluate` wrote to.
-      output: file of HTML.
+      output: file of HTML; its folder is made.
 
     Raises:
       FileNotFoundError: no run there.
       ValueError: a file of it cannot be read.
     """
-    storage.write(output, page(workdir))
+    content = page(workdir)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(output, content)
 
 
 def page(workdir: epath.Path) -> str:

@@ -135,9 +135,9 @@ def command(place, *more, **given):
 
 
 def test_the_command_gives_what_the_metrics_give(place):
-    done = command(place, predictions="found", output="results.json", **truths(place))
+    done = command(place, predictions="found", output="new/results.json", **truths(place))
     assert done.returncode == 0, done.stderr
-    got = json.loads((place / "results.json").read_text())
+    got = json.loads((place / "new/results.json").read_text())
     semantic = SemanticSegmentation(VOCABULARY.num_classes, 255)
     panoptic = PanopticQuality(dict(enumerate(VOCABULARY.is_thing)))
     for number in range(3):
