@@ -135,7 +135,7 @@ def _training(workdir: epath.Path) -> tuple[list[tuple[str, str]], list[Section]
         tiles.append(("images/s, median", charts.number(rates[len(rates) // 2])))
     if lines:
         whole = sum(ledger.summary(lines).values())
-        tiles.append(("from first start to end", ledger.duration(whole)))
+        tiles.append(("of all starts, and lost between them", ledger.duration(whole)))
     sections = [Section("Learning", _learning(metrics))] if metrics else []
     if lines or speed:
         sections.append(Section("Time and speed", _time(lines, speed)))
@@ -209,8 +209,8 @@ def _time(lines: list[ledger.Line], speed: list[dict]) -> Markup:
     if lines:
         parts = {k: s for k, s in ledger.summary(lines).items() if s > 0}
         starts = len({line["start"] for line in lines})
-        content += [e("p", f"Every second from the first start to the end, in {starts} "
-                      f"start{'s' * (starts > 1)}."), charts.shares(parts, ledger.duration)]
+        content += [e("p", f"Every second of {starts} start{'s' * (starts > 1)}, and what was lost "
+                      "in between."), charts.shares(parts, ledger.duration)]
     percent = lambda key, name: _series(speed, {key: name}, times=100)
     content.append(_charts([
         ("images/s", _series(speed, {"images_per_second": "images/s"}), True),
