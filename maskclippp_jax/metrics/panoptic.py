@@ -84,8 +84,8 @@ class PanopticQuality:
                 continue
             if recorded < pixels:  # an IoU could be above 1
                 raise ValueError(f"the true segment {g} has an area of {recorded:g} and {pixels} "
-                                 "pixels, wanted no less than its pixels; correct the area, or "
-                                 "leave it out, and they are counted")
+                                 "pixels, wanted no less than its pixels; correct the area in the "
+                                 "JSON or leave it out, and prepare again what was made of it")
             true_areas[g] = recorded
 
         counts = np.zeros_like(self.counts)
