@@ -64,8 +64,9 @@ ORACLE = flags.DEFINE_enum("oracle", None, ["masks", "classes"], "perfect masks 
 SAVE_PREDICTIONS = flags.DEFINE_string("save_predictions", None, "folder for the predictions, "
                                        "which `maskclippp score` scores; with several models "
                                        "one below it for each, 0, 1, ...")
-SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges")
-SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap")
+SAMPLES = flags.DEFINE_integer("samples", 1000, "of the bootstrap over pictures; 0: no ranges",
+                               lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
 INTERPOLATE = flags.DEFINE_list(
     "interpolate", [], "shares of the tuned weights, such as 0,0.5,1; the rest is pre-trained")
 PICTURES = flags.DEFINE_integer("pictures", 0, "show this many pictures with their named masks, "

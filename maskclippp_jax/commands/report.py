@@ -14,7 +14,8 @@ from absl import flags
 POSITIONAL, BUCKETS = "", ("workdir", "output")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder that `train` or `evaluate` wrote to")
-OUTPUT = flags.DEFINE_string("output", None, "file of HTML (default: report.html in the folder)")
+OUTPUT = flags.DEFINE_string("output", None, "file of HTML; its folder is made (default: "
+                             "report.html in --workdir)")
 
 
 def main(arguments):

@@ -1,9 +1,10 @@
 """Panoptic segments and instances in COCO's own files, truth and predictions alike.
 
-Pictures go by the name of their file without its ending (`picture_name`), which is what files of a
+Pictures go by the name of their file without its ending (`picture_names`), which is what files of a
 data set have in common; ids of pictures are numbers in some files and names in others.
 """
 
+import collections
 import pathlib
 import typing
 import urllib.parse
@@ -103,6 +104,35 @@ def picture_name(file: str) -> str:
     return urllib.parse.unquote(pathlib.PurePosixPath(file).stem)
 
 
+def check_categories(categories: typing.Sequence[Category], where: object) -> None:
+    """Raises a ValueError if two categories of a JSON, which messages call `where`, have one id."""
+    often = collections.Counter(c["id"] for c in categories).most_common(1)
+    if often and often[0][1] > 1:
+        raise ValueError(f"{where} has two categories of the id {often[0][0]}; give each its own")
+
+
+def picture_names(files: typing.Sequence[str], where: str) -> list[str]:
+    """The `picture_name` of each file or, if two have the same, all paths without their endings.
+
+    Args:
+      files: as a JSON names them.
+      where: the JSON, for messages.
+
+    Raises:
+      ValueError: these are not different either.
+    """
+    names = [picture_name(file) for file in files]
+    if len(set(names)) == len(names):
+        return names
+    paths = [pathlib.PurePosixPath(file) for file in files]
+    names = [urllib.parse.unquote(str(path.parent / path.stem)) for path in paths]
+    name, count = collections.Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{where} has {count} pictures called {name}, wanted files that differ "
+                         "without their endings; keep or rename one")
+    return names
+
+
 def file_of(name: str, ending: str) -> str:
     """The name of a picture's file; characters that files cannot have are encoded as in URLs."""
     return f"{urllib.parse.quote(name, safe=' ')}{ending}"
@@ -120,9 +150,10 @@ def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[Panopti
 
     Raises:
       FileNotFoundError: the JSON, or one of its PNG files, is not there.
-      ValueError: it is no panoptic JSON.
+      ValueError: it is no panoptic JSON, or names a picture twice.
     """
     content = typed.read(file, Panoptic)
+    check_categories(content["categories"], file)
     is_thing = {}
     for category in content["categories"]:
         if "isthing" not in category:
@@ -130,12 +161,13 @@ def read_panoptic(file: str, folder: str) -> tuple[dict[int, bool], list[Panopti
                              "isthing, wanted a panoptic JSON of COCO")
         is_thing[category["id"]] = bool(category["isthing"])
     pictures = []
-    for row in content["annotations"]:
+    rows = content["annotations"]
+    for name, row in zip(picture_names([row["file_name"] for row in rows], file), rows):
         png = storage.path(folder) / row["file_name"]
         if not png.is_file():
             raise FileNotFoundError(f"no file {png}, which {file} names; is {folder} its folder?")
         segments = [dict(s, iscrowd=int(s.get("iscrowd") or 0)) for s in row["segments_info"]]
-        pictures.append(PanopticPicture(picture_name(row["file_name"]), png, segments))
+        pictures.append(PanopticPicture(name, png, segments))
     return is_thing, pictures
 
 
@@ -152,16 +184,21 @@ def read_instances(file: str) -> tuple[list[int], dict[int, str] | None,
       pictures by their id in the file.
     """
     content = typed.read(file, Instances)
-    pictures, sizes = {}, {}
+    check_categories(content["categories"], file)
+    pictures, sizes, files = {}, {}, []
     for image in content["images"]:
-        name = image.get("file_name") or image.get("coco_url")
-        if not name or not image.get("height") or not image.get("width"):
+        file_name = image.get("file_name") or image.get("coco_url")
+        if not file_name or not image.get("height") or not image.get("width"):
             raise ValueError(f"{file} has the image {image['id']} without file_name, height or "
                              "width, wanted a JSON of COCO or LVIS")
-        pictures[image["id"]] = InstancePicture(
-            picture_name(name), [], image.get("neg_category_ids", []),
-            image.get("not_exhaustive_category_ids", []))
+        if image["id"] in sizes:
+            raise ValueError(f"{file} lists the image id {image['id']} twice; keep one")
         sizes[image["id"]] = image["height"], image["width"]
+        files.append(file_name)
+    for name, image in zip(picture_names(files, file), content["images"]):
+        pictures[image["id"]] = InstancePicture(
+            name, [], image.get("neg_category_ids", []),
+            image.get("not_exhaustive_category_ids", []))
     for row in content["annotations"]:
         image = row["image_id"]
         if image not in pictures:

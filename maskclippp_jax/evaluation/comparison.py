@@ -80,6 +80,9 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
         raise ValueError("--oracle=masks takes the masks of the ground truth: give no --bundle and "
                          "no --generator")
     shares = options.interpolate
+    if shares and set(names) <= {_PERFECT, "untuned"}:
+        raise ValueError("--interpolate is for tuned weights, and there are none; give their run's "
+                         "folder or file as --checkpoint, or no --interpolate")
     versions = augmented.versions_of(config.eval)
     if options.oracle == "classes" and versions != augmented.PLAIN:
         raise ValueError("--oracle=classes asks no model, so there are no scores to average; give "
@@ -207,7 +210,8 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
         if options.save_predictions:
             path = [options.save_predictions, *[folder.name] * several,
                     *[next(iter(truth.sources))] * (len(truths) > 1)]
-            writer = predictions.Writer("/".join(path), truth.vocabulary)
+            writer = predictions.Writer("/".join(path), truth.vocabulary,
+                                        predictions.coco_ids(truth.ids))
         evaluation = Evaluation(truth, inference.seen_classes(config, truth.vocabulary), parts,
                                 writer=writer)
         progress = Progress(folder / f"{number}", evaluation, protocol | behind)

@@ -9,6 +9,7 @@ Every picture's results are written when they are there; a run that was stopped 
 was. `maskclippp score` reads them.
 """
 
+import collections
 import json
 import typing
 
@@ -34,8 +35,7 @@ class Writer:
         Args:
           folder: made if it is not there.
           vocabulary: the classes; files of COCO's form hold its `dataset_ids`.
-          coco_ids: the data set's own id of each picture, for files of COCO's form; None: our id,
-            as a number if it is one.
+          coco_ids: of each picture the id in files of COCO's form, see `coco_ids`; None: ours.
 
         Raises:
           FileExistsError: the folder holds finished predictions.
@@ -112,9 +112,15 @@ class Writer:
         return self.folder / _PARTS / coco_files.file_of(image_id, f".{kind}.json")
 
     def _coco_id(self, image_id: str) -> int | str:
-        if self.coco_ids is not None:
-            return self.coco_ids[image_id]
-        return int(image_id) if image_id.isdigit() else image_id
+        return image_id if self.coco_ids is None else self.coco_ids[image_id]
+
+
+def coco_ids(names: typing.Collection[str]) -> dict[str, int | str]:
+    """Of each picture of a data set the id in files of COCO's form: 139 of "000139", as long as no
+    other name is the same number, or else the name."""
+    numbers = {n: int(n) for n in names if n.isascii() and n.isdigit() and len(n) < 19}
+    count = collections.Counter(numbers.values())
+    return {n: numbers[n] if n in numbers and count[numbers[n]] == 1 else n for n in names}
 
 
 class Manifest(typing.TypedDict):

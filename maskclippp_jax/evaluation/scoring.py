@@ -15,6 +15,9 @@ from maskclippp_jax.metrics.semantic import SemanticSegmentation
 from maskclippp_jax.runtime import progress, storage
 from maskclippp_jax.vocabulary import Vocabulary
 
+# Where the predictions of each kind lie in their folder, see `predictions`.
+_PLACES = dict(semantic="semantic/", panoptic="panoptic.json", instances="instances.json")
+
 
 class Request(typing.NamedTuple):
     """What is scored against what; None: not wanted."""
@@ -23,7 +26,7 @@ class Request(typing.NamedTuple):
     dataset: str | None = None        # prepared data set, or several with commas
     data_dir: str = "data"
     split: str = "validation"
-    seen_vocabulary: str | None = None  # names known from training, to tell apart
+    seen_vocabulary: str | None = None  # known from training, to tell apart; see `Vocabulary.load`
     panoptic_json: str | None = None  # true panoptic segments in COCO's form ...
     panoptic_dir: str | None = None   # ... and the folder of their PNG files
     instances_json: str | None = None  # true instances in COCO's or LVIS' form
@@ -33,7 +36,7 @@ class Request(typing.NamedTuple):
 
 
 def score(request: Request) -> tuple[dict, dict]:
-    """Scores what is given.
+    """Scores what there are predictions and truth of.
 
     Returns:
       Results by metric, and the protocol they were measured under.
@@ -44,9 +47,9 @@ def score(request: Request) -> tuple[dict, dict]:
     if bool(request.panoptic_json) != bool(request.panoptic_dir):
         raise ValueError("give both --panoptic_json and --panoptic_dir, or neither")
     manifest = predictions.read_manifest(request.predictions)
-    results = {}
+    results, without = {}, []
     if request.dataset:
-        results |= score_dataset(request, manifest)
+        results, without = score_dataset(request, manifest)
     if request.panoptic_json:
         categories, pictures = coco_files.read_panoptic(
             request.panoptic_json, request.panoptic_dir)
@@ -57,8 +60,9 @@ def score(request: Request) -> tuple[dict, dict]:
         categories, frequency, pictures = coco_files.read_instances(request.instances_json)
         names = {p.name: p.name for p in pictures.values()}
         names |= {i: p.name for i, p in pictures.items()}
-        facts = {p.name: dict(true=p.segments, negative=p.negative,
-                              not_exhaustive=p.not_exhaustive) for p in pictures.values()}
+        # In the order of their ids, as COCO's scorer takes them: of equal scores the first counts.
+        facts = {p.name: dict(image_id=i, true=p.segments, negative=p.negative,
+                              not_exhaustive=p.not_exhaustive) for i, p in pictures.items()}
         results["instances"] = score_instances(
             request, manifest, InstanceSegmentation(categories, frequency), names,
             facts.__getitem__, request.instances_json)
@@ -69,37 +73,54 @@ def score(request: Request) -> tuple[dict, dict]:
         predictions=request.predictions, made_with=(manifest or {}).get("protocol", "unknown"),
         dataset=request.dataset and f"{request.dataset} {request.split}",
         panoptic_truth=request.panoptic_json, instance_truth=request.instances_json,
+        not_scored=", ".join(without) or None,
         missing_pictures="count as missed" if request.allow_missing else "none",
         ranges=(f"95 % of {request.samples} draws of pictures, seed {request.seed}"
-                if request.samples else "none"))
+                if any("intervals" in result for result in results.values()) else "none"))
     return results, {k: v for k, v in protocol.items() if v is not None}
 
 
-def score_dataset(request: Request, manifest: dict | None) -> dict:
-    """Results against prepared data sets, of all kinds they are the truth of."""
+def score_dataset(request: Request, manifest: dict | None) -> tuple[dict, list[str]]:
+    """Results against prepared data sets, of all kinds that there are predictions of, and what they
+    are the truth of without any.
+
+    Raises:
+      FileNotFoundError: there are none of any kind.
+    """
     truth = open_truth(request.data_dir, request.dataset, request.split)
     vocabulary = truth.vocabulary
     if manifest and manifest["classes"] != [list(c) for c in vocabulary.classes]:
         raise ValueError(f"{request.predictions} holds classes of {manifest['vocabulary']}, but "
                          f"{request.dataset} has those of {vocabulary.name}; score them against "
                          "their own data set")
+    folder = storage.path(request.predictions)
+    there = {part: (folder / name).exists() for part, name in _PLACES.items()}
+    parts = [part for part in truth.parts if there[part]]
+    without = [f"{part} (no {_PLACES[part]})" for part in truth.parts if not there[part]]
+    if not parts:
+        raise FileNotFoundError(f"no {' and no '.join(_PLACES[p] for p in truth.parts)} in "
+                                f"{request.predictions}, which {request.dataset} is the truth of; "
+                                "give the folder that holds them")
     results, seen = {}, None
     if request.seen_vocabulary:
-        seen = vocabulary.seen_in(Vocabulary.shipped(request.seen_vocabulary))
-    if "semantic" in truth.parts:
+        seen = vocabulary.seen_in(Vocabulary.load(request.seen_vocabulary))
+    if "semantic" in parts:
         results |= score_semantic(request, truth, seen)
-    if "panoptic" in truth.parts:
+    if "panoptic" in parts:
         results["panoptic"] = score_panoptic(
             request, truth.categories, truth.ids, truth.panoptic, truth.ids_of(seen))
-    if "instances" in truth.parts:
-        ids = manifest["pictures"] if manifest else {n: int(n) for n in truth.ids if n.isdigit()}
+    if "instances" in parts:
+        ids = manifest["pictures"] if manifest else predictions.coco_ids(truth.ids)
+        if len(set(ids.values())) < len(ids):
+            raise ValueError(f"{request.predictions}/predictions.json has pictures of one id, as "
+                             "an earlier version gave to 1 and 01; make the predictions anew")
         names = {n: n for n in truth.ids} | {i: n for n, i in ids.items() if n in truth.ids}
         results["instances"] = score_instances(
             request, manifest,
             InstanceSegmentation(truth.instance_categories, truth.instance_frequency,
                                  seen=truth.ids_of(seen)), names,
             truth.instances, request.dataset)
-    return results
+    return results, without
 
 
 def score_semantic(request: Request, truth: Truth, seen: np.ndarray | None) -> dict:
@@ -154,7 +175,8 @@ def score_instances(request: Request, manifest: dict | None, metric: InstanceSeg
       manifest: of the predictions, if they are ours.
       metric: without pictures.
       names: of all pictures, by whatever a prediction may call them.
-      read_truth: what `InstanceSegmentation.process` wants to know of a picture.
+      read_truth: what `InstanceSegmentation.process` wants to know of a picture; without an
+        `image_id` its name is one.
       truth: where the truth is from, for messages.
     """
     file = str(storage.path(request.predictions) / "instances.json")
@@ -168,7 +190,7 @@ def score_instances(request: Request, manifest: dict | None, metric: InstanceSeg
                              "score it against its own truth")
         found[names[row["image_id"]]].append(row)
     for name in found:
-        metric.process(name, found[name], **read_truth(name))
+        metric.process(**dict(image_id=name) | read_truth(name), predicted=found[name])
     return metric.evaluate()
 
 

@@ -47,9 +47,9 @@ class InstanceSegmentation:
         self.reset()
 
     def reset(self) -> None:
-        self._pictures: dict[str, dict] = {}
+        self._pictures: dict[int | str, dict] = {}
 
-    def process(self, image_id: str, predicted: typing.Sequence[dict],
+    def process(self, image_id: int | str, predicted: typing.Sequence[dict],
                 true: typing.Sequence[dict], negative: typing.Sequence[int] = (),
                 not_exhaustive: typing.Sequence[int] = ()) -> None:
         """Adds a picture.
@@ -58,7 +58,8 @@ class InstanceSegmentation:
         by the rules of LVIS the 300 of the whole picture.
 
         Args:
-          image_id: of this picture, different from all others.
+          image_id: of this picture, different from all others; numbers come before names,
+            and are names once a state was saved.
           predicted: dict(category_id, score, segmentation) of each, run lengths as
             `run_lengths.encode` makes them.
           true: dict(category_id, segmentation, iscrowd, area) of each; the area as recorded decides
@@ -137,7 +138,7 @@ class InstanceSegmentation:
         """Precision [10 IoU, 101 recalls, K, 4 areas] and recall [10 IoU, K, 4 areas], -1 where a
         category has no ground truth; areas are all, small, medium, large."""
         images, truth, found = [], [], []
-        for number, name in enumerate(sorted(self._pictures), start=1):
+        for number, name in enumerate(self._in_order(), start=1):
             picture = self._pictures[name]
             images.append(dict(id=number, height=picture["size"][0], width=picture["size"][1]))
             # Ids count from 1: the scorer takes a match with id 0 for none.
@@ -158,7 +159,7 @@ class InstanceSegmentation:
                            ) -> tuple[np.ndarray, np.ndarray]:
         # Each class apart, with the pictures that say something about it: these are few.
         about, true, predicted, open_ended = (collections.defaultdict(list) for _ in range(4))
-        for image, name in zip(images, sorted(self._pictures)):
+        for image, name in zip(images, self._in_order()):
             for category in self._pictures[name]["about"]:
                 about[category].append(image)
             for category in self._pictures[name]["open"]:
@@ -171,6 +172,9 @@ class InstanceSegmentation:
                               set(open_ended[c])))
             for c in self.categories))
         return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
+
+    def _in_order(self) -> list[int | str]:
+        return sorted(self._pictures, key=lambda image_id: (isinstance(image_id, str), image_id))
 
     def state(self) -> dict[str, np.ndarray]:
         return dict(categories=np.array(self.categories), pictures=np.frombuffer(

@@ -50,11 +50,12 @@ class PanopticQuality:
           predicted: dict(id, category_id) of each segment.
           truth: [H, W] ids of segments, 0 = void.
           true: dict(id, category_id, iscrowd, area) of each segment; the area *as recorded*, which
-            need not be the number of its pixels.
+            may be more than its pixels. If there is none, or it is 0, its pixels are counted.
 
         Raises:
           ValueError: other shapes, ids in a map that are not listed (or, of the prediction, listed
-            and not in the map), or an unknown category; nothing is counted then.
+            and not in the map), an unknown category, or an area that is less than the pixels;
+            nothing is counted then.
         """
         prediction, truth = np.asarray(prediction), np.asarray(truth)
         if prediction.shape != truth.shape:
@@ -68,13 +69,24 @@ class PanopticQuality:
         pairs, overlap = np.unique(pairs, return_counts=True)
         shared = {divmod(pair, 2**32): n for pair, n in zip(pairs.tolist(), overlap.tolist())}
         areas: dict[int, int] = {}
-        for (_, p), n in shared.items():
+        true_areas: dict[int, float] = {}
+        for (g, p), n in shared.items():
             areas[p] = areas.get(p, 0) + n
+            true_areas[g] = true_areas.get(g, 0) + n
         _check_ids(areas, predicted, "predicted")
-        _check_ids({g for g, _ in shared}, true, "true")
+        _check_ids(true_areas, true, "true")
         empty = sorted(set(predicted) - set(areas))
         if empty:
             raise ValueError(f"predicted segments {empty[:3]} have no pixel; leave them out")
+        for g, segment in true.items():
+            recorded, pixels = segment.get("area"), true_areas.get(g, 0)
+            if not recorded or segment.get("iscrowd"):  # the area of a crowd is never asked for
+                continue
+            if recorded < pixels:  # an IoU could be above 1
+                raise ValueError(f"the true segment {g} has an area of {recorded:g} and {pixels} "
+                                 "pixels, wanted no less than its pixels; correct the area in the "
+                                 "JSON or leave it out, and prepare again what was made of it")
+            true_areas[g] = recorded
 
         counts = np.zeros_like(self.counts)
         found_true, found_predicted = set(), set()
@@ -84,7 +96,7 @@ class PanopticQuality:
             category = true[g]["category_id"]
             if predicted[p]["category_id"] != category:
                 continue
-            iou = n / (true[g]["area"] + areas[p] - n - shared.get((_VOID, p), 0))
+            iou = n / (true_areas[g] + areas[p] - n - shared.get((_VOID, p), 0))
             if iou > 0.5:
                 counts[self._row[category]] += 1, 0, 0, iou
                 found_true.add(g)

@@ -74,13 +74,15 @@ def write(workdir: epath.Path, output: storage.Name) -> None:
 
     Args:
       workdir: what `train` or `evaluate` wrote to.
-      output: file of HTML.
+      output: file of HTML; its folder is made.
 
     Raises:
       FileNotFoundError: no run there.
       ValueError: a file of it cannot be read.
     """
-    storage.write(output, page(workdir))
+    content = page(workdir)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(output, content)
 
 
 def page(workdir: epath.Path) -> str:
@@ -133,7 +135,7 @@ def _training(workdir: epath.Path) -> tuple[list[tuple[str, str]], list[Section]
         tiles.append(("images/s, median", charts.number(rates[len(rates) // 2])))
     if lines:
         whole = sum(ledger.summary(lines).values())
-        tiles.append(("from first start to end", ledger.duration(whole)))
+        tiles.append(("of all starts, and lost between them", ledger.duration(whole)))
     sections = [Section("Learning", _learning(metrics))] if metrics else []
     if lines or speed:
         sections.append(Section("Time and speed", _time(lines, speed)))
@@ -207,8 +209,8 @@ def _time(lines: list[ledger.Line], speed: list[dict]) -> Markup:
     if lines:
         parts = {k: s for k, s in ledger.summary(lines).items() if s > 0}
         starts = len({line["start"] for line in lines})
-        content += [e("p", f"Every second from the first start to the end, in {starts} "
-                      f"start{'s' * (starts > 1)}."), charts.shares(parts, ledger.duration)]
+        content += [e("p", f"Every second of {starts} start{'s' * (starts > 1)}, and what was lost "
+                      "in between."), charts.shares(parts, ledger.duration)]
     percent = lambda key, name: _series(speed, {key: name}, times=100)
     content.append(_charts([
         ("images/s", _series(speed, {"images_per_second": "images/s"}), True),

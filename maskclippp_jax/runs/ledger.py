@@ -1,8 +1,9 @@
-"""Where the time of a run went: every second from its first start to its end, in `times.jsonl`.
+"""Where the time of a run went: every second that somebody wanted it done, in `times.jsonl`.
 
 Each line is what one start had spent on what when it last reported; its last line that is not
 behind the checkpoint the next start went on from counts. What lies between that line and the next
-start is lost: steps done again, and the time until somebody started it again.
+start is lost: steps done again, and the time until somebody started it again. Of a run that was
+finished, and is asked for more steps later, nothing is.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ class Line(typing.TypedDict):
     until: float               # when it was written
     from_step: int             # that this start went on from
     step: int                  # the last one that was reported
+    steps: typing.NotRequired[int]  # of the whole run, as it was asked for then
     seconds: dict[str, float]  # since the start, for each kind, and "stepping"
 
 
@@ -48,12 +50,12 @@ class Ledger:
         """All so far was starting."""
         self._spent["starting"] = time.monotonic() - self._begun
 
-    def line(self, from_step: int, step: int) -> Line:
+    def line(self, from_step: int, step: int, steps: int) -> Line:
         """What has been spent until now, all of it."""
         whole = time.monotonic() - self._begun
         stepping = max(whole - sum(self._spent.values()), 0.0)
         return Line(start=self._start, until=self._start + whole, from_step=from_step, step=step,
-                    seconds=self._spent | dict(stepping=stepping))
+                    steps=steps, seconds=self._spent | dict(stepping=stepping))
 
 
 def read(file: epath.Path) -> list[Line]:
@@ -69,7 +71,7 @@ def read(file: epath.Path) -> list[Line]:
 
 def summary(lines: typing.Sequence[Line]) -> dict[str, float]:
     """Seconds of a whole run for each of `KINDS`, "stepping" and "lost"; their sum is the time from
-    its first start to its last line."""
+    its first start to its last line, less what it lay finished in between."""
     starts: list[list[Line]] = []
     for line in lines:
         if not starts or starts[-1][0]["start"] != line["start"]:
@@ -82,7 +84,8 @@ def summary(lines: typing.Sequence[Line]) -> dict[str, float]:
         kept = [line for line in own if line["step"] <= saved]
         for kind, seconds in (kept[-1]["seconds"] if kept else {}).items():
             total[kind] += seconds
-        if later:
+        finished = kept and kept[-1]["step"] == kept[-1].get("steps")
+        if later and not finished:
             total["lost"] += later[0]["start"] - (kept[-1]["until"] if kept else own[0]["start"])
     return total
 

@@ -152,8 +152,9 @@ class RunLog:
 
     def _write_times(self, step: int) -> None:
         self._last_step = step
+        line = self._times.line(self._from_step, step, self._steps)
         with self._times_file.open("a") as file:
-            file.write(json.dumps(self._times.line(self._from_step, step)) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def _draw(self, step: int) -> dict:
         """Draws the pictures of a step, if there are any; returns what Weights & Biases gets."""

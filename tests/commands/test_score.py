@@ -1,5 +1,7 @@
 """Predictions written, read by other tools, and scored by the command."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_data_source  # noqa: F401, defines flags of its own
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from maskclippp_jax.data import build, coco_files, images, records
 from maskclippp_jax.evaluation import predictions, scoring
@@ -132,9 +135,9 @@ def command(place, *more, **given):
 
 
 def test_the_command_gives_what_the_metrics_give(place):
-    done = command(place, predictions="found", output="results.json", **truths(place))
+    done = command(place, predictions="found", output="new/results.json", **truths(place))
     assert done.returncode == 0, done.stderr
-    got = json.loads((place / "results.json").read_text())
+    got = json.loads((place / "new/results.json").read_text())
     semantic = SemanticSegmentation(VOCABULARY.num_classes, 255)
     panoptic = PanopticQuality(dict(enumerate(VOCABULARY.is_thing)))
     for number in range(3):
@@ -232,6 +235,34 @@ def copy(place, tmp_path):
     return shutil.copytree(place / "found", tmp_path / "copy")
 
 
+def test_seen_names_may_be_those_of_a_file(place, tmp_path):
+    (tmp_path / "seen.txt").write_text(f"{VOCABULARY.classes[THING][0]}\n")
+    got = run(place / "found", dataset="scenes", data_dir=f"{place}/data",
+              seen_vocabulary=f"{tmp_path}/seen.txt")["semantic"]
+    assert got["mIoU_seen"] == pytest.approx(got["IoU"][THING])
+
+
+def test_of_a_panoptic_data_set_that_is_scored_which_is_there(place, copy, tmp_path):
+    def make(number):
+        image = images.encode_png(np.zeros((24, 32, 3), np.uint8))
+        ids, segments = segments_of(true_label(number))
+        return [records.panoptic_record(image, NAMES[number], ids, [
+            records.Segment(s["category_id"], s["isthing"], source_id=s["id"]) for s in segments])]
+
+    build.build(f"{tmp_path}/data", "parts", VOCABULARY, "panoptic",
+                build.Reading(dict(validation=[0, 1, 2]), make), description="test")
+    request = scoring.Request(str(copy), "parts", f"{tmp_path}/data")
+    results, protocol = scoring.score(request)
+    assert set(results) == {"semantic", "boundary", "panoptic"} and "not_scored" not in protocol
+    shutil.rmtree(copy / "semantic")
+    less, protocol = scoring.score(request)
+    assert less == dict(panoptic=results["panoptic"])
+    assert protocol["not_scored"] == "semantic (no semantic/)"
+    (copy / "panoptic.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no semantic/ and no panoptic.json in .*copy, wh"):
+        scoring.score(request)
+
+
 def test_missing_pictures_are_named_or_count_as_missed(place, copy):
     for file in ("semantic/three.png", "panoptic/three.png"):
         (copy / file).unlink()
@@ -293,10 +324,111 @@ def test_a_label_map_of_another_size_is_named(place, copy):
         run(copy, dataset="scenes", data_dir=f"{place}/data")
 
 
+def test_numbers_are_ids_where_each_is_that_of_one_picture():
+    names = ["1", "01", "²", "000139", "7", "a", "9" * 30]
+    assert predictions.coco_ids(names) == dict(zip(names, ["1", "01", "²", 139, 7, "a", "9" * 30]))
+
+
+def test_instances_of_pictures_called_1_and_01_stay_apart(tmp_path):
+    places = {"1": np.s_[:9, :9], "01": np.s_[10:, 20:]}
+
+    def mask_of(name):
+        mask = np.zeros((24, 32), bool)
+        mask[places[name]] = True
+        return mask
+
+    def make(name):
+        image = images.encode_png(np.zeros((24, 32, 3), np.uint8))
+        row = records.Segment(THING, True, False)
+        return [records.instance_record(image, name, (24, 32), [encode(mask_of(name))], [row])]
+
+    build.build(f"{tmp_path}/data", "things", VOCABULARY, "instance",
+                build.Reading(dict(validation=list(places)), make), description="test")
+    writer = predictions.Writer(tmp_path / "found", VOCABULARY, predictions.coco_ids(list(places)))
+    for name in places:
+        writer.instances(name, np.array([0.9]), np.array([THING]), mask_of(name)[None])
+    writer.finish(list(places), {})
+    given = dict(dataset="things", data_dir=f"{tmp_path}/data")
+    assert run(tmp_path / "found", **given)["instances"]["AP"] == pytest.approx(100)
+    file = tmp_path / "found/predictions.json"
+    file.write_text(file.read_text().replace('"1": "1"', '"1": 1').replace('"01": "01"', '"01": 1'))
+    with pytest.raises(ValueError, match="pictures of one id, .* make the predictions anew"):
+        run(tmp_path / "found", **given)
+
+
+@pytest.mark.parametrize("kind", ["instances", "panoptic"])
+def test_truth_with_a_category_listed_twice_is_refused(place, tmp_path, kind):
+    content = json.loads((place / f"{kind}.json").read_text())
+    content["categories"].append(content["categories"][0])
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    given = {k: v for k, v in truths(place).items() if k.startswith(kind)}
+    with pytest.raises(ValueError, match="twice.json has two categories of the id"):
+        run(place / "found", **given | {f"{kind}_json": f"{tmp_path}/twice.json"})
+
+
+@pytest.mark.parametrize("kind, ranges", [("panoptic", "95 % of 50 draws of pictures, seed 0"),
+                                          ("instances", "none")])
+def test_the_protocol_tells_of_ranges_that_there_are(place, kind, ranges):
+    given = {k: v for k, v in truths(place).items() if k.startswith(kind)}
+    _, protocol = scoring.score(scoring.Request(f"{place}/found", samples=50, **given))
+    assert protocol["ranges"] == ranges
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart_as_coco_does(tmp_path):
+    """Equal scores, and ids in another order than names."""
+    def box(left, width):
+        mask = np.zeros((20, 30), np.uint8)
+        mask[:10, left:left + width] = 1
+        return encode(mask)
+
+    files = {11: "b/1.jpg", 12: "a/1.jpg", 13: "0.jpg"}
+    images = [dict(id=i, file_name=f, height=20, width=30) for i, f in files.items()]
+    truth = [dict(id=n, image_id=i, category_id=1, iscrowd=0, area=100, bbox=[n, 0, 10, 10],
+                  segmentation=box(n, 10)) for n, i in enumerate(files, start=1)]
+    found = [dict(image_id=i, category_id=1, score=0.5, segmentation=box(left, 10))
+             for i, left in ((13, 15), (11, 1), (12, 4))]
+    (tmp_path / "true.json").write_text(json.dumps(dict(
+        images=images, annotations=truth, categories=[dict(id=1, name="x")])))
+    (tmp_path / "instances.json").write_text(json.dumps(found))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "true.json"))
+        scorer = COCOeval(coco, coco.loadRes(found), "segm")
+        for step in (scorer.evaluate, scorer.accumulate, scorer.summarize):
+            step()
+    got = run(tmp_path, instances_json=f"{tmp_path}/true.json")["instances"]
+    assert got["pictures"] == 3
+    assert [got["AP"], got["AP50"]] == pytest.approx([100 * n for n in scorer.stats[:2]])
+    images[0]["file_name"] = "a/1.png"
+    (tmp_path / "true.json").write_text(json.dumps(dict(
+        images=images, annotations=truth, categories=[dict(id=1, name="x")])))
+    with pytest.raises(ValueError, match="has 2 pictures called a/1, wanted files that differ"):
+        run(tmp_path, instances_json=f"{tmp_path}/true.json")
+
+
+def test_a_segment_map_is_the_prediction_of_one_picture_alone(tmp_path):
+    def write(folder, *files):
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            coco_files.write_ids(folder / file, np.full((4, 5), 7))
+        folder.with_suffix(".json").write_text(json.dumps(dict(
+            annotations=[dict(image_id=i, file_name=file, segments_info=[
+                dict(id=7, category_id=1, area=20)]) for i, file in enumerate(files)],
+            categories=[dict(id=1, name="x", isthing=1)])))
+
+    write(tmp_path / "true", "a/1.png", "b/1.png")
+    truth = dict(panoptic_json=f"{tmp_path}/true.json", panoptic_dir=f"{tmp_path}/true")
+    write(tmp_path / "panoptic", "a/1.png", "b/1.png")
+    assert run(tmp_path, **truth)["panoptic"]["counts"][1]["tp"] == 2
+    write(tmp_path / "panoptic", "1.png")
+    with pytest.raises(ValueError, match=r"has 1 picture \(1\), which the ground truth lacks"):
+        run(tmp_path, allow_missing=True, **truth)
+
+
 def test_bad_flags_end_in_one_sentence(place):
     for given, says in ((dict(), "got no --predictions"),
                         (dict(predictions="found"), "got no ground truth"),
-                        (dict(predictions="found", panoptic_json="panoptic.json"), "give both")):
+                        (dict(predictions="found", panoptic_json="panoptic.json"), "give both"),
+                        (dict(predictions="found", samples=-1), "samples=-1: -1 is not a non-")):
         done = command(place, output="never.json", **given)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: ") and says in done.stderr

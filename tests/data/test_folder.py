@@ -94,7 +94,7 @@ def write_coco_panoptic(own) -> str:
         colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1)
         save(own / f"instances/{i}.png", colors.astype(np.uint8))
         annotations.append(dict(image_id=i, file_name=f"{i}.png", segments_info=[
-            dict(id=300, category_id=1), dict(id=70000, category_id=5)]))
+            dict(id=300, category_id=1, area=3), dict(id=70000, category_id=5, area=0)]))
     return write_coco(own, annotations, [dict(id=1, name="cat", isthing=1),
                                          dict(id=5, name="sky", isthing=0)])
 
@@ -174,6 +174,8 @@ def test_panoptic_json_finds_its_maps_in_the_folder_of_its_name(own):
             assert shown == ["cat", "sky"]
             visible = masks_of(i)["cat"] & ~masks_of(i)["bar"]
             np.testing.assert_array_equal(records.decode_masks(found[f"{i}"])[0], visible)
+            rest = np.prod(SIZE) - (masks_of(i)["cat"] | masks_of(i)["bar"]).sum()
+            assert table["area"].tolist() == [visible.sum(), rest]  # and not what the file says
 
 
 def test_a_share_or_a_list_makes_the_validation_split(own):

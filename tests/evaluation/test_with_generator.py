@@ -156,6 +156,8 @@ def test_versions_of_pictures_are_looked_at_one_by_one(place, config, eomt):  # 
     (dict(oracle="masks"), "give no --bundle and no --generator"),
     (dict(oracle="classes"), "give --bundle or --generator, and no --checkpoint"),
     (dict(checkpoints=()), "got no --checkpoint"),
+    (dict(interpolate=[0, 1]), "--interpolate is for tuned weights, and there are none"),
+    (dict(interpolate=[0], oracle="classes", checkpoints=()), "--interpolate is for tuned weights"),
     (dict(generator="eomt-l-64"), "no published generator of this name; did you mean eomt-l-640")])
 def test_what_does_not_fit_together_is_refused(place, eomt, run, options, says):  # noqa: F811
     with pytest.raises((ValueError, FileNotFoundError), match=says):

@@ -62,6 +62,14 @@ def test_the_recorded_area_counts_and_not_the_pixels():
     assert counts(metric) == (1, 0, 0, 8 / 12)
 
 
+@pytest.mark.parametrize("recorded", [{}, dict(area=None), dict(area=0)])
+def test_pixels_are_counted_where_no_area_is_recorded(recorded):
+    metric = PanopticQuality(CATEGORIES)
+    metric.process(rows((5, 6), (0, 2)), [predicted(5)], rows((1, 8)),
+                   [dict(id=1, category_id=THING, iscrowd=0, **recorded)])
+    assert counts(metric) == (1, 0, 0, 6 / 8)
+
+
 def test_another_category_is_no_match_however_well_it_fits():
     metric = PanopticQuality(CATEGORIES)
     metric.process(rows((5, 8)), [predicted(5, STUFF)], rows((1, 8)), [truth(1, area=8)])
@@ -120,6 +128,7 @@ def test_nothing_at_all_gives_none():
 @pytest.mark.parametrize("change, says", [
     (dict(predicted=[]), "the predicted map holds the ids .5., which no predicted segment has"),
     (dict(true=[truth(2, area=1)]), "the true map holds the ids .1."),
+    (dict(true=[truth(1, area=3)]), "true segment 1 has an area of 3 and 4 pixels"),
     (dict(predicted=[predicted(5), predicted(6)]), "predicted segments .6. have no pixel"),
     (dict(predicted=[predicted(5, 4)]), "unknown categories .4."),
     (dict(predicted=[predicted(5), predicted(5)]), "wanted different ones"),

@@ -177,6 +177,8 @@ def test_the_command_writes_the_page_or_a_sentence(run):
     done = report_of("--workdir=run")
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").read_text() == run_page.page(storage.path(run))
+    run_page.write(storage.path(run), storage.path(run / "new/page.html"))
+    assert (run / "new/page.html").is_file()
     done = report_of("--workdir=nothing")
     assert done.returncode == 2 and "is no run" in done.stderr and "Traceback" not in done.stderr
     assert sorted(f.name for f in run.parent.iterdir()) == ["run"]

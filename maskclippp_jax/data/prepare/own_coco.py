@@ -35,10 +35,7 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
     data = annotation.read()
     panoptic = b'"segments_info"' in data
     content = annotation.json(coco_files.Panoptic if panoptic else coco_files.Instances)
-    twice = [i for i, n in collections.Counter(
-        c["id"] for c in content["categories"]).items() if n > 1]
-    if twice:
-        raise ValueError(f"{annotation} has two categories of the id {twice[0]}; give each its own")
+    coco_files.check_categories(content["categories"], annotation)
     used = _uses_of_categories(content)
     categories, notes = _without_root(content["categories"], used)
     if names_file is None:
@@ -54,8 +51,9 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
     if panoptic:
         maps_at, maps = _panoptic_maps(annotation_path, content)
         items, lost = coco.panoptic_items(
-            content, pictures, paths.Paths(maps).find, class_of, vocabulary, annotation)
-        fingerprint += maps_at.fingerprint
+            _without_areas(content), pictures, paths.Paths(maps).find, class_of, vocabulary,
+            annotation)
+        fingerprint += maps_at.fingerprint + "areas counted"
     else:
         items, lost = coco.instance_items(content, pictures, class_of, vocabulary, annotation,
                                           keep_crowds=keep_crowds)
@@ -151,6 +149,15 @@ def _left_out(categories: list[coco_files.Category], leave_out: typing.Sequence[
         raise ValueError(f"--leave_out names {', '.join(map(repr, unknown))}, but there is no such "
                          f"category; there are {', '.join(c.get('name', '') for c in categories)}")
     return {c["id"] for c in categories if plain(c.get("name", "")) in wanted}
+
+
+def _without_areas(content: coco_files.Panoptic) -> coco_files.Panoptic:
+    """Without what the file says of areas, which tools leave at 0 or take from other sizes; the
+    pixels of the PNG files are counted."""
+    return dict(content, annotations=[
+        dict(row, segments_info=[{k: v for k, v in s.items() if k != "area"}
+                                 for s in row["segments_info"]])
+        for row in content["annotations"]])
 
 
 def _panoptic_maps(annotation_path: pathlib.Path, content: coco_files.Panoptic
