@@ -212,6 +212,39 @@ def test_a_map_in_colours_is_read_by_those_of_the_names_file(place):
         place.classes("labels", names="red\nblue\n")
 
 
+@pytest.mark.parametrize("modes", [("RGB",), ("RGB", "L"), ("RGB", "P"), ("RGB", "1")])
+def test_colours_are_matched_in_the_whole_set_and_red_and_yellow_are_like_others(place, modes):
+    """255 and 65535, which mean nothing among numbers, are red and yellow among colours."""
+    colors = np.array([(255, 0, 0), (255, 255, 0), (0, 0, 0), (255, 255, 255)], np.uint8)
+    names = "".join(f"{name}\tthing\t{n}\t#{bytes(colors[3 - n]).hex()}\n"
+                    for n, name in enumerate("abcd"))
+    wanted = [numbers(3, 2, 1), numbers(1, 0, 0)]
+    place.picture("q.png")
+    for label, mode, name in zip(wanted, (modes[0], modes[-1]), ("p.png", "q.png")):
+        place.label(np.asarray(colors[3 - label]), name)
+        with Image.open(place.path / "labels" / name) as image:
+            image.convert(mode).save(place.path / "labels" / name)
+    data, made = place.records("labels", names=names)
+    assert data.reading.notes[-1].startswith("took the colours of the label maps for those of nam")
+    for label, name in zip(wanted, "pq"):
+        np.testing.assert_array_equal(records.decode_classes(made[name]), label)
+
+
+@pytest.mark.parametrize("label, names, says", [
+    (in_color(numbers(0, 1)), "a\tthing\t0\t#000000\n", "colour #010101, .* if this grey means n"),
+    (in_color(numbers(0, 255)), "a\tthing\t0\t#000000\n", "if white means nothing, give --nothi"),
+    (in_color(numbers(0, 9)), "a\tthing\t0\t#090909\nb\tthing\t1\t#090909\n",
+     "the colour #090909 is that of the class 'a' and of the class 'b'; give each its own"),
+    (in_color(numbers(0, 9)), "a\tthing\t0\t#090909\n",
+     "the colour #090909 is that of --nothing=9 and of the class 'a'"),
+    (numbers(0, 255), "a\tthing\t0\t#ffffff\nb\tthing\t1\t#000000\n",
+     "is grey, and its numbers could mean classes or the colours of names.txt; save the maps in")])
+def test_colours_that_could_mean_two_things_are_refused(place, label, names, says):
+    place.label(label)
+    with pytest.raises(ValueError, match=says):
+        place.classes("labels", names=names, **(dict(nothing=[9]) if "--nothing=9" in says else {}))
+
+
 @pytest.mark.parametrize("label, names, says", [
     (numbers(0, 1, 2), "red\nblue\n", "holds 2, to which .*if the classes count from 1 and 0"),
     (numbers(0, 1, 2), "red\tthing\t1\nblue\tthing\t2\n", "holds 0, .* give --nothing=0"),
