@@ -101,6 +101,7 @@ def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: 
         another process is at it.
     """
     label_maps.check_classes(vocabulary.num_classes, vocabulary.name)
+    assert Vocabulary.from_text(vocabulary.to_text(), vocabulary.name).classes == vocabulary.classes
     folder = place_of(data_dir, name)
     made = [p for p in (folder.parent, *folder.parents[1:3]) if not p.exists()]
     try:

@@ -60,7 +60,10 @@ def test_roboflows_root_category_is_left_out_and_that_is_said(place):
     ([dict(id=1, name="cat"), dict(id=2, name="Cat")], "1 and 2 are both called 'Cat'; give --nam"),
     ([dict(id=1, name="cat"), dict(id=1, name="dog")], "two categories of the id 1"),
     ([dict(id=1), dict(id=2, name="dog")], "categories without a name: 1"),
-    ([dict(id=1, name=" , ")], "categories without a name: 1")])
+    ([dict(id=1, name=" , ")], "categories without a name: 1"),
+    ([dict(id=7, name="# 1 bolt")], "category 7 is called '# 1 bolt', which starts with \"# \""),
+    ([dict(id=7, name="a\tb")], r"is called 'a\\tb', which holds a line break or another control"),
+    ([dict(id=7, name="a\u2028b")], "which holds a line break or another control")])
 def test_categories_that_could_mean_two_things_are_refused(place, categories, says):
     place.coco([RED], categories=categories)
     with pytest.raises(ValueError, match=says):

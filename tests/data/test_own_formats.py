@@ -77,6 +77,8 @@ def test_yolos_polygons_are_read_with_their_data_yaml(place):
         assert data.vocabulary.classes == (("red box",), ("blue box",))
         assert "took the labels for YOLO's polygons, 1 of" in data.reading.notes[0]
     for text, says in (("names: 5", "has no names of classes"), ("[", "is no YAML"),
+                       ("names: ['# 1 bolt', cat]", "'# 1 bolt' starts with \"# \""),
+                       ('names: ["a\\nb", cat]', "holds a line break"),
                        ("names: [cat, cat]", "'cat' is 'cat' of line 1")):
         (place.path / "data.yaml").write_text(text)
         with pytest.raises(ValueError, match=f"data.yaml.*{says}"):
@@ -172,6 +174,9 @@ def test_cvats_xml_is_read(place):
     assert data.vocabulary.classes == (("sky",), ("red box",), ("blue box",))
     assert data.reading.notes == ["took the labels for those of CVAT, 1 of them have a picture"]
     assert set(place.masks("a.xml", leave_out=["blue box", "sky"])) == {"red box"}
+    file.write_text(cvat(CVAT_RED.replace("red box", "# 1 bolt")))
+    with pytest.raises(ValueError, match="the name '# 1 bolt' starts with"):
+        place.read("a.xml")
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "haha"><!ENTITY b "&a;&a;">]><annotations>&b;</annotations>'

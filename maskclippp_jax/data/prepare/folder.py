@@ -44,7 +44,7 @@ from maskclippp_jax.data.prepare import (
 )
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
-from maskclippp_jax.vocabulary import Vocabulary, check_names, plain
+from maskclippp_jax.vocabulary import Vocabulary, check_names, plain, unwritable
 
 _PICTURE = rf"\.(?i:{'|'.join(ending[1:] for ending in images.endings())})"
 _OTHER_PICTURES = tuple(ending for ending in (
@@ -224,6 +224,8 @@ def _read_names(path: str, skip: typing.Sequence[int]) -> Vocabulary:
             isinstance(k, int) and k >= 0 and isinstance(v, str) for k, v in names.items()):
         raise ValueError(f"{path} has no names of classes, wanted names: [cat, dog], or a name for "
                          "each number")
+    if wrong := next(filter(unwritable, names.values()), None):
+        raise ValueError(f"{path}: the name {wrong!r} {unwritable(wrong)}; write it without that")
     rows = [f"{name}\tthing\t{number}" for number, name in sorted(names.items())]
     vocabulary = Vocabulary.from_text("\n".join(rows), pathlib.Path(path).name)
     check_names("\n".join(rows), path)

@@ -12,7 +12,7 @@ from maskclippp_jax.data import coco_files
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import coco, paths
 from maskclippp_jax.data.prepare.raw import File, Files
-from maskclippp_jax.vocabulary import Vocabulary, plain, split_names
+from maskclippp_jax.vocabulary import Vocabulary, plain, split_names, unwritable
 
 
 def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
@@ -102,6 +102,9 @@ def _vocabulary_of(categories: list[coco_files.Category], annotation: File,
     first: dict[str, typing.Any] = {}
     for category, synonyms in zip(kept, names):
         for name in synonyms:
+            if unwritable(name):
+                raise ValueError(f"{annotation}: the category {category['id']} is called {name!r}, "
+                                 f"which {unwritable(name)}; rename it")
             other = first.setdefault(plain(name), category)
             if other is not category:
                 raise ValueError(
