@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskclippp_jax.data import records
 from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.metrics import run_lengths
 from tests.own_data import (
@@ -123,12 +124,31 @@ def test_label_studio_is_read(place):
     same(place.masks("a.json", names=TWO), {"blue box": wanted})
 
 
+@pytest.mark.parametrize("form", ["ellipselabels", "labels"])
+def test_all_regions_of_label_studio_that_have_an_inside_are_read(place, form):
+    oval = dict(x=50, y=50, radiusX=10 / 0.8, radiusY=5 / 0.6, rotation=90)
+    write_json(place, task(dict(type=form, value=oval | {form: ["red box"]}),
+                           dict(type="ellipse", value=oval)), "a.json")
+    found, = place.records("a.json", names=TWO)[1].values()
+    mask, = records.decode_masks(found)
+    assert abs(mask.sum() - np.pi * 50) < 8 and mask[39, 40] and not mask[30, 46]
+    for value in (dict(points=percent(RED)), dict(x=12.5, y=50 / 3, width=37.5, height=100 / 3)):
+        red = dict(type="labels", value=value | dict(labels=["red box"]))
+        write_json(place, task(red), "a.json")
+        same(place.masks("a.json", names=TWO), {"red box": box(RED)})
+
+
 @pytest.mark.parametrize("tasks, says", [
     (task(dict(type="brushlabels", value=dict(rle=[0, 0], brushlabels=["red box"]))),
      "result 0: what was drawn with a brush is cut short"),
     (task(dict(type="polygonlabels", value=dict(points=[], polygonlabels=[]))), "has 0 labels"),
     (task(dict(type="rectanglelabels", value=dict(x=1.0, rectanglelabels=["red box"]))),
      "a rectangle without height, width, y"),
+    (task(dict(type="ellipselabels", value=dict(x=1.0, ellipselabels=["red box"]))),
+     "an ellipse without radiusX, radiusY, y"),
+    (task(dict(type="keypointlabels", value=dict(x=1.0, y=1.0, keypointlabels=["red box"]))),
+     "result 0 is a keypoint, which has no inside; draw .* leave its label out with --leave_out"),
+    (task(dict(type="labels", value=dict(start=1, labels=["red box"]))), "a region, which has no"),
     (task(annotations=[dict(result=[dict(type="x")])] * 2), "2 annotations by different people"),
     (task() + task(), "a.json lists the picture p twice"),
     (task(data={}), "3 has no picture in its dat"),

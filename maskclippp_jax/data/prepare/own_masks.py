@@ -203,6 +203,11 @@ def from_yolo(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
     return masks.record(image_id, image, found)
 
 
+def a(kind: str) -> str:
+    """"a line", "an ellipse"."""
+    return f"{'an' if kind[:1] in tuple('aeiou') else 'a'} {kind}"
+
+
 def turned_rectangle(corner: np.ndarray, sides: np.ndarray, degrees: float) -> np.ndarray:
     """The corners [4, 2] of a rectangle that is turned clockwise around its first one, in pixels.
 
