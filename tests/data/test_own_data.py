@@ -116,6 +116,17 @@ def test_a_picture_beside_folders_is_meant_by_its_whole_path(place, name):
         place.read()
 
 
+@pytest.mark.parametrize("name, said", [
+    ("cam2/f.png", True), ("D:\\all\\cam2\\f.jpg", True), ("f.png", False), ("./f.png", False),
+    ("/f.png", False), ("D:\\all\\cam1\\f.png", False), ("images/cam1/f.png", False)])
+def test_a_picture_in_another_folder_than_named_is_said_to_be_there(place, name, said):
+    place.picture("cam1/f.png")
+    place.coco([RED], images=[dict(id=1, file_name=name)])
+    data, made = place.records()
+    assert list(made) == ["f"] and data.reading.notes == [
+        f"1 annotation names other folders, such as {name} for cam1/f.png"] * said
+
+
 def test_a_list_for_validation_may_be_from_elsewhere(place):
     for name in ("a.png", "b.png"):
         place.picture(name)

@@ -101,7 +101,7 @@ def test_lines_that_are_no_polygons_are_named(place, line, says):
 
 
 def task(*results, **more):
-    return [dict(id=3, data=dict(image="/data/upload/1/ab12-p.png"), annotations=[
+    return [dict(id=3, data=dict(image="/data/upload/1/ab12cd34-p.png"), annotations=[
         dict(result=[dict(original_width=80, original_height=60) | r for r in results])]) | more]
 
 
@@ -122,6 +122,16 @@ def test_label_studio_is_read(place):
     wanted = np.zeros(SIZE, bool)
     wanted[10:40, 20:40] = True
     same(place.masks("a.json", names=TWO), {"blue box": wanted})
+
+
+def test_what_label_studio_puts_in_front_is_no_other_word(place):
+    place.picture("eye.png")
+    left = task()
+    left[0]["data"]["image"] = "/data/upload/1/left-eye.png"
+    write_json(place, left, "a.json")
+    data = place.read("a.json", names=TWO)
+    assert not data.reading.splits.get("train") and data.reading.missing == [
+        f"1 pictures that {place.path}/a.json names are missing, e.g. /data/upload/1/left-eye.png"]
 
 
 @pytest.mark.parametrize("form", ["ellipselabels", "labels"])

@@ -48,19 +48,20 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
         class_of, said = _match(categories, vocabulary, used, leave_out)
         notes += said
     class_of |= {c["id"]: None for c in content["categories"] if c["id"] not in class_of}
-    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name).find
+    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name)
     fingerprint = pictures_at.fingerprint + hashlib.sha1(data).hexdigest() + repr(
         (sorted(leave_out), keep_crowds))
     if panoptic:
         maps_at, maps = _panoptic_maps(annotation_path, content)
         items, lost = coco.panoptic_items(
-            content, pictures, paths.Paths(maps).find, class_of, vocabulary, annotation)
+            content, pictures.find, paths.Paths(maps).find, class_of, vocabulary, annotation)
         fingerprint += maps_at.fingerprint
     else:
-        items, lost = coco.instance_items(content, pictures, class_of, vocabulary, annotation,
+        items, lost = coco.instance_items(content, pictures.find, class_of, vocabulary, annotation,
                                           keep_crowds=keep_crowds)
     make = coco.make_panoptic if panoptic else coco.make_instances
     kind = "panoptic" if panoptic else "instance"
+    notes += pictures.said("annotation")
     notes += [f"{', '.join(names)} are names of one class" for names in vocabulary.classes
               if names_file is None and len(names) > 1]
     return Reading({"train": items}, make, lost, fingerprint, notes=notes), vocabulary, kind

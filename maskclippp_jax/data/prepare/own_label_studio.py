@@ -1,5 +1,6 @@
 """A JSON file of Label Studio: one task a picture."""
 
+import re
 import typing
 
 import numpy as np
@@ -132,7 +133,5 @@ def _of_brush(value: _Value, size: tuple[int, int], where: str) -> dict:
 
 
 def _without_id(name: str) -> str:
-    """Label Studio puts some characters in front of the name of what was uploaded: "1a2b-p.jpg"."""
-    folder, _, file = name.rpartition("/")
-    first, dash, rest = file.partition("-")
-    return f"{folder}/{rest}" if dash and rest and first.isalnum() else name
+    """Label Studio puts 8 hexadecimal digits in front of what was uploaded: "1a2b3c4d-p.jpg"."""
+    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name)

@@ -51,4 +51,4 @@ def reading_of(listed: Listed, pictures_at: Files, pattern: str, path: str, mask
     fingerprint = pictures_at.fingerprint + content + repr((masks.left_out, masks.keep_crowds))
     note = f"took the labels for those of {listed.title}, {len(items)} of them have a picture"
     return Reading({"train": items}, functools.partial(listed.make, masks), missing,
-                   fingerprint, notes=[note])
+                   fingerprint, notes=[note, *pictures.said("annotation")])

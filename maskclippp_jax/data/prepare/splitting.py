@@ -62,9 +62,9 @@ def divide(reading: Reading, root: pathlib.Path, folders: dict[str, str], valida
         if not listing.is_file():
             raise FileNotFoundError(f"--validation={validation} is no file (with one "
                                     "picture's name a line), nor a share like 0.1") from None
-        splits = by_list(items, listing, ending)
+        splits, said = by_list(items, listing, ending)
         check_groups(splits, groups, str(listing))
-        return splits, notes
+        return splits, notes + said
     if not 0 <= share <= 1:
         raise ValueError(f"--validation={validation} is no share; give 0 ... 1, or a file")
     return by_share(reading, items, share, groups), notes
@@ -139,8 +139,8 @@ def by_folder(items: Items, root: pathlib.Path, named: dict[str, str] | None = N
     return found if len(found) > 1 else None
 
 
-def by_list(items: Items, listing: pathlib.Path, ending: str) -> dict[str, Items]:
-    """Pictures that a text file names, one a line, are for validation.
+def by_list(items: Items, listing: pathlib.Path, ending: str) -> tuple[dict[str, Items], list[str]]:
+    """Pictures that a text file names, one a line, are for validation; and what is to be said.
 
     Args:
       items: see above.
@@ -161,7 +161,7 @@ def by_list(items: Items, listing: pathlib.Path, ending: str) -> dict[str, Items
     if unknown:
         raise ValueError(f"{listing} names {len(unknown)} pictures that are not there or have no "
                          f"annotation, e.g. {', '.join(unknown[:3])}")
-    return _parts(items, chosen)
+    return _parts(items, chosen), [f"{listing}: {said}" for said in known.said("line")]
 
 
 def by_share(reading: Reading, items: Items, share: float, groups: dict[str, str]
