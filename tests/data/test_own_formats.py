@@ -317,7 +317,12 @@ def test_datumaro_is_read(place):
         same(place.masks("a.json"))
         same(place.masks("a.json", names="Blue_Box\nred box\n"), {
             "red box": box(RED), "Blue_Box": box(BLUE)})
-    for wrong, says in ((dict(type="points", label_id=0), "annotation 0: the mask is a points, wh"),
+    # As high as the other is wide, and turned around its center.
+    blue |= dict(bbox=[52.5, 32.5, 20, 25], attributes=dict(rotation=90.0))
+    write_json(place, datumaro(blue), "a.json")
+    same(place.masks("a.json"), {"blue box": box(BLUE)})
+    for wrong, says in ((dict(type="points", label_id=0), "mask is of the type 'points', wanted"),
+                        (blue | dict(attributes=dict(rotation="x")), "has the rotation 'x', want"),
                         (dict(type="polygon", points=RED), "annotation 0 has no label"),
                         (dict(type="mask", label_id=0, rle=dict(size=[6, 8], counts=[48])),
                          "is for 8x6 pixels"), (dict(type="mask", label_id=2), "the label 2, of")):

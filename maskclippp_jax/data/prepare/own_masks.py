@@ -222,6 +222,12 @@ def turned_rectangle(corner: np.ndarray, sides: np.ndarray, degrees: float) -> n
     return np.array([corner, corner + along, corner + along + down, corner + down])
 
 
+def turned_box(center: np.ndarray, sides: np.ndarray, degrees: float) -> np.ndarray:
+    """The corners [4, 2] of a rectangle that is turned clockwise around its center, in pixels."""
+    corners = turned_rectangle(np.zeros(2), sides, degrees)
+    return corners - corners.mean(0) + center
+
+
 def ellipse(center: np.ndarray, radii: np.ndarray, degrees: float = 0.0) -> np.ndarray:
     """Corners [n, 2] of a polygon for an ellipse that is turned clockwise, in pixels."""
     turns = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
