@@ -78,6 +78,18 @@ def test_files_of_splits_find_pictures_in_folders_of_splits(place):
     assert data.reading.splits["train"][0][1].path.endswith("train2017/x.png")
 
 
+def test_a_picture_in_two_splits_is_refused(place):
+    (place.path / "labels").mkdir()
+    for name in ("q.png", "r.png"):
+        place.picture(name)
+    for split, other in (("train", "q.png"), ("val", "r.png")):
+        place.coco([RED], images=[dict(id=1, file_name="p.png"), dict(id=2, file_name=other)])
+        (place.path / "a.json").rename(place.path / f"labels/{split}.json")
+    with pytest.raises(ValueError, match=r"train.json \(train\) and .*val.json \(validation\) both "
+                       "have 1 picture, such as .*p.png; keep each in one"):
+        place.read("labels")
+
+
 @pytest.mark.parametrize("form", ["{split}/{kind}/{name}", "{kind}/{split}/{name}"])
 def test_yolos_folders_below_one_are_splits(place, form):
     line = "0 " + " ".join(f"{n / side:.6f}" for n, side in zip(RED, [80, 60] * 4)) + "\n"

@@ -44,6 +44,7 @@ from maskclippp_jax.data.prepare import (
 )
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary, check_names, plain, unwritable
 
 _PICTURE = rf"\.(?i:{'|'.join(ending[1:] for ending in images.endings())})"
@@ -146,6 +147,15 @@ def _read_each(files: dict[str, str], image_dir: str, names_file: str | None, ch
             raise ValueError(f"{' and '.join(files.values())} differ in their classes; give all of "
                              "them as --names=FILE")
     said = {split: part.reading for split, part in parts.items()}
+    first_in: dict[File, str] = {}
+    for split, reading in said.items():
+        twice = [item[1] for item in reading.splits["train"]
+                 if first_in.setdefault(item[1], split) != split]
+        if twice:
+            other = first_in[twice[0]]
+            raise ValueError(f"{files[other]} ({other}) and {files[split]} ({split}) both have "
+                             f"{counted(len(twice), 'picture')}, such as {twice[0]}; keep each in "
+                             "one of them")
     return first._replace(reading=first.reading._replace(
         splits={split: reading.splits["train"] for split, reading in said.items()},
         missing=[m for reading in said.values() for m in reading.missing],
