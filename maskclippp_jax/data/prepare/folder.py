@@ -310,6 +310,7 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
         if choices.leave_out:
             raise ValueError("--leave_out is for masks with names, these are label maps; give the "
                              "numbers that mean nothing as --nothing")
+        _refuse_crowds(choices)
         in_colors = bool(masks.vocabulary.colors) and any(
             _has_colors(file) for key, file in form.files.items() if key in pictures)
         notes.append((_colors if in_colors else _numbers)(masks.vocabulary, choices.nothing))
@@ -319,6 +320,12 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
     fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr((pattern, choices))
     return OwnData(Reading({"train": items}, form.make, missing, fingerprint, notes=notes),
                    masks.vocabulary, form.kind)
+
+
+def _refuse_crowds(choices: Choices) -> None:
+    if choices.keep_crowds:
+        raise ValueError("--crowd=keep is for masks marked as crowds, of which label maps have "
+                         "none; leave it out")
 
 
 def _colored(folder: str) -> pathlib.Path | None:
@@ -336,6 +343,8 @@ def _read_colored(pictures_at: Files, folder: str, root: pathlib.Path, names_fil
     classes, objects = (maps_at.find(rf"Segmentation{what}/(.+)\.png")
                         for what in ("Class", "Object"))
     classes = classes or Files(folder).find(r"(.+)\.png")  # maps without folders of their own
+    if not objects:
+        _refuse_crowds(choices)
     # Pictures and maps may lie in the same folder.
     pictures = {key.removeprefix("JPEGImages/"): file for key, file in pictures.items()
                 if not key.startswith("Segmentation")}

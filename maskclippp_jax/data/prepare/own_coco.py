@@ -54,7 +54,8 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
     if panoptic:
         maps_at, maps = _panoptic_maps(annotation_path, content)
         items, lost = coco.panoptic_items(
-            content, pictures.find, paths.Paths(maps).find, class_of, vocabulary, annotation)
+            content, pictures.find, paths.Paths(maps).find, class_of, vocabulary, annotation,
+            keep_crowds=keep_crowds)
         fingerprint += maps_at.fingerprint
     else:
         items, lost = coco.instance_items(content, pictures.find, class_of, vocabulary, annotation,
