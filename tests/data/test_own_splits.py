@@ -146,6 +146,24 @@ def test_a_share_keeps_rare_classes_in_both_parts(place):
     assert len({names[n] for n in rare} & set(found["validation"])) == 1
 
 
+@pytest.mark.parametrize("share, count", [("0.1", 1), ("0.01", 1), ("0", 0), ("0.99", 3), ("1", 4)])
+def test_no_part_of_a_share_is_empty_for_being_small(place, share, count):
+    for name in ("q.png", "r.png", "s.png"):
+        place.picture(name)
+    for name in ("p.png", "q.png", "r.png", "s.png"):
+        place.label(numbers(255, 0, 1), name)
+    data = place.read("labels", names=TWO, validation=share)
+    assert len(ids_of(data).get("validation", ())) == count
+    assert f"--validation={share} takes {count} of 4 pictures for val" in data.reading.notes[-1]
+
+
+def test_an_empty_list_for_validation_is_refused(place):
+    place.coco([RED])
+    (place.path / "val.txt").write_text("\n")
+    with pytest.raises(ValueError, match="val.txt names no picture; write one a line, or leave"):
+        place.read(validation=str(place.path / "val.txt"))
+
+
 def test_pictures_of_a_group_stay_together(place):
     names = [f"patient{n}_{slice}" for n in range(6) for slice in range(3)]
     for name in names:
