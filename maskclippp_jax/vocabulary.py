@@ -274,7 +274,8 @@ class Vocabulary:
                          none], np.int32)
 
     def find(self, name: str) -> int | None:
-        """The class with this name: to the letter, else however it is written (see `plain`).
+        """The class with this name: to the letter, else however it is written (see `plain`), else
+        that which has all of its names, where commas part them.
 
         Raises:
           ValueError: two classes have it, written otherwise.
@@ -287,6 +288,9 @@ class Vocabulary:
         if len(found) > 1:
             raise ValueError(f"{name!r} could be {self.classes[found[0]][0]!r} or "
                              f"{self.classes[found[1]][0]!r} of {self.name}; write it as there")
+        if not found and "," in name:
+            found = list({self.find(part.strip()) for part in name.split(",") if part.strip()})
+            found = [] if len(found) > 1 else found
         return found[0] if found else None
 
     def to_text(self) -> str:

@@ -46,8 +46,9 @@ def test_labelme_is_read(place):
                 dict(shape_type="mask", points=[[10, 10], [39, 29]], mask=patch)):
         write_json(place, label_me(red, rectangle, imageHeight=60, imageWidth=80))
         same(place.masks("labels", names=TWO))
-    write_json(place, label_me(dict(shape_type="circle", points=[[40, 30], [50, 30]])))
-    circle = place.masks("labels", names=TWO)["red box"]
+    write_json(place, label_me(dict(shape_type="circle", points=[[40, 30], [50, 30]]),
+                               dict(label="mark", shape_type="line", points=[[1, 1], [5, 5]])))
+    circle = place.masks("labels", names=TWO, leave_out=["mark"])["red box"]
     assert abs(circle.sum() - np.pi * 100) < 8 and circle[30, 40] and not circle[30, 52]
 
 
@@ -209,6 +210,32 @@ def test_cvats_xml_is_read(place):
         place.read("a.xml")
 
 
+@pytest.mark.parametrize("names", [None, "red box, person\n"])
+def test_a_label_with_a_comma_has_several_names(place, names):
+    label = "person, red box"
+    (place.path / "a.xml").write_text(cvat(CVAT_RED.replace("red box", label)))
+    write_json(place, datumaro(dict(type="polygon", label_id=0, points=RED), name=label), "b.json")
+    place.label(COLORS[numbers(0, 1)], "SegmentationClass/p.png")
+    (place.path / "labels/labelmap.txt").write_text(f"background:0,0,0::\n{label}:128,0,0::\n")
+    for file in ("a.xml", "b.json", "labels"):
+        data, made = place.records(file, names=names)
+        assert set(data.vocabulary.classes[0]) == {"red box", "person"}
+        np.testing.assert_array_equal(records.decode_masks(made["p"])[0], box(RED))
+
+
+def test_what_is_left_out_is_a_label_that_is_there(place):
+    (place.path / "a.xml").write_text(cvat(CVAT_RED, CVAT_BLUE.replace("blue box", "blue box_1")))
+    write_json(place, datumaro(dict(type="polygon", label_id=0, points=RED)), "b.json")
+    place.label(COLORS[numbers(0, 1)], "SegmentationClass/p.png")
+    (place.path / "labels/labelmap.txt").write_text(LABELMAP)
+    for file in ("a.xml", "b.json", "labels"):
+        with pytest.raises(ValueError, match="--leave_out names 'reed box', but there is no such "
+                           "label; there are red box, blue box"):
+            place.read(file, leave_out=["blue_box" if file != "a.xml" else "Red box", "reed box"])
+    assert set(place.masks("a.xml", names="red box\n", leave_out=["blue box"])) == {"red box"}
+    assert set(place.masks("labels", leave_out=["background"])) == {"red box"}
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY a "haha"><!ENTITY b "&a;&a;">]><annotations>&b;</annotations>'
 
 
@@ -302,9 +329,9 @@ def test_supervisely_is_read(place):
             place.masks("labels", names=TWO)
 
 
-def datumaro(*annotations, size=SIZE):
+def datumaro(*annotations, size=SIZE, name="red box"):
     return dict(info={}, categories=dict(label=dict(labels=[
-        dict(name="red box", parent=""), dict(name="blue box", parent="")])), items=[
+        dict(name=name, parent=""), dict(name="blue box", parent="")])), items=[
             dict(id="p", annotations=list(annotations), image=dict(path="p.png", size=size))])
 
 

@@ -206,6 +206,11 @@ def _masks(names: typing.Sequence[str] | None, names_file: str | None, path: str
            ) -> own_masks.Masks:
     """The classes of a names file, or those that the annotations list themselves."""
     left_out = tuple(map(plain, choices.leave_out))
+    if names is not None:
+        # A labelmap.txt has "background", which is no class. "cat" leaves "cat_1" out, but not
+        # where "cat_1" is a class itself.
+        others = [own_masks.without_number(name) for name in names if names_file is not None]
+        own_masks.check_left_out(choices.leave_out, names, "label", [*others, "background"])
     if names_file is not None:
         vocabulary = _read_names(names_file, choices.nothing or ())
     elif names is None:

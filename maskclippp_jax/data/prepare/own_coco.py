@@ -10,7 +10,7 @@ import typing
 
 from maskclippp_jax.data import coco_files
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import coco, paths
+from maskclippp_jax.data.prepare import coco, own_masks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.vocabulary import Vocabulary, plain, split_names, unwritable
 
@@ -149,13 +149,9 @@ def _match(categories: list[coco_files.Category], vocabulary: Vocabulary,
 
 
 def _left_out(categories: list[coco_files.Category], leave_out: typing.Sequence[str]) -> set[int]:
-    wanted = {plain(name): name for name in leave_out}
-    named = {plain(c.get("name", "")): c["id"] for c in categories}
-    unknown = [name for key, name in wanted.items() if key not in named]
-    if unknown:
-        raise ValueError(f"--leave_out names {', '.join(map(repr, unknown))}, but there is no such "
-                         f"category; there are {', '.join(c.get('name', '') for c in categories)}")
-    return {c["id"] for c in categories if plain(c.get("name", "")) in wanted}
+    own_masks.check_left_out(leave_out, [c.get("name", "") for c in categories], "category")
+    left = set(map(plain, leave_out))
+    return {c["id"] for c in categories if plain(c.get("name", "")) in left}
 
 
 def _panoptic_maps(annotation_path: pathlib.Path, content: coco_files.Panoptic

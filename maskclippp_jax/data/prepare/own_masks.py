@@ -80,7 +80,7 @@ class Masks(typing.NamedTuple):
 
     def class_named(self, text: str, where: object) -> int | None:
         """The class with this name, None if it is left out; a number at its end is allowed."""
-        for name in (text, re.sub(r"[ _.-]*\d+$", "", text)):
+        for name in (text, without_number(text)):
             if plain(name) in self.left_out:
                 return None
             if (found := self.vocabulary.find(name)) is not None:
@@ -103,6 +103,21 @@ class Masks(typing.NamedTuple):
                 for c, _, crowd in kept]
         return [records.instance_record(image, image_id, images.size_of(image),
                                         [code for _, code, _ in kept], rows)]
+
+
+def without_number(name: str) -> str:
+    """"cat_1" -> "cat"."""
+    return re.sub(r"[ _.-]*\d+$", "", name)
+
+
+def check_left_out(leave_out: typing.Sequence[str], names: typing.Sequence[str], what: str,
+                   others: typing.Sequence[str] = ()) -> None:
+    """Refuses --leave_out with what is none of the names that a file lists; `what` they are of."""
+    known = {*map(plain, names), *map(plain, others)}
+    unknown = [name for name in dict.fromkeys(leave_out) if plain(name) not in known]
+    if unknown:
+        raise ValueError(f"--leave_out names {', '.join(map(repr, unknown))}, but there is no such "
+                         f"{what}; there are {', '.join(names)}")
 
 
 def from_folder(masks: Masks, item: tuple[str, File, list[File]]) -> list[dict]:
@@ -167,6 +182,8 @@ def from_json(masks: Masks, item: tuple[str, File, File], *, wanted: str | None 
                              "without classes, as SAM's, are for predict and evaluate")
         c = (masks.class_named(str(name), file) if name is not None
              else masks.class_numbered(entry["category_id"], where))
+        if c is None:
+            continue
         code = coco_files.mask_of(dict(entry, id=n), size, str(file))
         found.append((c, code, bool(entry.get("iscrowd"))))
     return masks.record(image_id, image, found)
@@ -250,6 +267,8 @@ def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
               ) -> tuple[int | None, dict, bool]:
     """Class, run lengths, and that it is no crowd, of a shape of LabelMe."""
     c = masks.class_named(shape["label"], where)
+    if c is None:
+        return c, {}, False
     points, kind = np.array(shape["points"], np.float64).reshape(-1, 2), shape.get("shape_type")
     wanted = dict(rectangle=2, circle=2, mask=2).get(kind or "polygon", len(points))
     if len(points) != wanted:
