@@ -91,6 +91,13 @@ def test_a_picture_is_found_however_its_path_was_written(place, name, file):
     assert list(made) == [file.rsplit(".", 1)[0]]
 
 
+def test_a_picture_under_two_ids_is_named(place):
+    place.picture("a b.png")
+    place.coco([RED], images=[dict(id=1, file_name="a b.png"), dict(id=2, file_name="a%20b.png")])
+    with pytest.raises(ValueError, match="lists the picture .*/a b.png twice, under two ids; keep"):
+        place.read()
+
+
 def test_two_pictures_of_one_name_in_two_folders_are_two_pictures(place):
     place.picture("train/f.png")
     place.picture("val/f.png")
@@ -329,7 +336,7 @@ def prepare(place, tmp_path, capsys, **kw) -> str:
     ([dict(segmentation=[])], "none of the 1 annotations has a mask that can be seen .p, annot"),
     ([dict(bbox=[1, 1, 5, 5])], "are they boxes only"), ([dict(segmentation=None)], "boxes only"),
     ([dict(segmentation=dict(size=[60, 80], counts=[0, 4800]), iscrowd=1)],
-     "all 1 masks are marked as crowds .* give --crowd=keep"),
+     "all masks .1. are marked as crowds .* give --crowd=keep"),
     ([], "there is no annotation at all")])
 def test_data_that_teach_nothing_are_refused(place, tmp_path, capsys, annotations, says):
     place.coco(*annotations)
@@ -343,8 +350,8 @@ def test_what_cannot_be_learnt_is_counted_and_said(place, tmp_path, capsys):
     place.coco([RED], [[1, 1, 2, 1, 2, 2]], dict(segmentation=[BLUE], iscrowd=1))
     said = prepare(place, tmp_path, capsys)
     assert "1 of 2 classes have no mask: blue box" in said
-    assert "1 masks are marked as crowds (iscrowd) and teach nothing; --crowd=keep" in said
-    assert "of 1 masks less than 4 pixels show" in said and "p, annotation 1" in said
+    assert "nothing is learnt from 1 mask marked as crowds (iscrowd); --crowd=keep" in said
+    assert "of 1 mask less than 4 pixels show" in said and "p, annotation 1" in said
     source = records.open_source(str(tmp_path / "data"), "t", "train")
     assert source.learnable == records.Learnable(bare=0, masks={0: 1})
 

@@ -54,7 +54,8 @@ def test_labelme_is_read(place):
 
 @pytest.mark.parametrize("content, says", [
     (label_me(dict(shape_type="line", points=[[1, 1], [5, 5]])), "shape 0 is a line, which has no"),
-    (label_me(dict(shape_type="rectangle", points=[[1, 1]])), "a rectangle of 1 points, wanted 2"),
+    (label_me(dict(shape_type="oriented_rectangle", points=[[1, 1], [5, 5]])), "0 is an orie"),
+    (label_me(dict(shape_type="rectangle", points=[[1, 1]])), "a rectangle of 1 point, wanted 2"),
     (label_me(dict(shape_type="mask", points=[[1, 1], [2, 2]], mask="?")), "no picture in base 64"),
     (label_me(dict(label="sky", points=[])), "shape 0: names.txt has no class 'sky'"),
     (label_me(imageHeight=80, imageWidth=60), "of 60x80 pixels, .* was it turned by its EXIF"),
@@ -132,7 +133,7 @@ def test_what_label_studio_puts_in_front_is_no_other_word(place):
     write_json(place, left, "a.json")
     data = place.read("a.json", names=TWO)
     assert not data.reading.splits.get("train") and data.reading.missing == [
-        f"1 pictures that {place.path}/a.json names are missing, e.g. /data/upload/1/left-eye.png"]
+        f"1 picture that {place.path}/a.json names is missing, e.g. /data/upload/1/left-eye.png"]
 
 
 @pytest.mark.parametrize("form", ["ellipselabels", "labels"])

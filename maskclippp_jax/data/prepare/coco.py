@@ -14,6 +14,7 @@ from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import labels
 from maskclippp_jax.data.prepare.paths import stem_of
 from maskclippp_jax.data.prepare.raw import File, Files
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary
 
 _PICTURES = ("train2017.zip", "val2017.zip")
@@ -267,5 +268,6 @@ def missing_files(names: list[str], annotation: File) -> list[str]:
     """A sentence about files that an annotation names and that are not there, if any."""
     if not names:
         return []
-    return [f"{len(names)} files that {annotation} names are missing, e.g. "
+    be = "is" if len(names) == 1 else "are"
+    return [f"{counted(len(names), 'file')} that {annotation} names {be} missing, e.g. "
             f"{', '.join(sorted(names)[:3])}"]

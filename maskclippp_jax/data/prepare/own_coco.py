@@ -60,6 +60,10 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
     else:
         items, lost = coco.instance_items(content, pictures.find, class_of, vocabulary, annotation,
                                           keep_crowds=keep_crowds)
+    twice = [file for file, n in collections.Counter(item[1] for item in items).items() if n > 1]
+    if twice:
+        raise ValueError(f"{annotation} lists the picture {twice[0]} twice, under two ids; keep "
+                         "one")
     make = coco.make_panoptic if panoptic else coco.make_instances
     kind = "panoptic" if panoptic else "instance"
     notes += pictures.said("annotation")

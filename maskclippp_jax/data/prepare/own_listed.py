@@ -7,6 +7,7 @@ import typing
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import own_masks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
+from maskclippp_jax.runtime.console import counted
 
 
 class Listed(typing.NamedTuple):
@@ -45,7 +46,8 @@ def reading_of(listed: Listed, pictures_at: Files, pattern: str, path: str, mask
             raise ValueError(f"{path} lists the picture {picture[0]} twice; keep one")
         seen.add(picture[0])
         items.append((*picture, annotations))
-    missing = [f"{len(lost)} pictures that {path} names are missing, e.g. "
+    be = "is" if len(lost) == 1 else "are"
+    missing = [f"{counted(len(lost), 'picture')} that {path} names {be} missing, e.g. "
                f"{', '.join(sorted(lost)[:3])}"] if lost else []
     content = hashlib.sha1(File((), path).read()).hexdigest()
     fingerprint = pictures_at.fingerprint + content + repr((masks.left_out, masks.keep_crowds))

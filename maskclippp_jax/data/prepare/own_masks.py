@@ -17,6 +17,7 @@ from maskclippp_jax.data.prepare import labels
 from maskclippp_jax.data.prepare.raw import File
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import typed
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary, plain
 
 _NAMES = ("label", "class", "category", "name")  # keys of a mask's name in a JSON
@@ -272,7 +273,8 @@ def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
     points, kind = np.array(shape["points"], np.float64).reshape(-1, 2), shape.get("shape_type")
     wanted = dict(rectangle=2, circle=2, mask=2).get(kind or "polygon", len(points))
     if len(points) != wanted:
-        raise ValueError(f"{where} is a {kind} of {len(points)} points, wanted {wanted}")
+        raise ValueError(f"{where} is {a(kind)} of {counted(len(points), 'point')}, wanted "
+                         f"{wanted}")
     if kind == "mask":
         return c, _of_patch(shape.get("mask") or "", points, size, where), False
     if kind == "rectangle":
@@ -281,8 +283,8 @@ def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
     elif kind == "circle":
         points = ellipse(points[0], np.hypot(*(points[1] - points[0])).repeat(2))
     elif kind not in (None, "polygon"):
-        raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon, or leave its "
-                         "label out with --leave_out")
+        raise ValueError(f"{where} is {a(kind)}, which has no inside or is not read; draw a "
+                         "polygon, or leave its label out with --leave_out")
     return c, run_lengths.of_polygons([points.tolist()], size), False
 
 
@@ -303,8 +305,8 @@ def _of_object(masks: Masks, thing: _Object, size: tuple[int, int], where: str
         (left, top), (right, bottom) = outer  # pixels, the last ones belong to it
         outer = [(left, top), (right + 1, top), (right + 1, bottom + 1), (left, bottom + 1)]
     elif kind != "polygon":
-        raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon or a mask, or "
-                         "leave its class out with --leave_out")
+        raise ValueError(f"{where} is {a(kind)}, which has no inside or is not read; draw a "
+                         "polygon or a mask, or leave its class out with --leave_out")
     mask = run_lengths.decode(run_lengths.of_polygons([outer], size))
     for hole in thing.get("points", {}).get("interior", []):
         mask &= ~run_lengths.decode(run_lengths.of_polygons([hole], size))

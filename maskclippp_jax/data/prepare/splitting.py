@@ -162,8 +162,8 @@ def by_list(items: Items, listing: pathlib.Path, ending: str) -> tuple[dict[str,
         elif name:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"{listing} names {len(unknown)} pictures that are not there or have no "
-                         f"annotation, e.g. {', '.join(unknown[:3])}")
+        raise ValueError(f"{listing} names {counted(len(unknown), 'picture')} that are not there "
+                         f"or have no annotation, e.g. {', '.join(unknown[:3])}")
     if not chosen:
         raise ValueError(f"{listing} names no picture; write one a line, or leave --validation out")
     return _parts(items, chosen), [f"{listing}: {said}" for said in known.said("line")]
