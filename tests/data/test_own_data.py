@@ -132,6 +132,13 @@ def test_a_picture_in_another_folder_than_named_is_said_to_be_there(place, name,
     data, made = place.records()
     assert list(made) == ["f"] and data.reading.notes == [
         f"1 annotation names other folders, such as {name} for cam1/f.png"] * said
+    # Where another name fits, this one means another picture.
+    if said:
+        place.coco([RED], images=[dict(id=n, file_name=file) for n, file in enumerate(
+            [name, "images/cam1/f.png"], start=1)])
+        data, made = place.records()
+        assert list(made) == ["f"] and not data.reading.notes
+        assert data.reading.missing[0].startswith("1 file that")
 
 
 def test_a_list_for_validation_may_be_from_elsewhere(place):

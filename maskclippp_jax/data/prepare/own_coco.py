@@ -48,7 +48,8 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
         class_of, said = _match(categories, vocabulary, used, leave_out)
         notes += said
     class_of |= {c["id"]: None for c in content["categories"] if c["id"] not in class_of}
-    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name)
+    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name,
+                           [coco.file_name(e, annotation) for e in content.get("images", ())])
     fingerprint = pictures_at.fingerprint + hashlib.sha1(data).hexdigest() + repr(
         (sorted(leave_out), keep_crowds))
     if panoptic:

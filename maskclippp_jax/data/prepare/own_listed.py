@@ -35,7 +35,8 @@ def reading_of(listed: Listed, pictures_at: Files, pattern: str, path: str, mask
     Raises:
       ValueError: two rows are of one picture.
     """
-    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name)
+    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name,
+                           [name for names, _ in listed.rows for name in names])
     items, lost, seen = [], [], set()
     for names, annotations in listed.rows:
         picture = next(filter(None, map(pictures.find, names)), None)
