@@ -161,6 +161,7 @@ def test_all_regions_of_label_studio_that_have_an_inside_are_read(place, form):
     (task(dict(type="keypointlabels", value=dict(x=1.0, y=1.0, keypointlabels=["red box"]))),
      "result 0 is a keypoint, which has no inside; draw .* leave its label out with --leave_out"),
     (task(dict(type="labels", value=dict(start=1, labels=["red box"]))), "a region, which has no"),
+    (task(dict(type="vectorlabels", value=dict(vectorlabels=["red box"]))), "a vector, which is"),
     (task(annotations=[dict(result=[dict(type="x")])] * 2), "2 annotations by different people"),
     (task() + task(), "a.json lists the picture p twice"),
     (task(data={}), "3 has no picture in its dat"),

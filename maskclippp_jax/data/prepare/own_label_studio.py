@@ -82,6 +82,10 @@ def _make(masks: own_masks.Masks, item: tuple[str, File, Task]) -> list[dict]:
         where, value = f"{image_id}, result {n}", result.get("value", {})
         if not result["type"].endswith("labels"):
             continue  # choices, texts and the like, and regions whose labels are a result apart
+        if result["type"] not in _Value.__annotations__:
+            kind = own_masks.a(result["type"].removesuffix("labels"))
+            raise ValueError(f"{where} is {kind}, which is not read; draw a polygon, a rectangle, "
+                             "an ellipse or with a brush, or remove it")
         names = value.get(result["type"]) or []
         if len(names) != 1:
             raise ValueError(f"{where} has {len(names)} labels, wanted one")
