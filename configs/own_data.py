@@ -7,6 +7,8 @@ The published recipe (arXiv 2412.11464) for 2000 steps of 4 pictures of 512 pixe
 published 2 to 4 hours on two GPUs of 24 GB. This setting is ours, not a published one.
 """
 
+from ml_collections import config_dict
+
 from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
@@ -32,5 +34,5 @@ def get_config(arg: str = ""):
     config.eval.seen_vocabulary = arg.names
     config.eval.loader_min, config.eval.loader_max = 512, 2048  # sides of the loaded picture
     config.eval.short_side = 384        # pixels of the picture the image tower sees
-    config.eval.mask_short_side = None  # masks stay as they are
+    config.eval.mask_short_side = config_dict.placeholder(int)  # None: masks stay as they are
     return config.lock()

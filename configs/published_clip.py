@@ -10,6 +10,8 @@ side: 24, or more if the model was trained with more. This setting is ours, not 
 
 import dataclasses
 
+from ml_collections import config_dict
+
 from maskclippp_jax.configs import common
 from maskclippp_jax.models.similarity import LinearSimilarityConfig
 from maskclippp_jax.vocabulary import TEMPLATES_14
@@ -31,5 +33,5 @@ def get_config(arg: str = ""):
     common.on_coco_stuff(config)
     config.eval.loader_min, config.eval.loader_max = 512, 2048  # sides of the loaded picture
     config.eval.short_side = side       # pixels of the picture the image tower sees
-    config.eval.mask_short_side = None  # masks stay as they are
+    config.eval.mask_short_side = config_dict.placeholder(int)  # None: masks stay as they are
     return config.lock()

@@ -14,6 +14,8 @@ leave a quarter of all combinations out. The recipe is the published one, but fo
 of some hundred steps needs larger ones.
 """
 
+from ml_collections import config_dict
+
 from maskclippp_jax.configs import common
 from maskclippp_jax.models.maskclippp import MaskCLIPppConfig
 from maskclippp_jax.vocabulary import TEMPLATES_1
@@ -47,7 +49,7 @@ def get_config(arg: str = ""):
     config.eval.split = "validation"
     config.eval.seen_vocabulary = "scenes_seen"
     config.eval.batch_size = 50
-    config.eval.loader_min = config.eval.loader_max = None  # scenes stay as they are
-    config.eval.short_side = config.eval.mask_short_side = None
+    for key in ("loader_min", "loader_max", "short_side", "mask_short_side"):
+        config.eval[key] = config_dict.placeholder(int)  # None: scenes and masks stay as they are
     config.eval.num_instances = 20  # of a scene, which has four digits at most
     return config.lock()

@@ -16,6 +16,7 @@ import numpy as np
 
 from maskclippp_jax import configs
 from maskclippp_jax.data.bundles import Bundle
+from maskclippp_jax.data.label_maps import Nothing
 from maskclippp_jax.data.tiling import Tiles
 from maskclippp_jax.naming import (
     batching,
@@ -199,9 +200,8 @@ class Model:
         return self._words[classes]
 
     def name(self, image: ImageLike, masks: MasksLike, classes: ClassesLike, *,
-             nothing: typing.Sequence[int] | None = None, minimum_score: float = 0.0,
-             distractors: ClassesLike = (), tiles: int | None = None, overlap: int = OVERLAP
-             ) -> Result:
+             nothing: Nothing = None, minimum_score: float = 0.0, distractors: ClassesLike = (),
+             tiles: int | None = None, overlap: int = OVERLAP) -> Result:
         """Names the masks of a picture.
 
         Args:
@@ -209,12 +209,14 @@ class Model:
             blue ([H, W] of grey).
           masks: a label map [H, W] of integers (every number is a mask, 0 as well, but those that
             mean nothing), or its path (PNG or TIFF); [N, H, W] of bool, or of shares in 0 ... 1;
-            run lengths or polygons as COCO has them, or a .json file of them, as of SAM; a .npy or
+            a list of dicts whose `segmentation` is such a mask [H, W], as SAM returns it, or run
+            lengths or polygons as COCO has them, which a .json file may hold as well; a .npy or
             .npz file of any of these arrays; a folder with a PNG for each mask;
             `Bundle(folder)[image_id]`; a generator (`load_generator`); or a function that makes any
             of these of the picture, such as `maskclippp_jax.superpixels`.
           classes: see `vocabulary`.
-          nothing: numbers that mean nothing in label maps, such as [0]; None: 255 and 65535.
+          nothing: number or numbers that mean nothing in label maps, such as 0; None: 255 and
+            65535.
           minimum_score: in 0 ... 1; masks whose best class scores less get no name.
           distractors: words such as ["other", "background"] that compete with the classes; masks
             that they fit best get no name.
@@ -233,9 +235,8 @@ class Model:
         return self._name([given.read(image, masks, nothing)], words, unnamed)[0]
 
     def name_many(self, pictures: typing.Iterable[tuple[ImageLike, MasksLike]],
-                  classes: ClassesLike, *, nothing: typing.Sequence[int] | None = None,
-                  minimum_score: float = 0.0, distractors: ClassesLike = (),
-                  tiles: int | None = None, overlap: int = OVERLAP,
+                  classes: ClassesLike, *, nothing: Nothing = None, minimum_score: float = 0.0,
+                  distractors: ClassesLike = (), tiles: int | None = None, overlap: int = OVERLAP,
                   batch_size: int | None = None, total: int | None = None,
                   on_error: typing.Callable[[int, Exception], None] | None = None,
                   show_progress: bool = True) -> typing.Iterator[Result | None]:
@@ -271,8 +272,7 @@ class Model:
         return progress.track(_usable(results, on_error), "naming", total=total,
                               shown=show_progress)
 
-    def seen(self, image: ImageLike, masks: MasksLike, *,
-             nothing: typing.Sequence[int] | None = None) -> "Seen":
+    def seen(self, image: ImageLike, masks: MasksLike, *, nothing: Nothing = None) -> "Seen":
         """A picture with its masks, looked at once, to be named in one vocabulary after the other.
 
         `model.seen(image, masks).name(classes)` gives what `model.name(image, masks, classes)`
@@ -283,8 +283,7 @@ class Model:
         """
         return Seen(self, self._namer.see([given.read(image, masks, nothing)]))
 
-    def encode(self, image: ImageLike, masks: MasksLike, *,
-               nothing: typing.Sequence[int] | None = None) -> np.ndarray:
+    def encode(self, image: ImageLike, masks: MasksLike, *, nothing: Nothing = None) -> np.ndarray:
         """Embeddings of masks, to be searched, clustered, or compared with those of names.
 
         Args:
@@ -379,8 +378,7 @@ class Model:
             functools.partial(self._name, words=words, unnamed=unnamed), **batches)
 
     def _name_in_tiles(self, image: ImageLike, masks: MasksLike, words: Words, unnamed: Unnamed,
-                       nothing: typing.Sequence[int] | None, tiles: Tiles, batch_size: int
-                       ) -> Result:
+                       nothing: Nothing, tiles: Tiles, batch_size: int) -> Result:
         cut = tiled.Cut(image, masks, nothing, tiles)
         if len(cut.windows) == 1:
             return self._name([cut.alone()], words, unnamed)[0]
@@ -443,8 +441,7 @@ def _usable(results: typing.Iterable[Result | Exception],
         yield None if isinstance(result, Exception) else result
 
 
-def _read(pair: tuple[ImageLike, MasksLike], nothing: typing.Sequence[int] | None
-          ) -> Given | Waiting | Exception:
+def _read(pair: tuple[ImageLike, MasksLike], nothing: Nothing) -> Given | Waiting | Exception:
     """A picture with its masks or waiting for them, or why it cannot be used."""
     try:
         image, masks = _checked_pair(pair)

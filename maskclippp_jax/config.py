@@ -6,6 +6,7 @@ which also applies `--config.key=value` and refuses unknown keys.
 
 import dataclasses
 import os
+import string
 import typing
 
 import jax
@@ -123,9 +124,13 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(config.train.size % patch == 0,
          f"train.size is {config.train.size}; the patch of this model wants a multiple of {patch}")
     rates = config.optimizer
-    need(rates.learning_rate > 0, "optimizer.learning_rate is 0; nothing would be learnt")
+    need(rates.learning_rate != 0, "optimizer.learning_rate is 0; nothing would be learnt")
     need(0 <= rates.warmup_steps <= config.train.steps,
          f"optimizer.warmup_steps is {rates.warmup_steps}, train.steps {config.train.steps}")
+    wrong = next((t for t in config.templates if _fields(t) != [""]), None) if isinstance(
+        config.templates, (tuple, list)) else config.templates
+    need(wrong is None, f"templates has {wrong!r}; it is a list of texts, each with one {{}} for "
+         "the name, such as ('a photo of a {}.',)")
     head = config.model.similarity
     need(head is None or head.num_templates == len(config.templates),
          f"the similarity head has weights for {head and head.num_templates} templates, templates "
@@ -133,6 +138,14 @@ def check(config: ml_collections.ConfigDict | None, *,
     if problems:
         raise ValueError("the configuration cannot be used: " + "; ".join(problems))
     return config
+
+
+def _fields(template: typing.Any) -> list[str] | None:
+    """What stands in the braces of a text; None: it is no text, or they do not match."""
+    try:
+        return [field for _, field, *_ in string.Formatter().parse(template) if field is not None]
+    except (TypeError, ValueError):
+        return None
 
 
 def _value(config: ml_collections.ConfigDict, key: str) -> typing.Any:

@@ -5,6 +5,9 @@ per step on the host than passing modules, and a path such as `image/blocks/0/no
 that weights, optimiser and sharding need to know.
 """
 
+import concurrent.futures
+import hashlib
+import os
 import typing
 
 import jax
@@ -110,6 +113,25 @@ def interpolate(original: Tree, tuned: Tree, share: float) -> Tree:
     return unflatten({
         path: x if path.startswith("similarity/") else before[path] + share * (x - before[path])
         for path, x in flatten(tuned).items()})
+
+
+def contents(tree: Tree) -> typing.Iterator[tuple[str, str, tuple[int, ...], bytes]]:
+    """Path, dtype, shape and a hash of the numbers of each leaf on the host, in order of paths."""
+    arrays = dict(sorted(flatten(tree).items()))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (path, x), content in zip(arrays.items(), pool.map(_hash, arrays.values())):
+            yield path, x.dtype.str, x.shape, content
+
+
+def _hash(array: np.ndarray) -> bytes:
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def digest(tree: Tree) -> str:
+    """A hash of all numbers of a tree, 16 hexadecimal digits."""
+    return hashlib.blake2b(repr(list(contents(jax.device_get(tree)))).encode(),
+                           digest_size=8).hexdigest()
 
 
 def count(tree: Tree) -> int:

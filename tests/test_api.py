@@ -334,6 +334,10 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
     (IMAGE, LABELS.astype(float), "a", r"of float64 of shape \(8, 6\), wanted a label map"),
     (IMAGE, None, "a", "got no masks; give"),
     (IMAGE, [dict(counts="x")], "a", "mask 0 has counts, wanted run lengths with size and counts"),
+    (IMAGE, LABELS * 255 * np.eye(8, 6, dtype=int), "a", "0 and 255 alone, .* --nothing=0 or"),
+    (IMAGE, [dict(segmentation=np.ones((4, 3), bool))], "a", "masks have 3x4 pixels, the picture"),
+    (IMAGE, [dict(segmentation=LABELS), dict(segmentation=[])], "a", "or not all arrays; give all"),
+    (IMAGE, [dict(segmentation=LABELS * 7)], "a", "numbers in 7 ... 7, wanted bool"),
     (IMAGE, LABELS, [], "the class list is empty"),
     (IMAGE, LABELS, "", "the class list is empty"),
     (IMAGE, LABELS, ["cat", ""], "has an empty name"),
@@ -364,6 +368,13 @@ def test_a_number_means_a_mask_unless_it_means_nothing(model, tmp_path):
     assert model.name(image, labels, CLASSES, nothing=[0]).ids.tolist() == [1, 255]
     assert model.name(image, labels, CLASSES, nothing=[]).ids.tolist() == [0, 1, 255]
     assert len(model.encode(image, labels, nothing=[0, 255])) == 1
+    assert model.name(image, labels, CLASSES, nothing=np.uint8(0)).ids.tolist() == [1, 255]
+    for text in ("0", ["0"], 0.5):
+        with pytest.raises(ValueError, match="nothing is .*, wanted numbers of a label map"):
+            model.name(image, labels, CLASSES, nothing=text)
+    white = np.where(labels == 1, 255, 0)
+    assert model.name(image, white, CLASSES, nothing=0).ids.tolist() == [255]
+    assert model.name(image, white, CLASSES, nothing=255).ids.tolist() == [0]
     many = np.arange(64 * 64).reshape(64, 64) // 8  # 0 ... 511: here 255 is a number like others
     assert 255 in model.name(image, many, CLASSES).ids
     for cut in (mc.superpixels, functools.partial(mc.grid, cells=16)):
@@ -449,6 +460,10 @@ def test_segment_names_what_the_generator_finds(finder, tmp_path):
     stored = finder.name(image, mc.Bundle(tmp_path / "bundle")["a"], CLASSES)
     np.testing.assert_allclose(stored.scores, found.scores, atol=1e-3)  # masks are float16 there
     np.testing.assert_allclose(stored.void, found.void, atol=1e-6)
+    others = "purple two;white coins"  # none of them a class of the bundle: its void counts
+    stored = finder.name(image, mc.Bundle(tmp_path / "bundle")["a"], others)
+    np.testing.assert_allclose(stored.void, finder.segment(image, others).void, atol=1e-6)
+    assert (stored.void > 0).all()
 
 
 def test_many_pictures_are_segmented_as_one_after_the_other(finder):

@@ -40,6 +40,10 @@ def test_all_problems_are_listed_together():
     ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate is nan; it can be 0 ..."),
     ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate is inf; it can be 0 ..."),
     ("optimizer.learning_rate", 0.0, "optimizer.learning_rate is 0; nothing would be learnt"),
+    ("templates", "foo", "templates has 'foo'; it is a list of texts, each with one {}"),
+    ("templates", ("a {}", "a {x}"), "templates has 'a {x}'"),
+    ("templates", ("{} of {}",), "templates has '{} of {}'"),
+    ("templates", ("a {",), "templates has 'a {'"), ("templates", (3,), "templates has 3"),
     ("loss.temperature", 0.0, "loss.temperature is 0.0; it can be 1e-06 ...")])
 def test_numbers_out_of_range_are_refused(key, value, says):
     config = quickstart.get_config().unlock()

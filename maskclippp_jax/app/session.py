@@ -107,7 +107,8 @@ def _picture_and_masks(model: api.Model, question: Question, pixels: np.ndarray,
     if question.masks == FILE:
         if question.masks_file is None:
             raise ValueError("there is no file of masks yet; give a label map (PNG) or COCO's JSON")
-        return pixels, uploads.read_masks(question.masks_file, pixels.shape[:2], limits)
+        return pixels, uploads.read_masks(question.masks_file, pixels.shape[:2], limits,
+                                          question.picture.name)
     pixels = uploads.scaled(pixels, limits)
     if question.masks == DRAWN:
         return pixels, uploads.drawn_masks(question.drawn, pixels.shape[:2])

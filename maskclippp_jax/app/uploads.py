@@ -83,15 +83,17 @@ def scaled(pixels: np.ndarray, limits: Limits) -> np.ndarray:
     return transforms.resize_image(pixels, working_size(pixels.shape[:2], limits))
 
 
-def read_masks(upload: Upload, size: tuple[int, int], limits: Limits) -> np.ndarray:
+def read_masks(upload: Upload, size: tuple[int, int], limits: Limits, picture: str) -> np.ndarray:
     """What a file of masks holds, see `data.mask_files`: [H, W] int32 or [N, H, W].
+
+    `picture` is what its owner calls the picture, for a JSON of several.
 
     Raises:
       ValueError: it cannot be used, or is for a picture of another size (height, width).
     """
     upload.content(limits)
     try:
-        found = mask_files.read(upload.path, size)
+        found = mask_files.read(upload.path, size, picture)
         count = len(found) if found.ndim == 3 else len(
             label_maps.masks_in(found, None, upload.name))
     except ValueError as error:

@@ -98,7 +98,7 @@ def main(names):
     if not names or unknown:
         raise ValueError(f"got {' '.join(unknown) or 'no name'}, wanted some of "
                          f"{', '.join(catalogue.DATASETS)}, or folder; see --list")
-    storage.check_writable(DATA_DIR.value)
+    storage.check_writable(DATA_DIR.value, folder=True)
     options = making.Options(DATA_DIR.value, OVERWRITE.value, STRICT.value, SHOW.value)
     tiles = None if TILES.value is None else tiling.Tiles(TILES.value, OVERLAP.value)
     if tiles is None and flags.FLAGS["overlap"].present:

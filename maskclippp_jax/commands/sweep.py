@@ -51,5 +51,7 @@ def main(arguments):
         raise ValueError("got no --config or no --workdir; see --help")
     if not all(seed.isdigit() for seed in SEEDS.value) or not SEEDS.value:
         raise ValueError(f"--seeds is {','.join(SEEDS.value)!r}, wanted numbers such as 0,1,2")
+    if len(set(map(int, SEEDS.value))) < len(SEEDS.value):
+        raise ValueError(f"--seeds is {','.join(SEEDS.value)}, which names one twice; keep one")
     sweeps.run(CONFIG.value, storage.path(WORKDIR.value), vary=VARY.value,
                overrides=OVERRIDE.value, seeds=SEEDS.value, jobs=JOBS.value)

@@ -22,6 +22,7 @@ from maskclippp_jax.models import resample
 from maskclippp_jax.runtime import progress, storage
 
 _BLOCK = 256  # pixels, side of what masks are enlarged to at once
+_ROUNDING = 2  # pixels of the shorter side that masks may be off
 _HALF = {"logits": 0, "probabilities": 127, "binary": 0}  # stored values above it are above 0.5
 
 
@@ -88,6 +89,10 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
 
     Returns:
       How many pictures it has.
+
+    Raises:
+      FileNotFoundError: no file at all.
+      ValueError: files are missing, damaged, or of pictures of another shape.
     """
     sizes = records.sizes_of(source.records)
     files = {name: file_of(pattern, name) for name in sizes}
@@ -113,7 +118,8 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
             writer = bundle_writer.Writer(made, masks="binary", classes=dict(kind="none"),
                                           generator=dict(name="files", pattern=pattern))
             for name in progress.track(sorted(set(files) - set(missing)), "converting"):
-                masks = mask_files.read_masks(str(files[name]), sizes[name], nothing)
+                masks = mask_files.read_masks(str(files[name]), sizes[name], nothing, name)
+                _check_shape(masks.shape[1:], sizes[name], files[name])
                 writer.add(name, masks, (sizes[name],))
             writer.finish()
             storage.sync_all(made)
@@ -124,6 +130,15 @@ def from_files(folder: str, pattern: str, source: records.Source, what: str, *,
         finally:
             shutil.rmtree(growing, ignore_errors=True)
     return len(files) - len(missing)
+
+
+def _check_shape(found: tuple[int, int], size: tuple[int, int], file: pathlib.Path) -> None:
+    """Masks may be smaller than their picture, but have to show all of it."""
+    (height, width), (h, w) = size, found
+    if abs(h * width - w * height) > _ROUNDING * max(height, width):
+        raise ValueError(f"the masks of {file} have {w}x{h} pixels and their picture "
+                         f"{width}x{height}, another shape; give masks of the whole picture, as it "
+                         "is shown")
 
 
 def to_files(bundle: bundles.Bundle, pattern: str) -> None:

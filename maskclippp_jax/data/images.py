@@ -21,6 +21,7 @@ from maskclippp_jax.runtime import storage
 
 # Pillow's own limit, beyond which it only warns at first.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+_KIND, _WIDTH, _HEIGHT, _BITS, _WHITE = 254, 256, 257, 258, 262  # in headers of TIFF files
 _COLORS = ("RGB", "RGBA", "LA")  # modes of label maps that are more than numbers
 # What Pillow raises for files that are cut short or not what their header says.
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError,
@@ -146,11 +147,12 @@ def has_colors(path: str) -> bool:
 def check_label_map(path: str, size: tuple[int, int]) -> None:
     """Sees from its header whether a file can be a picture's label map, see `decode_segments`."""
     def check(picture: Image.Image) -> tuple[int, int]:
+        _check_pages(picture)
         if picture.mode not in _COLORS:
             _label_spread(picture)
         elif picture.format == "JPEG":
             raise _Refused("is a JPEG file, which changes numbers; save label maps as PNG")
-        return picture.size[::-1]
+        return _shown_size(picture) if picture.format == "TIFF" else picture.size[::-1]
 
     _check_size(path, _look(path, check), size)
 
@@ -186,7 +188,7 @@ def from_pil(picture: Image.Image) -> np.ndarray:
 
 def decode_label_map(data: bytes, name: str) -> np.ndarray:
     """`read_label_map` of the content of a file; `name` is for messages."""
-    return _decode(data, name, _as_labels)
+    return _decode_map(data, name, _as_labels)
 
 
 def decode_segments(data: bytes, name: str) -> tuple[np.ndarray, bool]:
@@ -198,7 +200,7 @@ def decode_segments(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     Raises:
       ValueError: a format that changes numbers, or a transparent one.
     """
-    return _decode(data, name, _as_segments)
+    return _decode_map(data, name, _as_segments)
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
@@ -207,7 +209,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises:
       ValueError: it cannot be read.
     """
-    return _decode(data, name, _as_mask)
+    return _decode_map(data, name, _as_mask)
 
 
 def decode_colors(data: bytes, name: str) -> np.ndarray:
@@ -216,7 +218,7 @@ def decode_colors(data: bytes, name: str) -> np.ndarray:
     Raises:
       ValueError: no picture in colour, or in a format that changes them.
     """
-    return _decode(data, name, _as_color_codes)
+    return _decode_map(data, name, _as_color_codes)
 
 
 def decode_shown_colors(data: bytes, name: str) -> np.ndarray:
@@ -225,7 +227,7 @@ def decode_shown_colors(data: bytes, name: str) -> np.ndarray:
     Raises:
       ValueError: no picture in colour, or in a format that changes them.
     """
-    return _decode(data, name, lambda picture: _as_color_codes(
+    return _decode_map(data, name, lambda picture: _as_color_codes(
         picture.convert("RGB") if picture.mode in ("1", "L", "P") else picture, picture.format))
 
 
@@ -274,7 +276,7 @@ def size_of(data: bytes, name: str = _PICTURE) -> tuple[int, int]:
     Raises:
       ValueError: no picture.
     """
-    return _decode(data, name, lambda picture: picture.size[::-1])
+    return _decode(data, name, _stored_size)
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -295,9 +297,21 @@ def shown_size(data: bytes, name: str = _PICTURE) -> tuple[int, int]:
     return _decode(data, name, _shown_size)
 
 
+def _stored_size(picture: Image.Image) -> tuple[int, int]:
+    # Of TIFF files Pillow tells the upright size, some versions only once pixels are read.
+    height, width = _of_tiff(picture, _HEIGHT), _of_tiff(picture, _WIDTH)
+    return (height, width) if height and width else picture.size[::-1]
+
+
 def _shown_size(picture: Image.Image) -> tuple[int, int]:
     turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return picture.size if turned else picture.size[::-1]
+    return _stored_size(picture)[::-1] if turned else _stored_size(picture)
+
+
+def _of_tiff(picture: Image.Image, tag: int) -> int | None:
+    """A number in the header of a TIFF file, the first of several; None: there is none."""
+    values = picture.tag_v2.get(tag) if picture.format == "TIFF" else None
+    return values[0] if isinstance(values, tuple) else values
 
 
 class _Unfit(ValueError):
@@ -333,6 +347,28 @@ def _decode(data: bytes, name: str, convert: typing.Callable[[Image.Image], typi
     return _open(io.BytesIO(data), name, convert)
 
 
+def _decode_map(data: bytes, name: str, convert: typing.Callable[[Image.Image], typing.Any]):
+    """`_decode` of what is one mask or label map."""
+    def convert_one(picture: Image.Image):
+        _check_pages(picture)
+        return convert(picture)
+
+    return _decode(data, name, convert_one)
+
+
+def _check_pages(picture: Image.Image) -> None:
+    if picture.format == "TIFF" and picture.n_frames > 1:
+        # Smaller copies for viewers, and what is transparent, are pages as well.
+        pages = 0
+        for place in range(picture.n_frames):
+            picture.seek(place)
+            pages += not (_of_tiff(picture, _KIND) or 0) & 5
+        picture.seek(0)
+        if pages > 1:
+            raise _Refused(f"holds {pages} pages, wanted one mask or label map a file; save each "
+                           "page as a file of its own")
+
+
 def _open(content: typing.BinaryIO, name: str,
           convert: typing.Callable[[Image.Image], typing.Any]):
     if _is_heif(content) and not _reads_heif():
@@ -356,16 +392,26 @@ def _open(content: typing.BinaryIO, name: str,
         raise ValueError(f"{name} cannot be read as a picture ({error})") from None
 
 
+def _is_inverted(picture: Image.Image) -> bool:
+    """Whether 0 is white in numbers of 16 bits; of 8 bits and less Pillow sees to it."""
+    return picture.mode.startswith("I;16") and _of_tiff(picture, _WHITE) == 0
+
+
 def _as_rgb(picture: Image.Image) -> np.ndarray:
+    # Mode "I" has 32 bits; Pillow also gives it to 16-bit files of some formats.
+    may_be_wide = picture.mode == "I" and picture.format in (None, "TIFF") and (
+        _of_tiff(picture, _BITS) != 16)
+    is_inverted = _is_inverted(picture)
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F" or picture.mode.startswith("I"):
         grey = np.asarray(picture)
-        # Mode "I" has 32 bits; Pillow also gives it to 16-bit files of some formats.
-        if picture.mode == "F" or grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+        low, high = grey.min(initial=0), grey.max(initial=0)
+        # Up to 255 they look like those of 8 bits, and would all be black as those of 16.
+        if picture.mode == "F" or low < 0 or high > 65535 or may_be_wide and high < 256:
             raise _Refused(f"has pixels of 32 bits (mode {picture.mode}), wanted a picture of 8 or "
                            "16 bits a channel")
         grey = ((grey.astype(np.int32) + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, -1)
+        return np.repeat((255 - grey if is_inverted else grey)[..., None], 3, -1)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -412,8 +458,8 @@ def _as_mask(picture: Image.Image) -> np.ndarray:
         alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
         if alpha.min() < 255:  # a cut-out
             return alpha > 127
-    if picture.mode in ("1", "L", "P") or picture.mode.startswith("I"):
-        return np.asarray(picture) != 0
+    if picture.mode in ("1", "L") or picture.mode.startswith("I"):
+        return np.asarray(picture) != (65535 if _is_inverted(picture) else 0)
     return np.asarray(picture.convert("RGB")).any(-1)
 
 

@@ -3,7 +3,8 @@
 Every number is a class, or a mask; 0 as well. What means nothing is 255 and 65535, the largest
 numbers of 8 and 16 bits, or whatever a user says (`--nothing=0`). In a map that has numbers between
 these two 255 is one like the others. Negative numbers, which a .npy file may hold, mean nothing as
-well. With an empty list every number is a mask, as in MaskCLIP++'s reference.
+well. With an empty list every number is a mask, as in MaskCLIP++'s reference. A map of 0 and 255
+alone may be a mask in white; before masks are named somebody has to say what means nothing there.
 """
 
 import io
@@ -14,6 +15,7 @@ import numpy as np
 from maskclippp_jax.runtime import storage
 
 NOTHING = (255, 65535)
+Nothing = typing.Sequence[int] | int | None  # what a user says
 MOST = 4096  # masks of a map
 MOST_CLASSES = NOTHING[1]  # of a file of 16 bits: 0 ... 65534
 
@@ -42,12 +44,12 @@ def checked(labels: np.ndarray, name: object, lowest: int = 0) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def masks_in(labels: np.ndarray, nothing: typing.Sequence[int] | None, name: object) -> np.ndarray:
+def masks_in(labels: np.ndarray, nothing: Nothing, name: object) -> np.ndarray:
     """The numbers of a map that are masks, ascending.
 
     Args:
       labels: [H, W] integers.
-      nothing: numbers that mean nothing; None: see above.
+      nothing: numbers that mean nothing, or one; None: see above.
       name: of the map, for messages.
 
     Raises:
@@ -60,14 +62,34 @@ def masks_in(labels: np.ndarray, nothing: typing.Sequence[int] | None, name: obj
     return numbers[~np.isin(numbers, means_nothing(numbers, nothing))]
 
 
-def means_nothing(numbers: np.ndarray, nothing: typing.Sequence[int] | None) -> list[int]:
-    """Which of the numbers of a map mean nothing, ascending."""
+def means_nothing(numbers: np.ndarray, nothing: Nothing) -> list[int]:
+    """Which of the numbers of a map mean nothing, ascending.
+
+    Raises:
+      ValueError: `nothing` holds no numbers.
+    """
     if nothing is None:
         ordinary = ((numbers > NOTHING[0]) & (numbers < NOTHING[1])).any()
         nothing = NOTHING[1:] if ordinary else NOTHING
-    elif not len(nothing):
-        return []
-    return [n for n in numbers.tolist() if n < 0 or n in nothing]
+    is_list = np.iterable(nothing) and not isinstance(nothing, str)
+    nothing = list(nothing) if is_list else [nothing]
+    if not all(isinstance(n, int | np.integer) for n in nothing):
+        raise ValueError(f"nothing is {nothing if is_list else nothing[0]!r}, wanted numbers of a "
+                         "label map, such as [0]")
+    return [n for n in numbers.tolist() if n < 0 or n in nothing] if nothing else []
+
+
+def check_meaning(numbers: np.ndarray, nothing: Nothing, name: object) -> None:
+    """Sees that a map with these numbers is not a mask of black and white, of which all but the
+    mask would be named.
+
+    Raises:
+      ValueError: it looks like one, and `nothing` does not say what it is.
+    """
+    if nothing is None and numbers.tolist() == [0, 255]:
+        raise ValueError(f"{name} holds 0 and 255 alone, like one mask in white; say which of them "
+                         "means nothing, --nothing=0 or --nothing=255 (in Python nothing=[0]), or "
+                         "give masks as a folder of pictures")
 
 
 def stored(labels: np.ndarray) -> np.ndarray:

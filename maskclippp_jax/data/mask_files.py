@@ -3,7 +3,8 @@
 
     x.json       masks with `segmentation`, COCO's run lengths or polygons: a list, or an object
                  with a list `annotations`, as SAM writes them; the order is kept, masks may overlap
-                 or be empty, other fields do not matter
+                 or be empty. Of a list `images` file names say whose masks they are, if there are
+                 several, and for which size polygons are; other fields do not matter
     x.png, .tif  label maps: each number is a mask, ascending, but those that mean nothing; see
                  `label_maps`. Of colour pictures the number is R + 256 G + 65536 B
     x.npy        a label map [H, W] of integers, or masks [N, H, W] of bool, of 0 and 1 (or 255), or
@@ -16,6 +17,7 @@ These are the rules of MaskCLIP++'s reference, but that an empty list is a pictu
 and that there 255 is a mask like any other (`nothing=()`).
 """
 
+import collections
 import io
 import json
 import pathlib
@@ -25,7 +27,8 @@ import typing
 import numpy as np
 from etils import epath
 
-from maskclippp_jax.data import coco_files, images, label_maps
+from maskclippp_jax.data import bundles, coco_files, images, label_maps
+from maskclippp_jax.data.prepare import paths
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import storage, typed
 
@@ -41,6 +44,7 @@ class _Mask(typing.TypedDict):
 
 
 class _Masks(typing.TypedDict):
+    images: typing.NotRequired[list[coco_files.Image]]
     annotations: list[_Mask]
 
 
@@ -54,12 +58,13 @@ class _Listed(typing.TypedDict):
     annotations: list[_OfPicture]
 
 
-def read(path: str, size: tuple[int, int]) -> np.ndarray:
+def read(path: str, size: tuple[int, int], picture: str | None = None) -> np.ndarray:
     """What a file or folder of masks holds.
 
     Args:
       path: see above.
       size: height and width of the picture, for polygons and where there is no mask.
+      picture: its path or id, for a JSON of several; None: nothing tells.
 
     Returns:
       A label map [H, W] int32, or masks [n, H, W], bool or shares in 0 ... 1; of any size.
@@ -78,7 +83,9 @@ def read(path: str, size: tuple[int, int]) -> np.ndarray:
         return np.stack(masks) if masks else np.zeros((0, *size), bool)
     if suffix == ".json":
         rows = typed.decode(label_maps.content_of(path), list[_Mask] | _Masks, path)
-        rows = rows["annotations"] if isinstance(rows, dict) else rows
+        if isinstance(rows, dict):
+            rows = _of_one(rows, path, picture)
+            check_sizes(rows, size, f"the masks in {path}")
         return decode_all([row["segmentation"] for row in rows], size, f"{path}, mask")
     if suffix in _MAPS:
         return images.decode_segments(label_maps.content_of(path), path)[0]
@@ -115,25 +122,25 @@ def of_array(array: np.ndarray, what: str, lowest: int = 0) -> np.ndarray:
             raise ValueError(f"{what}: numbers in {low:g} ... {high:g}, wanted shares in 0 ... 1; "
                              "take the sigmoid of logits first")
         return array
-    if array.dtype != bool and not (low == 0 and high in (0, 1, 255) or low == high == 1) or (
+    if array.dtype != bool and not (low in (0, high) and high in (0, 1, 255)) or (
             high == 255 and ((array > 0) & (array < 255)).any()):
         raise ValueError(f"{what}: an array of {array.dtype} with numbers in {low} ... {high}, "
                          "wanted bool, 0 and 1, or shares in 0 ... 1")
     return array > 0
 
 
-def read_masks(path: str, size: tuple[int, int], nothing: typing.Sequence[int] | None = None
-               ) -> np.ndarray:
+def read_masks(path: str, size: tuple[int, int], nothing: typing.Sequence[int] | None = None,
+               picture: str | None = None) -> np.ndarray:
     """The masks of a picture: [n, H, W] bool of any size; of shares those above 0.5.
 
     Args:
-      path, size: see `read`.
+      path, size, picture: see `read`.
       nothing: numbers of label maps that mean nothing; None: see `label_maps`.
 
     Raises:
       FileNotFoundError, ValueError: see `read`.
     """
-    found = read(path, size)
+    found = read(path, size, picture)
     if found.ndim == 3:
         return found if found.dtype == bool else found > 0.5
     numbers = label_maps.masks_in(found, nothing, path)
@@ -168,7 +175,8 @@ def of_each_picture(path: str) -> dict[str, list[dict]] | None:
     """The masks of several pictures in one JSON of COCO's form, by the pictures' file names.
 
     Returns:
-      Rows with `segmentation`, which `decode_all` takes; None: the file is no such JSON.
+      Rows with `segmentation`, which `decode_all` takes, and, where the file tells it, with
+      `picture_size`, which `check_sizes` compares; None: the file is no such JSON.
 
     Raises:
       FileNotFoundError: no such file.
@@ -181,13 +189,60 @@ def of_each_picture(path: str) -> dict[str, list[dict]] | None:
         return None
     content = typed.decode(data, _Listed, path)
     names = {row["id"]: row.get("file_name") or str(row["id"]) for row in content["images"]}
+    for what, values in (("id", [row["id"] for row in content["images"]]),
+                         ("file_name", [names[row["id"]] for row in content["images"]])):
+        value, count = collections.Counter(values).most_common(1)[0] if values else (None, 0)
+        if count > 1:
+            raise ValueError(f"{path} lists {count} pictures of the {what} {value}; give each one "
+                             "of its own")
+    sizes = {row["id"]: _size_in(row) for row in content["images"]}
     found: dict[str, list[dict]] = {name: [] for name in names.values()}
     for row in content["annotations"]:
         if row["image_id"] not in names:
             raise ValueError(f"{path} has a mask of the picture {row['image_id']}, which it does "
                              "not list")
-        found[names[row["image_id"]]].append(dict(segmentation=row.get("segmentation") or []))
+        found[names[row["image_id"]]].append(dict(
+            segmentation=row.get("segmentation") or [], **sizes[row["image_id"]]))
     return found
+
+
+def check_sizes(rows: typing.Sequence[typing.Mapping], size: tuple[int, int], what: str) -> None:
+    """Sees that polygons are for a picture of this size (height, width).
+
+    Args:
+      rows: of `of_each_picture`; those without `picture_size` fit, and run lengths, which have a
+        size of their own.
+      size: of the picture.
+      what: the masks are, for messages.
+
+    Raises:
+      ValueError: they are for one of another size.
+    """
+    for row in rows:
+        height, width = row.get("picture_size", size)
+        if (height, width) != tuple(size) and isinstance(row["segmentation"], list):
+            raise ValueError(f"{what} are of a picture of {width}x{height} pixels, this one has "
+                             f"{size[1]}x{size[0]}; give that one, or masks of this size")
+
+
+def _of_one(content: _Masks, path: str, picture: str | None) -> list[dict]:
+    """The rows of one picture, see `of_each_picture`."""
+    listed = content.get("images", [])
+    if len(listed) < 2:
+        size = _size_in(listed[0]) if listed else {}
+        return [dict(segmentation=row["segmentation"], **size) for row in content["annotations"]]
+    of_each = of_each_picture(path)
+    found = paths.Paths(of_each).find(picture) if picture else None
+    if found is None:
+        raise ValueError(f"{path} has masks of {bundles.some(list(of_each))}, " + (
+            f"none of which is {picture}; list it there" if picture else "and nothing tells which "
+            "is this one; give the picture by its path") + ", or give a file of its masks alone")
+    return found[1]
+
+
+def _size_in(picture: coco_files.Image) -> dict[str, tuple[int, int]]:
+    size = picture.get("height"), picture.get("width")
+    return dict(picture_size=size) if all(size) else {}
 
 
 def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:
@@ -261,11 +316,20 @@ def _suffix_of(path: str) -> str:
 
 
 def _pictures_in(folder: epath.Path) -> list[epath.Path]:
-    """Files of masks in the order of their names, 2 before 10."""
+    """Files of masks in the order of their names, 2 before 10.
+
+    Raises:
+      ValueError: there are pictures, but none in a format that masks are read from.
+    """
     number = lambda file: [int(part) if part.isdecimal() else part
                            for part in re.split(r"(\d+)", file.name)]
-    return sorted((f for f in folder.iterdir() if f.suffix.lower() in _MAPS
-                   and not f.name.startswith(".")), key=number)
+    files = sorted((f for f in folder.iterdir() if not f.name.startswith(".")), key=number)
+    found = [f for f in files if f.suffix.lower() in _MAPS]
+    others = [f.name for f in files if f.suffix.lower() in (*images.endings(), ".gif", ".pgm")]
+    if others and not found:
+        raise ValueError(f"{folder} holds {bundles.some(others)}, wanted masks that end in "
+                         f"{', '.join(_MAPS)}; save them as PNG")
+    return found
 
 
 def _read_arrays(path: str) -> np.ndarray:

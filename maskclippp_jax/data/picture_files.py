@@ -73,13 +73,24 @@ def find(arguments: typing.Sequence[str], *, masks: str | None = None,
 
 def _listed(files: typing.Sequence[str], names: typing.Sequence[str],
             masks: typing.Mapping[str, typing.Any], source: str) -> list[PictureFile]:
-    """Pictures with their masks out of one source, which may know them by other folders."""
+    """Pictures with their masks out of one source, which may know them by other folders.
+
+    Raises:
+      FileNotFoundError: it does not know one.
+      ValueError: one of its pictures could be several of these, or the reverse.
+    """
     known = paths.Paths(dict(masks))
     found = [known.find(os.path.abspath(file)) for file in files]
     missing = [file for file, masks in zip(files, found) if masks is None]
     if missing:
         raise FileNotFoundError(f"{source} has no masks of {bundles.some(missing)}; it knows "
                                 f"{bundles.some(sorted(masks))}")
+    first: dict[int, str] = {}
+    for file, (name, of_file) in zip(files, found):
+        other = first.setdefault(id(of_file), file)
+        if other != file:
+            raise ValueError(f"{source} has masks of one picture {name}, which {other} and {file} "
+                             "could both be; name one of them, or list both there")
     return [PictureFile(f, n, m[1]) for f, n, m in zip(files, names, found)]
 
 
@@ -103,6 +114,8 @@ def check(pictures: typing.Sequence[PictureFile], *, skip_broken: bool, in_tiles
                 images.check_whole(size, picture.path)
             if isinstance(picture.masks, str):
                 mask_files.check(picture.masks, size)
+            elif isinstance(picture.masks, list):
+                mask_files.check_sizes(picture.masks, size, f"the masks of {picture.path}")
             good.append(picture)
         except (ValueError, FileNotFoundError) as error:
             if not skip_broken:

@@ -104,14 +104,18 @@ def compare(config: ml_collections.ConfigDict, names: typing.Sequence[str],
     else:  # each data set has masks of its own
         truths = [Truth({name: source}, config.eval.split)
                   for name, source in together.sources.items()]
+    for name in names:  # before the first one is evaluated
+        if name != _PERFECT:
+            loading.check_there(name)
     protocol = protocols.describe(config, together, bundles, missing=missing, oracle=options.oracle)
+    behind = protocols.behind(config, together)
 
     models, shown, finish = [], [], []
     for title, what, facts, model in models_of(config, together.vocabulary, names, shares):
         logging.info("evaluating %s", what)
         results, pictures, left = evaluate(
             config, model, truths, bundles, missing, dict(protocol, checkpoint=what),
-            workdir / "progress" / f"{len(models)}", options,
+            behind | facts, workdir / "progress" / f"{len(models)}", options,
             several=len(names) > 1 or len(shares) > 1)
         if any(m["name"] == title for m in models):  # runs/a/x and runs/b/x
             title = f"{title} ({len(models) + 1})"
@@ -144,7 +148,7 @@ def models_of(config, vocabulary: Vocabulary, names: typing.Sequence[str],
             part = "" if share is None else f" x {share:g}"
             folder, step = checkpoint.place_of(epath.Path(name))
             title = folder.name + ("" if step is None else f" step {step}")
-            yield (title + part, what + part, facts,
+            yield (title + part, what + part, facts | dict(weights=parameters.digest(weights)),
                    passes.Model(model_config, weights))
 
 
@@ -169,8 +173,9 @@ def on_the_way(name: str, config, model_config, params,
 
 def evaluate(config, model: passes.Model | None, truths: list[Truth],
              bundles: list[AnyBundle],
-             missing: list[str], protocol: dict, folder: epath.Path, options: Options, *,
-             several: bool) -> tuple[dict, tables.Shown, list[typing.Callable[[], None]]]:
+             missing: list[str], protocol: dict, behind: dict, folder: epath.Path,
+             options: Options, *, several: bool
+             ) -> tuple[dict, tables.Shown, list[typing.Callable[[], None]]]:
     """Runs one model, or the oracle of classes, over the ground truth.
 
     Args:
@@ -180,6 +185,7 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
       bundles: the masks of each version of the pictures; []: those of the ground truth.
       missing: pictures that a bundle lacks.
       protocol: how all is measured.
+      behind: what else may not change before an evaluation goes on.
       folder: for what was counted, in case of a stop.
       options: see `compare`.
       several: whether other models are evaluated as well.
@@ -204,7 +210,7 @@ def evaluate(config, model: passes.Model | None, truths: list[Truth],
             writer = predictions.Writer("/".join(path), truth.vocabulary)
         evaluation = Evaluation(truth, inference.seen_classes(config, truth.vocabulary), parts,
                                 writer=writer)
-        progress = Progress(folder / f"{number}", evaluation, protocol)
+        progress = Progress(folder / f"{number}", evaluation, protocol | behind)
         extremes = Extremes(folder / f"{number}-extremes", options.pictures if host == 0 else 0)
         chosen = [i for i, name in enumerate(truth.ids)
                   if name not in progress.done and name not in missing]

@@ -8,6 +8,7 @@ import typing
 
 import ml_collections
 
+from maskclippp_jax.data import records
 from maskclippp_jax.evaluation import augmented
 from maskclippp_jax.evaluation.truth import Truth
 from maskclippp_jax.naming.generated import AnyBundle, Generated
@@ -85,6 +86,14 @@ def describe(config: ml_collections.ConfigDict, truth: Truth,
         rules = "COCO" if truth.instance_frequency is None else "LVIS"
         protocol["instances"] = f"{settings.num_instances} a picture, by the rules of {rules}"
     return protocol
+
+
+def behind(config: ml_collections.ConfigDict, truth: Truth) -> dict:
+    """What `describe` tells in numbers and names only, as hashes."""
+    templates = hashlib.sha256(repr(tuple(config.templates)).encode()).hexdigest()[:16]
+    return dict(texts_of_templates=templates, records={
+        name: records.fingerprint(config.data_dir, name, config.eval.split)
+        for name in truth.sources})
 
 
 def code_version() -> str:

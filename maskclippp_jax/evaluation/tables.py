@@ -1,5 +1,6 @@
 """What an evaluation leaves for people: tables, lists of classes and confusions, pictures."""
 
+import contextlib
 import csv
 import io
 import typing
@@ -11,8 +12,10 @@ from etils import epath
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.drawing.visualize import View
 from maskclippp_jax.evaluation.truth import IGNORE, Truth
-from maskclippp_jax.runtime import storage
+from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.vocabulary import Vocabulary
+
+_RESULTS, _COMPARISON = "results.json", "comparison.png"
 
 
 class Results(typing.TypedDict):
@@ -41,18 +44,19 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
     workdir.mkdir(parents=True, exist_ok=True)
     vocabulary = truth.vocabulary
     names = [c[0] for c in vocabulary.classes]
-    storage.write(workdir / "results.md", report.markdown(models, protocol))
-    storage.write(workdir / "per_class.csv", per_class(models, truth, seen))
-    storage.write(workdir / "confusions.csv", confusions(models, vocabulary))
+    _clear(workdir)
+    files = {"results.md": report.markdown(models, protocol),
+             "per_class.csv": per_class(models, truth, seen),
+             "confusions.csv": confusions(models, vocabulary)}
     if any(s.views for s in shown):
-        storage.write(workdir / "comparison.png", visualize.to_png(
+        files[_COMPARISON] = visualize.to_png(
             visualize.draw_views([s.views for s in shown], [m["name"] for m in models],
-                                 generated=shown[0].generated)))
-    for number, (model, one) in enumerate(zip(models, shown)):
-        if one.extremes:
-            storage.write(workdir / f"extremes-{number}.png",
-                          visualize.to_png(draw_extremes(one.extremes, truth)))
-    report.write_json(workdir / "results.json", dict(protocol=protocol, models=models))
+                                 generated=shown[0].generated))
+    files |= {f"extremes-{number}.png": visualize.to_png(draw_extremes(one.extremes, truth))
+              for number, one in enumerate(shown) if one.extremes}
+    for name, content in files.items():
+        storage.write(workdir / name, content)
+    report.write_json(workdir / _RESULTS, dict(protocol=protocol, models=models))
     for m in models:
         for part, value, what in (("mask_accuracy", "per_class", "mask accuracy"),
                                   ("semantic", "IoU", "IoU")):
@@ -62,8 +66,19 @@ def write(workdir: epath.Path, models: list[dict], protocol: dict, truth: Truth,
                                         f"{what}, {m['name']}: worst confusions")
                 break
     report.print_results(models, protocol)
-    logging.info("wrote to %s: %s", workdir, ", ".join(sorted(
-        f.name for f in workdir.iterdir() if f.name != "progress")))
+    logging.info("wrote to %s: %s", workdir, ", ".join(sorted([*files, _RESULTS])))
+
+
+def _clear(workdir: epath.Path) -> None:
+    """Removes what an earlier evaluation left, whose pictures would be taken for those of this."""
+    if not (file := workdir / _RESULTS).exists():
+        return
+    with contextlib.suppress(ValueError):  # a damaged one is replaced as well
+        models = [str(m.get("name")) for m in typed.read(file, Results)["models"]]
+        logging.info("the results of %s in %s are replaced", ", ".join(models), workdir)
+    for stale in (file, workdir / _COMPARISON, workdir / "report.html",
+                  *workdir.glob("extremes-*.png")):
+        stale.unlink(missing_ok=True)
 
 
 def per_class(models: list[dict], truth: Truth, seen: np.ndarray | None = None) -> str:

@@ -35,7 +35,7 @@ class Given(typing.NamedTuple):
         return pathlib.Path(self.path).stem if self.path else "picture"
 
 
-def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | None = None, *,
+def read(image: ImageLike, masks: MasksLike, nothing: label_maps.Nothing = None, *,
          in_tiles: bool = False) -> Given:
     """A picture and its masks; `api.Model.name` tells what they may be.
 
@@ -46,10 +46,10 @@ def read(image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | Non
       FileNotFoundError: no such file.
       ValueError: no picture, no masks, or both do not fit.
     """
-    pixels = read_image(image)
+    pixels, path = read_image(image), path_of(image)
     if not in_tiles:
-        images.check_whole(pixels.shape[:2], path_of(image) or "the picture")
-    return _read_masks(masks, pixels, nothing)._replace(path=path_of(image))
+        images.check_whole(pixels.shape[:2], path or "the picture")
+    return _read_masks(masks, pixels, nothing, path)._replace(path=path)
 
 
 def path_of(image: ImageLike) -> str | None:
@@ -83,7 +83,8 @@ def read_image(image: ImageLike) -> np.ndarray:
     return image
 
 
-def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[int] | None) -> Given:
+def _read_masks(masks: MasksLike, image: np.ndarray, nothing: label_maps.Nothing,
+                picture: str | None) -> Given:
     size = image.shape[:2]
     if callable(masks):
         masks = masks(image)
@@ -93,7 +94,7 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[in
     if isinstance(masks, str | os.PathLike):
         path = os.fspath(masks)
         what = f"the masks of {path}"
-        masks = mask_files.read(path, size)
+        masks = mask_files.read(path, size, picture and os.path.abspath(picture))
     if isinstance(masks, Entry):
         found, wanted = masks.read(), masks.size
         if tuple(wanted) != size:
@@ -103,7 +104,12 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[in
         return Given(image, np.arange(1, len(found.masks) + 1), None, found, masks.bundle)
     if isinstance(masks, list | tuple) and all(isinstance(m, typing.Mapping) for m in masks):
         segmentations = [m.get("segmentation", m) for m in masks]
-        return _of_stack(mask_files.decode_all(segmentations, size, "mask"), image, what)
+        if not any(_is_mask(s, size) for s in segmentations):
+            return _of_stack(mask_files.decode_all(segmentations, size, "mask"), image, what)
+        if len({getattr(s, "shape", None) for s in segmentations}) > 1:
+            raise ValueError("the masks are arrays of several shapes, or not all arrays; give all "
+                             f"as arrays [H, W] of the picture's size, {size[1]}x{size[0]} pixels")
+        masks = np.stack(segmentations)
     if masks is None:
         raise ValueError("got no masks; give a label map, an array [N, H, W], run lengths, or a "
                          "function that makes them, such as maskclippp_jax.superpixels")
@@ -113,14 +119,22 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: typing.Sequence[in
     return _of_stack(masks, image, what)
 
 
-def _of_map(labels: np.ndarray, image: np.ndarray, nothing: typing.Sequence[int] | None, what: str
+def _is_mask(segmentation: typing.Any, size: tuple[int, int]) -> bool:
+    """Whether it is an array of pixels, as of SAM in memory, and not of corners of polygons."""
+    return isinstance(segmentation, np.ndarray) and segmentation.ndim == 2 and (
+        segmentation.dtype == bool or segmentation.shape == size)
+
+
+def _of_map(labels: np.ndarray, image: np.ndarray, nothing: label_maps.Nothing, what: str
             ) -> Given:
     _check_size(labels.shape, image.shape[:2], f"{what} has")
     ids = label_maps.masks_in(labels, nothing, what)
+    numbers = np.unique(labels)
+    label_maps.check_meaning(numbers, nothing, what)
     table = np.append(ids, -1)  # what no mask has comes last
     place = np.searchsorted(ids, labels)
     segments = np.where(table[place] == labels, place + 1, 0)
-    left = tuple(label_maps.means_nothing(np.unique(labels), nothing))
+    left = tuple(label_maps.means_nothing(numbers, nothing))
     return Given(image, ids, segments.astype(np.int32), None, nothing=left)
 
 

@@ -200,6 +200,20 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     return model_config, params, path
 
 
+def check_there(path: str) -> None:
+    """Sees that what `load_checkpoint` would read from a disk is there.
+
+    Raises:
+      FileNotFoundError: it is not.
+    """
+    elsewhere = path == "untuned" or hub.is_on_hub(path) or published_tuned.find(path)
+    if elsewhere or big_vision_file.matches(path) or storage.path(path).exists():
+        return
+    for part in path.split(","):  # models of two files
+        if not storage.path(part).exists():
+            raise FileNotFoundError(f"no file {part}; give the path of a checkpoint")
+
+
 def load_original(path: str, config: ml_collections.ConfigDict,
                   model: maskclippp.MaskCLIPppConfig) -> parameters.Tree:
     """The parameters a checkpoint was tuned from: the pre-trained CLIP of its experiment.

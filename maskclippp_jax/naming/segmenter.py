@@ -82,8 +82,9 @@ def opinion_of(bundle: Bundle | None, vocabulary: Vocabulary, weights: np.ndarra
         lookup = vocabulary.lookup_from(bundle.vocabulary)[:-1]
         if must_share and (lookup == vocabulary.num_classes).all():
             raise ValueError(f"none of the {len(lookup)} classes of the logits of {bundle.folder} "
-                             f"({bundle.vocabulary.classes[0][0]!r}, ...) shares a name with a "
-                             f"class of {vocabulary.name}; they are of another vocabulary: without "
+                             f"({bundle.vocabulary.classes[0][0]!r}, ...) shares a name with "
+                             f"the {vocabulary.num_classes} asked for "
+                             f"({vocabulary.classes[0][0]!r}, ...); without "
                              "an ensemble (--config.eval.ensemble=False) only their void counts")
         lookup = np.where(lookup == vocabulary.num_classes, len(weights), lookup).astype(np.int32)
     if kind == "embeddings":

@@ -4,10 +4,8 @@ A file's name is a hash of everything its numbers depend on, so it is never out 
 may be deleted at any time.
 """
 
-import concurrent.futures
 import hashlib
 import io
-import os
 import pathlib
 import typing
 import zipfile
@@ -45,16 +43,9 @@ def key_of(config: typing.Any, params: parameters.Tree, token_ids: np.ndarray) -
 
     add(config, jax.__version__, jax.default_backend(), jax.config.jax_default_matmul_precision)
     add(*(pathlib.Path(module.__file__).read_bytes() for module in _CODE))
-    arrays = dict(sorted((parameters.flatten(params) | {"token_ids": token_ids}).items()))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (path, array), content in zip(arrays.items(), pool.map(_digest, arrays.values())):
-            add(path, array.dtype.str, array.shape, content)
+    for leaf in parameters.contents(dict(params, token_ids=token_ids)):
+        add(*leaf)
     return digest.hexdigest()
-
-
-def _digest(array: np.ndarray) -> bytes:
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def load_or_make(folder: str, key: str, shape: tuple[int, int],

@@ -19,6 +19,7 @@ import numpy as np
 
 from maskclippp_jax.data import tiling
 from maskclippp_jax.data.bundles import PictureMasks
+from maskclippp_jax.data.label_maps import Nothing
 from maskclippp_jax.data.tiling import Tiles, Window
 from maskclippp_jax.naming import given, postprocess
 from maskclippp_jax.naming.ensembles import MaskScores
@@ -195,8 +196,7 @@ class SomeMasks:
 class Cut:
     """A picture in tiles, whose masks are put together as the tiles are named."""
 
-    def __init__(self, image: ImageLike, masks: MasksLike, nothing: typing.Sequence[int] | None,
-                 tiles: Tiles):
+    def __init__(self, image: ImageLike, masks: MasksLike, nothing: Nothing, tiles: Tiles):
         """Reads the picture, and its masks unless they are to be made of each tile.
 
         Raises:
@@ -227,12 +227,13 @@ class Cut:
 
     def parts(self) -> typing.Iterator[Given | tuple[ImageLike, MasksLike]]:
         """The tiles with their masks, or with what makes them, as `add` wants them named."""
+        limits = None if self._whole.masks is None else _limits(self._whole.masks.masks)
         for window in self.windows:
             pixels = np.ascontiguousarray(self._whole.image[window.slices])
             if self._of_tile:
                 yield pixels, self._of_tile
             else:
-                yield _part_of(self._whole, window, pixels)
+                yield _part_of(self._whole, window, pixels, limits)
 
     def add(self, result: "Result") -> None:
         """Takes the next tile with its named masks."""
@@ -325,8 +326,15 @@ class _Groups:
         return list(groups.values())
 
 
-def _part_of(whole: Given, window: Window, pixels: np.ndarray) -> Given:
-    """A tile with those masks of the whole that have a pixel in it."""
+def _limits(masks: np.ndarray) -> np.ndarray:
+    """[N, 1, 1] what masks [N, H, W], bool or logits, exceed where they have a pixel: a share of
+    0.5; of one that is nowhere above it, half its largest odds."""
+    highest = masks.max((1, 2), keepdims=True)
+    return np.where((highest > 0) | (masks.dtype == bool), 0, highest - np.log(2, dtype=np.float32))
+
+
+def _part_of(whole: Given, window: Window, pixels: np.ndarray, limits: np.ndarray | None) -> Given:
+    """A tile with those masks of the whole that have a pixel in it, see `_limits`."""
     if whole.segments is not None:
         segments = whole.segments[window.slices]
         shown = np.unique(segments[segments > 0])
@@ -334,7 +342,7 @@ def _part_of(whole: Given, window: Window, pixels: np.ndarray) -> Given:
         table[shown] = np.arange(1, len(shown) + 1)
         return Given(pixels, whole.ids[shown - 1], table[segments], None)
     masks = whole.masks.masks[(slice(None), *window.slices)]
-    shown = (masks > 0).any((1, 2))  # of booleans, or logits
+    shown = (masks > limits).any((1, 2))
     return Given(pixels, whole.ids[shown], None, PictureMasks(masks[shown], None, None, None))
 
 

@@ -37,6 +37,7 @@ class Checkpoint(typing.NamedTuple):
     run: epath.Path  # the folder of its run
     step: int
     weights: str     # what it was tuned from, as its configuration says
+    digest: str      # of its parameters, see `params.digest`
 
 
 def find(checkpoint: Checkpoint, named: typing.Sequence[str]) -> list[Measured]:
@@ -60,6 +61,9 @@ def find(checkpoint: Checkpoint, named: typing.Sequence[str]) -> list[Measured]:
                                     "`evaluate` wrote to (its --workdir)")
         measured = _read(file, checkpoint)
         if measured is None:
+            if _read(file, checkpoint._replace(digest="")):
+                raise ValueError(f"{file} has results of {run.name} after step {checkpoint.step}, "
+                                 "but with other weights: it was tuned anew; evaluate it again")
             has = [m.get("checkpoint", "?") for m in typed.read(file, tables.Results)["models"]]
             raise ValueError(f"{file} has no results of {run.name} after step {checkpoint.step}, "
                              f"but of {'; '.join(map(str, has)) or 'nothing'}; evaluate that "
@@ -82,6 +86,8 @@ def _is_of(model: dict, checkpoint: Checkpoint) -> bool:
     said, run = _AFTER.match(str(model.get("checkpoint", ""))), checkpoint.run
     if said is None or int(said[2]) != checkpoint.step or model.get("interpolation", 1) != 1:
         return False
+    if checkpoint.digest not in ("", model.get("weights", checkpoint.digest)):
+        return False  # the run was made anew under its name
     folder = re.sub(r"/checkpoints/\d+/?$", "", said[1])
     place = storage.path(folder)
     if not storage.on_bucket(place) and place.exists() and not storage.on_bucket(run):

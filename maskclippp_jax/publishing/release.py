@@ -11,7 +11,7 @@ import ml_collections
 from absl import logging
 from etils import epath
 
-from maskclippp_jax import config as configuration, weights
+from maskclippp_jax import config as configuration, params as parameters, weights
 from maskclippp_jax.naming import loading
 from maskclippp_jax.publishing import card, measured, upload
 from maskclippp_jax.runs import checkpoint
@@ -57,10 +57,12 @@ def publish(path: str, options: Options) -> None:
     config = configuration.from_json(released.complete(configuration.to_json(
         checkpoint.read_config(folder))))
     step, (run, _) = checkpoint.step_of(folder), checkpoint.place_of(folder)
-    small = _small_files(run, step, config, options)
-    target = None if options.dry_run else upload.Target(options.repo, private=options.private)
     # Just that one, though the run may have saved another meanwhile.
     model, params, what = loading.load_checkpoint(str(run / "checkpoints" / str(step)), config)
+    small = _small_files(
+        run, measured.Checkpoint(run, step, config.weights, parameters.digest(params)), config,
+        options)
+    target = None if options.dry_run else upload.Target(options.repo, private=options.private)
     tensors = {released.WEIGHTS: weights.export(params, model, "ours")}
     if released.REFERENCE in small:
         tensors[released.REFERENCE] = weights.export(params, model, "maskclippp")
@@ -86,7 +88,8 @@ def publish(path: str, options: Options) -> None:
             logging.info("published: %s", address)
 
 
-def _small_files(run: epath.Path, step: int, config: ml_collections.ConfigDict, options: Options
+def _small_files(run: epath.Path, checkpoint: measured.Checkpoint,
+                 config: ml_collections.ConfigDict, options: Options
                  ) -> dict[str, bytes | str | None]:
     """Content of each file but the weights, whose place is None."""
     files: dict[str, bytes | str | None] = {released.WEIGHTS: None}
@@ -108,7 +111,7 @@ def _small_files(run: epath.Path, step: int, config: ml_collections.ConfigDict, 
         files.setdefault(released.SEEN, text)  # those it was tuned on are what it has seen
         content["eval"]["seen_vocabulary"] = released.SEEN
     files[released.CONFIG] = json.dumps(content, indent=1) + "\n"
-    found = measured.find(measured.Checkpoint(run, step, config.weights), options.results)
+    found = measured.find(checkpoint, options.results)
     for number, one in enumerate(found if options.pictures else ()):
         drawn = one.folder / "comparison.png"
         if drawn.exists():
@@ -118,8 +121,8 @@ def _small_files(run: epath.Path, step: int, config: ml_collections.ConfigDict, 
                         "`evaluate` it and give --results=FOLDER")
     files["README.md"] = ""
     files["README.md"] = card.write(card.Facts(
-        options.repo, step, config, Vocabulary.from_text(text, run.name), run, found, list(files),
-        options.licence))
+        options.repo, checkpoint.step, config, Vocabulary.from_text(text, run.name), run, found,
+        list(files), options.licence))
     _check_private(files, run, config)
     return files
 

@@ -255,13 +255,49 @@ def _parse(name: str, arguments: typing.Sequence[str]) -> list[str]:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"did you mean --{near[0]}? See" if near else "see"
         _refuse(f"there is no flag --{error.flagname}; {hint} maskclippp {name} --help")
-    except (KeyError, AttributeError) as error:  # of ml_collections, for unknown keys
-        key = re.search(r"\w+", str(error))[0]
-        hint = re.search(r"Did you mean.*?\?", str(error))
-        _refuse(f"the configuration has no key {key}; "
-                f"{hint[0] if hint else 'configs/common.py has all'}")
-    except (flags.Error, ValueError, FileNotFoundError) as error:
-        _refuse(str(error))
+    except _WRONG as error:
+        _refuse(_words_of(error))
+
+
+def read_config(config: str, overrides: typing.Sequence[str]) -> typing.Any:
+    """The experiment that `--config=CONFIG --config.key=value ...` stand for.
+
+    Args:
+      config: see `configs.resolve`.
+      overrides: key=value.
+
+    Raises:
+      ValueError, FileNotFoundError: there is none, or it has no such key or value.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+    given = sys.argv
+    try:
+        words = _config_first([f"--config={config}", *(f"--config.{o}" for o in overrides)])
+        sys.argv = [given[0], *words]  # where ml_collections looks for keys
+        values(sys.argv)
+        return values.config
+    except (flags.Error, KeyError, AttributeError) as error:
+        raise ValueError(_words_of(error)) from None
+    finally:
+        sys.argv = given
+
+
+_WRONG = (KeyError, AttributeError, flags.Error, ValueError, FileNotFoundError)
+
+
+def _words_of(error: Exception) -> str:
+    """What is wrong with flags, for people."""
+    untyped = re.match("Type <class 'NoneType'> of field (\\S+) is not supported", str(error))
+    if untyped:
+        return (f"{untyped[1]} is None in this configuration, which takes no value of a command "
+                "line; set it there")
+    if not isinstance(error, (KeyError, AttributeError)):
+        return str(error)
+    key = re.search(r"\w+", str(error))[0]  # of ml_collections, for unknown keys
+    hint = re.search(r"Did you mean.*?\?", str(error))
+    return (f"the configuration has no key {key}; "
+            f"{hint[0] if hint else 'configs/common.py has all'}")
 
 
 def _config_first(arguments: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from maskclippp_jax import config as configuration, configs, params as parameter
 from maskclippp_jax.drawing import report, visualize
 from maskclippp_jax.evaluation import tables
 from maskclippp_jax.models.maskclippp import MaskCLIPpp, MaskCLIPppConfig
-from maskclippp_jax.runtime import console, storage, typed
+from maskclippp_jax.runtime import cli, console, storage, typed
 
 # What is shown: title, and the way to it in the results of `evaluate`.
 _COLUMNS = (("mask accuracy", "mask_accuracy", "mMaskAcc"), ("seen", "mask_accuracy", "seen"),
@@ -55,8 +55,14 @@ def run(config: str, workdir: epath.Path, *, vary: typing.Sequence[str],
 
     Returns:
       The rows of the table.
+
+    Raises:
+      ValueError: see `list_variants`; a configuration that cannot be used; or as in `measure`.
     """
     variants = list_variants(config, vary)
+    for variant in variants:  # what is wrong with the last one is said before the first one runs
+        changed = cli.read_config(variant.config, [*overrides, *variant.overrides])
+        configuration.check(changed, workdir=str(workdir))
     todo = [(variant, seed) for variant in variants for seed in seeds]
 
     def job(number: int) -> dict:

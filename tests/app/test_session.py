@@ -114,6 +114,17 @@ def test_limits_end_in_a_sentence(model, tmp_path):
             ask(model, question, limits=limits)
 
 
+def test_a_json_of_several_pictures_is_asked_for_the_one_that_is_shown(tmp_path):
+    file = tmp_path / "0123.json"
+    file.write_text(json.dumps(dict(
+        images=[dict(id=n, file_name=f"photos/{n}.jpg") for n in (1, 2)],
+        annotations=[dict(image_id=n, segmentation=[[0, 0, n, 0, n, 2, 0, 2]]) for n in (1, 2)])))
+    read = lambda name: uploads.read_masks(Upload(str(file), "own.json"), (6, 8), Limits(), name)
+    assert read("2.jpg").sum() == 4
+    with pytest.raises(ValueError, match="^own.json has masks of 2 pictures .* none of which is 3"):
+        read("3.jpg")
+
+
 def test_each_colour_of_the_brush_is_a_mask_and_the_last_one_lies_above():
     layer = np.zeros((8, 8, 4), np.uint8)
     layer[:4] = (*bytes.fromhex(uploads.BRUSH[1][1:]), 255)

@@ -31,6 +31,16 @@ def test_what_cannot_be_varied_is_said(vary, words):
         sweeps.list_variants("c.py", vary)
 
 
+@pytest.mark.parametrize("vary, words", [
+    ("optimizer.nope=0.1", "no key nope"), ("optimizer.learning_rate=0.1|x", "could not convert"),
+    ("optimizer.learning_rate=0.1|-1", "learning_rate is -1.0; it can be 0 ...")])
+def test_every_variant_is_looked_at_before_the_first_one_runs(tmp_path, monkeypatch, vary, words):
+    monkeypatch.setattr(sweeps, "measure", None)
+    with pytest.raises(ValueError, match=words):
+        sweeps.run("quickstart", tmp_path, vary=[vary], overrides=["data_dir=x"], seeds=["0"],
+                   jobs=1)
+
+
 def test_a_sweep_that_cannot_run_ends_in_one_sentence(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "maskclippp_jax", "sweep", "--config=configs/none.py", "--seeds=0",

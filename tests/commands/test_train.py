@@ -358,7 +358,8 @@ def test_evaluate_compares_runs_and_writes_the_protocol(place, whole):
         assert model["mask_accuracy"]["masks"] > 24
         assert 0 <= model["semantic"]["mIoU_counting_absent_predicted"] <= model["semantic"]["mIoU"]
     assert (place / "results/comparison.png").stat().st_size > 1000
-    done = command(place, "evaluate", f"--checkpoint={place}/nothing", f"--workdir={place}/r2")
+    done = command(place, "evaluate", "--checkpoint=untuned", f"--checkpoint={place}/nothing",
+                   f"--workdir={place}/r2")
     assert done.returncode == 2 and "no file" in done.stderr and not (place / "r2").exists()
 
 

@@ -366,6 +366,20 @@ def test_a_conversion_that_failed_leaves_nothing_and_does_not_refuse_the_next_on
         write("{id}.png")
 
 
+@pytest.mark.parametrize("fits, shape", [
+    (True, (40, 50)), (True, (20, 25)), (True, (27, 34)), (True, (10, 12)), (True, (160, 201)),
+    (False, (50, 40)), (False, (40, 40)), (False, (37, 50)), (False, (20, 30))])
+def test_masks_may_be_smaller_but_show_the_whole_picture(tmp_path, source, fits, shape):
+    np.save(tmp_path / "a.npy", np.ones((1, *shape), bool))
+    write = lambda: bundle_tools.from_files(f"{tmp_path}/b", f"{tmp_path}/{{id}}.npy", source, "x",
+                                            nothing=None, allow_missing=True)
+    if fits:
+        assert write() == 1
+    else:
+        with pytest.raises(ValueError, match=f"a.npy have {shape[1]}x{shape[0]} .* another shape"):
+            write()
+
+
 def test_missing_files_are_named(tmp_path, source):
     mask_files.write_masks(tmp_path / "a.png", np.zeros((1, 40, 50)))
     write = lambda pattern, allow: bundle_tools.from_files(

@@ -5,6 +5,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from maskclippp_jax.data import (
@@ -119,10 +120,75 @@ def test_sixteen_bits_are_scaled_the_same_however_dark_the_picture(tmp_path, val
     assert (images.read_image(str(tmp_path / "16.png")) == wanted).all()
 
 
-def test_pixels_of_32_bits_are_refused(tmp_path):
-    cv2.imwrite(str(tmp_path / "f.tiff"), np.full((2, 2), 0.5, np.float32))
+@pytest.mark.parametrize("pixels", [np.float32(0.5), np.int32(255), np.int32(65536)])
+def test_pixels_of_32_bits_are_refused(tmp_path, pixels):
+    picture = Image.fromarray(np.full((2, 2), pixels))
+    picture.save(tmp_path / "f.tiff")
     with pytest.raises(ValueError, match="f.tiff has pixels of 32 bits"):
         images.read_image(str(tmp_path / "f.tiff"))
+    with pytest.raises(ValueError, match="the picture has pixels of 32 bits"):
+        images.from_pil(picture)
+
+
+def tiff(array, **options) -> bytes:
+    content = io.BytesIO()
+    tifffile.imwrite(content, array, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_black_and_white_stay_where_a_file_stores_them_inverted(dtype):
+    stored = np.array([[0, 1], [1, 0]], dtype) * np.iinfo(dtype).max
+    data = tiff(stored, photometric="miniswhite")
+    assert images.decode_image(data, "a")[..., 1].tolist() == [[255, 0], [0, 255]]
+    assert images.decode_mask(data, "a").tolist() == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize("inside, outside", [((255, 255, 255), (0, 0, 0)), ((0, 0, 9), (0, 0, 0))])
+def test_a_mask_with_a_palette_is_where_its_colours_are_not_black(inside, outside):
+    for colors, stored in (((inside, outside), 0), ((outside, inside), 1)):
+        picture = Image.new("P", (8, 6), 1 - stored)
+        picture.putpalette(np.ravel(colors).tolist())
+        picture.paste(stored, (2, 1, 6, 3))
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        found = images.decode_mask(content.getvalue(), "a")
+        assert found.sum() == 8 and found[1:3, 2:6].all()
+
+
+def test_one_page_is_read_of_label_maps_and_masks_and_several_are_refused(tmp_path):
+    pages = np.stack([np.eye(4, dtype=np.uint8)] * 3)
+    file = tmp_path / "a.tif"
+    file.write_bytes(tiff(pages, photometric="minisblack"))
+    for read in (images.decode_label_map, images.decode_segments, images.decode_mask):
+        with pytest.raises(ValueError, match="a.tif holds 3 pages, wanted one mask or label map"):
+            read(file.read_bytes(), "a.tif")
+    with pytest.raises(ValueError, match="holds 3 pages"):
+        images.check_label_map(str(file), (4, 4))
+    assert images.read_image(str(file)).shape == (4, 4, 3)  # of a picture, the first
+    with tifffile.TiffWriter(file) as writer:  # with a smaller copy, as maps have
+        writer.write(pages[0], photometric="minisblack")
+        writer.write(pages[0, ::2, ::2], photometric="minisblack", subfiletype=1)
+    images.check_label_map(str(file), (4, 4))
+    assert images.read_label_map(str(file)).tolist() == pages[0].tolist()
+
+
+@pytest.mark.parametrize("form", ["TIFF", "PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_and_turned_maps_are_those_of_the_upright_picture(tmp_path, form, orientation):
+    labels = np.zeros((16, 24), np.uint8)
+    labels[:8, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"a.{form.lower()}"
+    Image.fromarray(labels).save(file, form, exif=exif)
+    data = file.read_bytes()
+    shown = images.decode_image(data, "a")[..., 0]
+    assert images.size_of(data) == (16, 24)
+    assert images.shown_size(data) == images.header_size(str(file)) == shown.shape
+    np.testing.assert_array_equal(images.turned(labels, data), (shown > 127) * np.uint8(255))
+    if form == "TIFF":  # a label map of this form is turned by Pillow
+        images.check_label_map(str(file), images.read_label_map(str(file)).shape)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about the damage

@@ -64,6 +64,13 @@ def test_every_form_gives_the_same_overlapping_masks_to_all_commands(tmp_path, f
     np.testing.assert_array_equal(named.masks.masks > 0, MASKS)
 
 
+@pytest.mark.parametrize("one", [True, np.uint8(1), np.uint8(255), np.float32(1)])
+def test_what_sam_returns_are_the_same_masks(one):
+    rows = [dict(segmentation=mask * one, bbox=[0, 0, 2, 2]) for mask in MASKS]
+    found = given.read(np.zeros((*SIZE, 3), np.uint8), rows)
+    np.testing.assert_array_equal(found.masks.masks > 0, MASKS)
+
+
 def save_npy(array):
     content = io.BytesIO()
     np.save(content, array)
@@ -135,6 +142,78 @@ def test_one_json_of_coco_and_a_bundle_serve_many_pictures(tmp_path):
     file.write_text(json.dumps(dict(content, annotations=[dict(image_id=5)])))
     with pytest.raises(ValueError, match="a mask of the picture 5, which it does not list"):
         picture_files.find([str(tmp_path / "in")], masks=str(file))
+
+
+def coco(pictures, **sizes):
+    """A JSON of COCO's form, each picture with a square of its own; sizes are of all of them."""
+    return json.dumps(dict(
+        images=[dict(id=n, file_name=name, **sizes) for n, name in enumerate(pictures)],
+        annotations=[dict(image_id=n, segmentation=[[n, 0, n + 2, 0, n + 2, 2, n, 2]])
+                     for n in range(len(pictures))]))
+
+
+def test_one_picture_gets_its_own_masks_out_of_a_json_of_several(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(png(np.zeros((*SIZE, 3), np.uint8)))
+    file = tmp_path / "all.json"
+    file.write_text(coco(["in/a.jpg", "in/b.png"], height=6, width=8))
+    masks = given.read(tmp_path / "b.png", file).masks.masks
+    assert masks.shape == (1, *SIZE) and masks[0, :2, 1:3].all() and masks.sum() == 4
+    np.testing.assert_array_equal(mask_files.read_masks(str(file), SIZE, picture="b"), masks)
+    with pytest.raises(ValueError, match=r"of 2 pictures \(in/a.jpg, in/b.png\), none of which is"):
+        given.read(tmp_path / "c.png", file)
+    with pytest.raises(ValueError, match="nothing tells which is this one; give the picture by"):
+        given.read(np.zeros((*SIZE, 3), np.uint8), file)
+    file.write_text(coco(["a.png"]))  # masks of one picture are this one's
+    assert len(given.read(tmp_path / "c.png", file).ids) == 1
+
+
+@pytest.mark.parametrize("listed, pictures, says", [
+    (["b/x.png"], ["a/x.png", "b/x.png"], "masks of one picture x, which .*a/x.png and .*b/x.png"),
+    (["x.png", "y.png"], ["a/x.png", "b/x.png"], "name one of them, or list both there"),
+    (["x.png", "x.png"], ["x.png"], "lists 2 pictures of the file_name x.png")])
+def test_one_entry_of_a_json_is_one_picture(tmp_path, listed, pictures, says):
+    (tmp_path / "all.json").write_text(coco(listed))
+    for name in pictures:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=says):
+        picture_files.find([str(tmp_path / name) for name in pictures],
+                           masks=str(tmp_path / "all.json"))
+
+
+def test_polygons_for_a_picture_of_another_size_are_refused(tmp_path):
+    picture, file = str(tmp_path / "a.png"), tmp_path / "a.json"
+    (tmp_path / "a.png").write_bytes(png(np.zeros((*SIZE, 3), np.uint8)))
+    for names in (["a.png"], ["a.png", "b.png"]):
+        file.write_text(coco(names, height=3, width=4))
+        with pytest.raises(ValueError, match="a.json are of a picture of 4x3 pixels, this one has"):
+            given.read(picture, file)
+        found = picture_files.find([picture], masks=str(file))
+        with pytest.raises(ValueError, match="a.png are of a picture of 4x3 .* this one has 8x6"):
+            picture_files.check(found, skip_broken=False)
+        file.write_text(coco(names, height=6, width=8))
+        picture_files.check(picture_files.find([picture], masks=str(file)), skip_broken=False)
+    content = json.loads(coco(["a.png"], height=3, width=4))
+    content["annotations"][0]["segmentation"] = run_lengths.encode(MASKS[0, :3, :4])
+    file.write_text(json.dumps(content))  # run lengths have a size of their own
+    assert mask_files.read_masks(str(file), SIZE).shape == (1, 3, 4)
+
+
+def test_a_folder_of_pictures_that_are_not_read_is_not_one_without_masks(tmp_path):
+    for name in ("notes.csv", ".hidden.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    mask_files.check(str(tmp_path), SIZE)
+    assert mask_files.read(str(tmp_path), SIZE).shape == (0, *SIZE)
+    Image.new("L", SIZE[::-1]).save(tmp_path / "0.JPG")
+    for look in (mask_files.check, mask_files.read):
+        with pytest.raises(ValueError, match=r"holds 1 picture \(0.JPG\), wanted .* in .png, .tif"):
+            look(str(tmp_path), SIZE)
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_may_cover_all(value):
+    assert mask_files.of_array(np.full((2, *SIZE), value, np.uint8), "masks").all()
 
 
 def test_masks_beside_the_pictures_are_no_pictures(tmp_path):

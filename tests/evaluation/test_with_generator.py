@@ -198,3 +198,34 @@ def test_the_commands_export_and_evaluate(place, eomt):  # noqa: F811
     done = command(place, "masks", "export", "--config=tiny.py", "--dataset=three",
                    f"--generator={eomt}", "--output=exported")
     assert done.returncode == 2 and "give --config.eval.dataset" in done.stderr
+
+
+def test_an_evaluation_goes_on_with_the_same_texts_and_records_only(
+        place, config, one_device, monkeypatch):  # noqa: F811
+    workdir = place / "stopped"
+    (workdir / "report.html").parent.mkdir()
+    for name in ("results.json", "extremes-3.png", "comparison.png", "report.html"):
+        (workdir / name).write_bytes(b"of another evaluation")  # and damaged
+    monkeypatch.setattr(comparison.tables, "report", None)  # fails once all is counted
+    evaluate = lambda config: comparison.compare(
+        config, ["untuned"], None, storage.path(workdir), Options())
+    with pytest.raises(AttributeError):
+        evaluate(config)
+    other = config.copy_and_resolve_references().unlock()
+    other.templates = ("a bad {}.",)
+    with pytest.raises(ValueError, match="an unfinished evaluation with texts_of_templates"):
+        evaluate(other.lock())
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol.records, "fingerprint", lambda *args: "prepared anew")
+        with pytest.raises(ValueError, match="an unfinished evaluation with records"):
+            evaluate(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison.parameters, "digest", lambda weights: "tuned anew")
+        with pytest.raises(ValueError, match="an unfinished evaluation with weights"):
+            evaluate(config)
+    monkeypatch.undo()
+    evaluate(config)
+    assert {f.name for f in workdir.iterdir()} == {
+        "results.json", "results.md", "per_class.csv", "confusions.csv"}
+    model, = json.loads((workdir / "results.json").read_text())["models"]
+    assert len(model["weights"]) == 16

@@ -77,6 +77,23 @@ def test_masks_that_disagree_where_tiles_overlap_stay_apart_and_share_the_seam()
     assert (labels[40] == [0] * 64 + [-1] * 36).all() and (labels[10] == [-1] * 36 + [1] * 64).all()
 
 
+def test_a_mask_that_is_nowhere_above_half_is_named_where_it_is_strongest():
+    shares = np.zeros((3, *SIZE), np.float32)
+    shares[0, :20, :20], shares[0, 99, 149] = 0.4, 0.01
+    shares[1, 50:] = 0.9  # the last one has no pixel
+    for masks in (shares, shares > 0.3):
+        cut = tiled.Cut(np.zeros((*SIZE, 3), np.uint8), masks, None, TILES)
+        for window, part in zip(cut.windows, cut.parts()):
+            assert (1 in part.ids) == (window.top == window.left == 0) and 3 not in part.ids
+            scores = np.eye(3, dtype=np.float32)[part.ids - 1]
+            result = result_of(part.masks.masks, scores)
+            result.ids = part.ids
+            cut.add(result)
+        found, scores = cut.finish()
+        labels = found.large.labels(scores.classes)
+        assert (labels[:20, :20] == 0).all() and (labels[50:] == 1).all()
+
+
 @pytest.fixture
 def random_masks(rng):
     """Masks in pieces with their scores, and the same computed at once."""

@@ -357,7 +357,8 @@ def test_names_of_files_lose_their_folders_in_words(words, wanted):
 
 def test_results_are_those_of_the_same_folder_and_step(place):
     run = storage.path("run")
-    find = lambda step, named=(): measured.find(measured.Checkpoint(run, step, "random"), named)
+    find = lambda step, named=(), digest="": measured.find(
+        measured.Checkpoint(run, step, "random", digest), named)
     assert not find(STEP)  # nothing in the run's folder
     write_results(place / "run/evaluated", checkpoint=f"{place}/run/checkpoints/2 after step 2")
     assert [m.model["mask_accuracy"]["mMaskAcc"] for m in find(STEP)] == [62.5]
@@ -368,3 +369,10 @@ def test_results_are_those_of_the_same_folder_and_step(place):
     write_results(place / "copied", checkpoint="elsewhere/run after step 2")
     with pytest.raises(ValueError, match="has no results of run after step 2"):
         find(STEP, ["copied"])
+    file = place / "run/evaluated/results.json"
+    content = json.loads(file.read_text())
+    content["models"][2]["weights"] = "0123"  # of the run that had this name before
+    file.write_text(json.dumps(content))
+    assert find(STEP, digest="0123") and not find(STEP, digest="4567")
+    with pytest.raises(ValueError, match="with other weights: it was tuned anew; evaluate it"):
+        find(STEP, ["run/evaluated"], "4567")
