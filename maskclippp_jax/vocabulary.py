@@ -198,10 +198,9 @@ class Vocabulary:
         names = [n for c in classes for n in c]
         if "" in names:
             raise ValueError(f"{what} has an empty name; remove it, or the comma too many")
-        if wrong := next(filter(_CONTROL.search, names), None):
-            raise ValueError(f"the name {wrong!r} holds a line break or another control character; "
-                             "give each name on its own (a file with a class a line is a "
-                             "--names_file)")
+        if wrong := next(filter(unwritable, names), None):
+            raise ValueError(f"the name {wrong!r} {unwritable(wrong)}; give each name on its own, "
+                             "without that (a file with a class a line is a --names_file)")
         twice = sorted(n for n, count in collections.Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"the class list names {', '.join(map(repr, twice))} more than once; "
@@ -275,7 +274,8 @@ class Vocabulary:
                          none], np.int32)
 
     def find(self, name: str) -> int | None:
-        """The class with this name: to the letter, else however it is written (see `plain`).
+        """The class with this name: to the letter, else however it is written (see `plain`), else
+        that which has all of its names, where commas part them.
 
         Raises:
           ValueError: two classes have it, written otherwise.
@@ -288,6 +288,9 @@ class Vocabulary:
         if len(found) > 1:
             raise ValueError(f"{name!r} could be {self.classes[found[0]][0]!r} or "
                              f"{self.classes[found[1]][0]!r} of {self.name}; write it as there")
+        if not found and "," in name:
+            found = list({self.find(part.strip()) for part in name.split(",") if part.strip()})
+            found = [] if len(found) > 1 else found
         return found[0] if found else None
 
     def to_text(self) -> str:
@@ -318,6 +321,13 @@ def plain(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).casefold())).strip()
 
 
+def unwritable(name: str) -> str | None:
+    """Why a names file cannot hold a name, to be read behind it; None if it can."""
+    if _CONTROL.search(name):
+        return "holds a line break or another control character"
+    return 'starts with "# ", as comments of names files do' if name.startswith("# ") else None
+
+
 def _to_model(name: str) -> str:
     """What a CLIP reads, to which capitals are small letters and blanks one blank."""
     return " ".join(name.casefold().split())
@@ -326,6 +336,10 @@ def _to_model(name: str) -> str:
 def check_names(text: str, path: str) -> None:
     """Refuses the content of a names file that is no list of names, though it can be read as one;
     see `Vocabulary.from_file`."""
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
+        if len(line.splitlines()) > 1:  # by signs that look like none
+            raise ValueError(f"{path}, line {number}: {line!r} holds a control character; remove "
+                             "it")
     lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1)
              if line.strip() and not line.startswith("# ")]
     only = lambda pattern: all(re.match(pattern, line) for _, line in lines)

@@ -90,7 +90,8 @@ def test_synonyms_are_drawn_from_their_own_class():
 @pytest.mark.parametrize("text, words", [
     ("", "is empty"), (" ; ", "is empty"), ("cat;dog,", "empty name"),
     ("cat;dog,cat", "'cat' more than once"), ("Cat;dog,cat", "'cat' is 'Cat' to the model"),
-    ("grass\ncoins", r"'grass\\ncoins' holds a line break"), ("a\x01b", "control character")])
+    ("grass\ncoins", r"'grass\\ncoins' holds a line break"), ("a\x01b", "control character"),
+    ("cat;# 1 bolt", "'# 1 bolt' starts with \"# \", as comments")])
 def test_a_bad_class_list_is_explained(text, words):
     with pytest.raises(ValueError, match=words):
         Vocabulary.from_string(text)
@@ -110,9 +111,10 @@ def test_bad_names_files_are_explained(tmp_path):
                         ("cat\ndog\tthing\t0", "id 0 belongs to 'cat' already")):
         with pytest.raises(ValueError, match=words):
             Vocabulary.from_text(line, "x.txt")
-    (tmp_path / "x.txt").write_text("cat\nd\x01g\n")
-    with pytest.raises(ValueError, match="line 2: 'd.x01g' holds a control character"):
-        Vocabulary.from_file(str(tmp_path / "x.txt"))
+    for name in ("d\x01g", "d\u2028g", "d\x0bg"):
+        (tmp_path / "x.txt").write_text(f"cat\n{name}\n", "utf-8")
+        with pytest.raises(ValueError, match="line 2: 'd.*g' holds a control character"):
+            Vocabulary.from_file(str(tmp_path / "x.txt"))
     with pytest.raises(ValueError, match="no vocabulary 'ade'; there are ade20k_150"):
         Vocabulary.shipped("ade")
     (tmp_path / "x.csv").write_text("cat\n")

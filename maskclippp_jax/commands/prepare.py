@@ -21,7 +21,7 @@ again. `--list` shows what there is. Own data:
     yolo         labels           x.txt: polygons in shares of the sides; --names=data.yaml
     coco         instances.json   COCO's instances or panoptic segments (of Roboflow, CVAT, ...)
     cvat         annotations.xml  "CVAT for images"
-    labelstudio  tasks.json       JSON export: polygons, rectangles, brushes
+    labelstudio  tasks.json       JSON export: polygons, rectangles, ellipses, brushes
     datumaro     default.json     Datumaro's JSON
 
     labels/{stem}_mask.png        is a pattern of files with other names

@@ -26,6 +26,7 @@ from etils import epy
 
 from maskclippp_jax.data import images, label_maps, records
 from maskclippp_jax.runtime import progress, storage
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary
 
 with epy.lazy_imports():  # slow to import, and needed at the end of a build
@@ -101,6 +102,7 @@ def build(data_dir: str, name: str, vocabulary: Vocabulary, kind: str, reading: 
         another process is at it.
     """
     label_maps.check_classes(vocabulary.num_classes, vocabulary.name)
+    assert Vocabulary.from_text(vocabulary.to_text(), vocabulary.name).classes == vocabulary.classes
     folder = place_of(data_dir, name)
     made = [p for p in (folder.parent, *folder.parents[1:3]) if not p.exists()]
     try:
@@ -275,8 +277,9 @@ def _run(jobs: list[tuple], title: str, records_each: int) -> list[dict]:
                 break
     if problems:
         count = f"{len(problems)} or more" if len(problems) >= _MAX_PROBLEMS else f"{len(problems)}"
-        raise BadPictures(f"{count} of {total} pictures cannot be used; mend or remove them and "
-                          "give the same command again, what is finished is kept", problems)
+        raise BadPictures(f"{count} of {counted(total, 'picture')} cannot be used; mend or remove "
+                          f"{'it' if len(problems) == 1 else 'them'} and give the same command "
+                          "again, what is finished is kept", problems)
     return [results[k] for k in range(len(jobs))]
 
 

@@ -134,6 +134,16 @@ def header_size(path: str) -> tuple[int, int]:
     return _look(path, _shown_size)
 
 
+def has_colors(path: str) -> bool:
+    """Whether a picture stores red, green and blue, from its header.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no picture.
+    """
+    return _look(path, lambda picture: picture.mode in ("RGB", "RGBA"))
+
+
 def check_label_map(path: str, size: tuple[int, int]) -> None:
     """Sees from its header whether a file can be a picture's label map, see `decode_segments`."""
     def check(picture: Image.Image) -> tuple[int, int]:
@@ -212,13 +222,13 @@ def decode_colors(data: bytes, name: str) -> np.ndarray:
 
 
 def decode_shown_colors(data: bytes, name: str) -> np.ndarray:
-    """`decode_colors`, where a palette stands for the colours it shows.
+    """`decode_colors`, where a palette stands for the colours it shows, and grey for itself.
 
     Raises:
       ValueError: no picture in colour, or in a format that changes them.
     """
     return _decode_map(data, name, lambda picture: _as_color_codes(
-        picture.convert("RGB") if picture.mode == "P" else picture, picture.format))
+        picture.convert("RGB") if picture.mode in ("1", "L", "P") else picture, picture.format))
 
 
 def upright_rgb(data: bytes, name: str) -> bytes:

@@ -231,6 +231,7 @@ def _box(window: tuple[slice, slice] | None) -> tuple[int, int, int, int]:
 def positions(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """For each value its position in `known` (distinct numbers), -1 if it is not there."""
     order = np.argsort(known)
+    assert (np.diff(known[order]) > 0).all(), "a number is there twice"
     place = np.searchsorted(known[order], values).clip(max=len(known) - 1)
     return np.where(known[order][place] == values, order[place], -1)
 

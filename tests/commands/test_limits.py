@@ -72,7 +72,7 @@ def test_a_picture_of_30000_pixels_a_side_is_refused_by_its_header(place):
     assert memory < 1
     sentence, memory = refused(place, "prepare", "folder", "--images=large", "--labels=labels",
                                "--names=17000.txt", "--name=large", "--data_dir=large")
-    assert "1 of 1 pictures cannot be used" in sentence and memory < 1
+    assert "1 of 1 picture cannot be used" in sentence and memory < 1
 
 
 def test_a_picture_that_is_given_as_an_array_is_refused_too(place, monkeypatch):

@@ -178,6 +178,18 @@ def test_panoptic_json_finds_its_maps_in_the_folder_of_its_name(own):
             assert table["area"].tolist() == [visible.sum(), rest]  # and not what the file says
 
 
+def test_crowds_of_a_panoptic_json_can_be_kept(own):
+    file = pathlib.Path(write_coco_panoptic(own))
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segments_info"][0]["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    for keep in (False, True):
+        table = records_of(read(own, str(file), keep_crowds=keep))["0"]["table"]
+        assert table["is_crowd"].tolist() == [not keep, False]
+    with pytest.raises(ValueError, match="--crowd=keep is for masks marked as crowds, of which la"):
+        read(own, write_label_maps(own), keep_crowds=True)
+
+
 def test_a_share_or_a_list_makes_the_validation_split(own):
     annotations = write_label_maps(own)
     splits = read(own, annotations, validation="0.4").reading.splits

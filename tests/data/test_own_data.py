@@ -60,7 +60,10 @@ def test_roboflows_root_category_is_left_out_and_that_is_said(place):
     ([dict(id=1, name="cat"), dict(id=2, name="Cat")], "1 and 2 are both called 'Cat'; give --nam"),
     ([dict(id=1, name="cat"), dict(id=1, name="dog")], "two categories of the id 1"),
     ([dict(id=1), dict(id=2, name="dog")], "categories without a name: 1"),
-    ([dict(id=1, name=" , ")], "categories without a name: 1")])
+    ([dict(id=1, name=" , ")], "categories without a name: 1"),
+    ([dict(id=7, name="# 1 bolt")], "category 7 is called '# 1 bolt', which starts with \"# \""),
+    ([dict(id=7, name="a\tb")], r"is called 'a\\tb', which holds a line break or another control"),
+    ([dict(id=7, name="a\u2028b")], "which holds a line break or another control")])
 def test_categories_that_could_mean_two_things_are_refused(place, categories, says):
     place.coco([RED], categories=categories)
     with pytest.raises(ValueError, match=says):
@@ -88,6 +91,13 @@ def test_a_picture_is_found_however_its_path_was_written(place, name, file):
     assert list(made) == [file.rsplit(".", 1)[0]]
 
 
+def test_a_picture_under_two_ids_is_named(place):
+    place.picture("a b.png")
+    place.coco([RED], images=[dict(id=1, file_name="a b.png"), dict(id=2, file_name="a%20b.png")])
+    with pytest.raises(ValueError, match="lists the picture .*/a b.png twice, under two ids; keep"):
+        place.read()
+
+
 def test_two_pictures_of_one_name_in_two_folders_are_two_pictures(place):
     place.picture("train/f.png")
     place.picture("val/f.png")
@@ -111,6 +121,24 @@ def test_a_picture_beside_folders_is_meant_by_its_whole_path(place, name):
     place.coco([RED], images=[dict(id=1, file_name="elsewhere/f.png")])
     with pytest.raises(ValueError, match="'elsewhere/f.png' could be f.png or more/f.png"):
         place.read()
+
+
+@pytest.mark.parametrize("name, said", [
+    ("cam2/f.png", True), ("D:\\all\\cam2\\f.jpg", True), ("f.png", False), ("./f.png", False),
+    ("/f.png", False), ("D:\\all\\cam1\\f.png", False), ("images/cam1/f.png", False)])
+def test_a_picture_in_another_folder_than_named_is_said_to_be_there(place, name, said):
+    place.picture("cam1/f.png")
+    place.coco([RED], images=[dict(id=1, file_name=name)])
+    data, made = place.records()
+    assert list(made) == ["f"] and data.reading.notes == [
+        f"1 annotation names other folders, such as {name} for cam1/f.png"] * said
+    # Where another name fits, this one means another picture.
+    if said:
+        place.coco([RED], images=[dict(id=n, file_name=file) for n, file in enumerate(
+            [name, "images/cam1/f.png"], start=1)])
+        data, made = place.records()
+        assert list(made) == ["f"] and not data.reading.notes
+        assert data.reading.missing[0].startswith("1 file that")
 
 
 def test_a_list_for_validation_may_be_from_elsewhere(place):
@@ -212,6 +240,39 @@ def test_a_map_in_colours_is_read_by_those_of_the_names_file(place):
         place.classes("labels", names="red\nblue\n")
 
 
+@pytest.mark.parametrize("modes", [("RGB",), ("RGB", "L"), ("RGB", "P"), ("RGB", "1")])
+def test_colours_are_matched_in_the_whole_set_and_red_and_yellow_are_like_others(place, modes):
+    """255 and 65535, which mean nothing among numbers, are red and yellow among colours."""
+    colors = np.array([(255, 0, 0), (255, 255, 0), (0, 0, 0), (255, 255, 255)], np.uint8)
+    names = "".join(f"{name}\tthing\t{n}\t#{bytes(colors[3 - n]).hex()}\n"
+                    for n, name in enumerate("abcd"))
+    wanted = [numbers(3, 2, 1), numbers(1, 0, 0)]
+    place.picture("q.png")
+    for label, mode, name in zip(wanted, (modes[0], modes[-1]), ("p.png", "q.png")):
+        place.label(np.asarray(colors[3 - label]), name)
+        with Image.open(place.path / "labels" / name) as image:
+            image.convert(mode).save(place.path / "labels" / name)
+    data, made = place.records("labels", names=names)
+    assert data.reading.notes[-1].startswith("took the colours of the label maps for those of nam")
+    for label, name in zip(wanted, "pq"):
+        np.testing.assert_array_equal(records.decode_classes(made[name]), label)
+
+
+@pytest.mark.parametrize("label, names, says", [
+    (in_color(numbers(0, 1)), "a\tthing\t0\t#000000\n", "colour #010101, .* if this grey means n"),
+    (in_color(numbers(0, 255)), "a\tthing\t0\t#000000\n", "if white means nothing, give --nothi"),
+    (in_color(numbers(0, 9)), "a\tthing\t0\t#090909\nb\tthing\t1\t#090909\n",
+     "the colour #090909 is that of the class 'a' and of the class 'b'; give each its own"),
+    (in_color(numbers(0, 9)), "a\tthing\t0\t#090909\n",
+     "the colour #090909 is that of --nothing=9 and of the class 'a'"),
+    (numbers(0, 255), "a\tthing\t0\t#ffffff\nb\tthing\t1\t#000000\n",
+     "is grey, and its numbers could mean classes or the colours of names.txt; save the maps in")])
+def test_colours_that_could_mean_two_things_are_refused(place, label, names, says):
+    place.label(label)
+    with pytest.raises(ValueError, match=says):
+        place.classes("labels", names=names, **(dict(nothing=[9]) if "--nothing=9" in says else {}))
+
+
 @pytest.mark.parametrize("label, names, says", [
     (numbers(0, 1, 2), "red\nblue\n", "holds 2, to which .*if the classes count from 1 and 0"),
     (numbers(0, 1, 2), "red\tthing\t1\nblue\tthing\t2\n", "holds 0, .* give --nothing=0"),
@@ -282,7 +343,7 @@ def prepare(place, tmp_path, capsys, **kw) -> str:
     ([dict(segmentation=[])], "none of the 1 annotations has a mask that can be seen .p, annot"),
     ([dict(bbox=[1, 1, 5, 5])], "are they boxes only"), ([dict(segmentation=None)], "boxes only"),
     ([dict(segmentation=dict(size=[60, 80], counts=[0, 4800]), iscrowd=1)],
-     "all 1 masks are marked as crowds .* give --crowd=keep"),
+     "all masks .1. are marked as crowds .* give --crowd=keep"),
     ([], "there is no annotation at all")])
 def test_data_that_teach_nothing_are_refused(place, tmp_path, capsys, annotations, says):
     place.coco(*annotations)
@@ -296,8 +357,8 @@ def test_what_cannot_be_learnt_is_counted_and_said(place, tmp_path, capsys):
     place.coco([RED], [[1, 1, 2, 1, 2, 2]], dict(segmentation=[BLUE], iscrowd=1))
     said = prepare(place, tmp_path, capsys)
     assert "1 of 2 classes have no mask: blue box" in said
-    assert "1 masks are marked as crowds (iscrowd) and teach nothing; --crowd=keep" in said
-    assert "of 1 masks less than 4 pixels show" in said and "p, annotation 1" in said
+    assert "nothing is learnt from 1 mask marked as crowds (iscrowd); --crowd=keep" in said
+    assert "of 1 mask less than 4 pixels show" in said and "p, annotation 1" in said
     source = records.open_source(str(tmp_path / "data"), "t", "train")
     assert source.learnable == records.Learnable(bare=0, masks={0: 1})
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskclippp_jax.data import records
 from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.metrics import run_lengths
 from tests.own_data import (
@@ -45,14 +46,16 @@ def test_labelme_is_read(place):
                 dict(shape_type="mask", points=[[10, 10], [39, 29]], mask=patch)):
         write_json(place, label_me(red, rectangle, imageHeight=60, imageWidth=80))
         same(place.masks("labels", names=TWO))
-    write_json(place, label_me(dict(shape_type="circle", points=[[40, 30], [50, 30]])))
-    circle = place.masks("labels", names=TWO)["red box"]
+    write_json(place, label_me(dict(shape_type="circle", points=[[40, 30], [50, 30]]),
+                               dict(label="mark", shape_type="line", points=[[1, 1], [5, 5]])))
+    circle = place.masks("labels", names=TWO, leave_out=["mark"])["red box"]
     assert abs(circle.sum() - np.pi * 100) < 8 and circle[30, 40] and not circle[30, 52]
 
 
 @pytest.mark.parametrize("content, says", [
     (label_me(dict(shape_type="line", points=[[1, 1], [5, 5]])), "shape 0 is a line, which has no"),
-    (label_me(dict(shape_type="rectangle", points=[[1, 1]])), "a rectangle of 1 points, wanted 2"),
+    (label_me(dict(shape_type="oriented_rectangle", points=[[1, 1], [5, 5]])), "0 is an orie"),
+    (label_me(dict(shape_type="rectangle", points=[[1, 1]])), "a rectangle of 1 point, wanted 2"),
     (label_me(dict(shape_type="mask", points=[[1, 1], [2, 2]], mask="?")), "no picture in base 64"),
     (label_me(dict(label="sky", points=[])), "shape 0: names.txt has no class 'sky'"),
     (label_me(imageHeight=80, imageWidth=60), "of 60x80 pixels, .* was it turned by its EXIF"),
@@ -77,6 +80,8 @@ def test_yolos_polygons_are_read_with_their_data_yaml(place):
         assert data.vocabulary.classes == (("red box",), ("blue box",))
         assert "took the labels for YOLO's polygons, 1 of" in data.reading.notes[0]
     for text, says in (("names: 5", "has no names of classes"), ("[", "is no YAML"),
+                       ("names: ['# 1 bolt', cat]", "'# 1 bolt' starts with \"# \""),
+                       ('names: ["a\\nb", cat]', "holds a line break"),
                        ("names: [cat, cat]", "'cat' is 'cat' of line 1")):
         (place.path / "data.yaml").write_text(text)
         with pytest.raises(ValueError, match=f"data.yaml.*{says}"):
@@ -98,7 +103,7 @@ def test_lines_that_are_no_polygons_are_named(place, line, says):
 
 
 def task(*results, **more):
-    return [dict(id=3, data=dict(image="/data/upload/1/ab12-p.png"), annotations=[
+    return [dict(id=3, data=dict(image="/data/upload/1/ab12cd34-p.png"), annotations=[
         dict(result=[dict(original_width=80, original_height=60) | r for r in results])]) | more]
 
 
@@ -121,12 +126,42 @@ def test_label_studio_is_read(place):
     same(place.masks("a.json", names=TWO), {"blue box": wanted})
 
 
+def test_what_label_studio_puts_in_front_is_no_other_word(place):
+    place.picture("eye.png")
+    left = task()
+    left[0]["data"]["image"] = "/data/upload/1/left-eye.png"
+    write_json(place, left, "a.json")
+    data = place.read("a.json", names=TWO)
+    assert not data.reading.splits.get("train") and data.reading.missing == [
+        f"1 picture that {place.path}/a.json names is missing, e.g. /data/upload/1/left-eye.png"]
+
+
+@pytest.mark.parametrize("form", ["ellipselabels", "labels"])
+def test_all_regions_of_label_studio_that_have_an_inside_are_read(place, form):
+    oval = dict(x=50, y=50, radiusX=10 / 0.8, radiusY=5 / 0.6, rotation=90)
+    write_json(place, task(dict(type=form, value=oval | {form: ["red box"]}),
+                           dict(type="ellipse", value=oval)), "a.json")
+    found, = place.records("a.json", names=TWO)[1].values()
+    mask, = records.decode_masks(found)
+    assert abs(mask.sum() - np.pi * 50) < 8 and mask[39, 40] and not mask[30, 46]
+    for value in (dict(points=percent(RED)), dict(x=12.5, y=50 / 3, width=37.5, height=100 / 3)):
+        red = dict(type="labels", value=value | dict(labels=["red box"]))
+        write_json(place, task(red), "a.json")
+        same(place.masks("a.json", names=TWO), {"red box": box(RED)})
+
+
 @pytest.mark.parametrize("tasks, says", [
     (task(dict(type="brushlabels", value=dict(rle=[0, 0], brushlabels=["red box"]))),
      "result 0: what was drawn with a brush is cut short"),
     (task(dict(type="polygonlabels", value=dict(points=[], polygonlabels=[]))), "has 0 labels"),
     (task(dict(type="rectanglelabels", value=dict(x=1.0, rectanglelabels=["red box"]))),
      "a rectangle without height, width, y"),
+    (task(dict(type="ellipselabels", value=dict(x=1.0, ellipselabels=["red box"]))),
+     "an ellipse without radiusX, radiusY, y"),
+    (task(dict(type="keypointlabels", value=dict(x=1.0, y=1.0, keypointlabels=["red box"]))),
+     "result 0 is a keypoint, which has no inside; draw .* leave its label out with --leave_out"),
+    (task(dict(type="labels", value=dict(start=1, labels=["red box"]))), "a region, which has no"),
+    (task(dict(type="vectorlabels", value=dict(vectorlabels=["red box"]))), "a vector, which is"),
     (task(annotations=[dict(result=[dict(type="x")])] * 2), "2 annotations by different people"),
     (task() + task(), "a.json lists the picture p twice"),
     (task(data={}), "3 has no picture in its dat"),
@@ -172,6 +207,35 @@ def test_cvats_xml_is_read(place):
     assert data.vocabulary.classes == (("sky",), ("red box",), ("blue box",))
     assert data.reading.notes == ["took the labels for those of CVAT, 1 of them have a picture"]
     assert set(place.masks("a.xml", leave_out=["blue box", "sky"])) == {"red box"}
+    file.write_text(cvat(CVAT_RED.replace("red box", "# 1 bolt")))
+    with pytest.raises(ValueError, match="the name '# 1 bolt' starts with"):
+        place.read("a.xml")
+
+
+@pytest.mark.parametrize("names", [None, "red box, person\n"])
+def test_a_label_with_a_comma_has_several_names(place, names):
+    label = "person, red box"
+    (place.path / "a.xml").write_text(cvat(CVAT_RED.replace("red box", label)))
+    write_json(place, datumaro(dict(type="polygon", label_id=0, points=RED), name=label), "b.json")
+    place.label(COLORS[numbers(0, 1)], "SegmentationClass/p.png")
+    (place.path / "labels/labelmap.txt").write_text(f"background:0,0,0::\n{label}:128,0,0::\n")
+    for file in ("a.xml", "b.json", "labels"):
+        data, made = place.records(file, names=names)
+        assert set(data.vocabulary.classes[0]) == {"red box", "person"}
+        np.testing.assert_array_equal(records.decode_masks(made["p"])[0], box(RED))
+
+
+def test_what_is_left_out_is_a_label_that_is_there(place):
+    (place.path / "a.xml").write_text(cvat(CVAT_RED, CVAT_BLUE.replace("blue box", "blue box_1")))
+    write_json(place, datumaro(dict(type="polygon", label_id=0, points=RED)), "b.json")
+    place.label(COLORS[numbers(0, 1)], "SegmentationClass/p.png")
+    (place.path / "labels/labelmap.txt").write_text(LABELMAP)
+    for file in ("a.xml", "b.json", "labels"):
+        with pytest.raises(ValueError, match="--leave_out names 'reed box', but there is no such "
+                           "label; there are red box, blue box"):
+            place.read(file, leave_out=["blue_box" if file != "a.xml" else "Red box", "reed box"])
+    assert set(place.masks("a.xml", names="red box\n", leave_out=["blue box"])) == {"red box"}
+    assert set(place.masks("labels", leave_out=["background"])) == {"red box"}
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "haha"><!ENTITY b "&a;&a;">]><annotations>&b;</annotations>'
@@ -267,9 +331,9 @@ def test_supervisely_is_read(place):
             place.masks("labels", names=TWO)
 
 
-def datumaro(*annotations, size=SIZE):
+def datumaro(*annotations, size=SIZE, name="red box"):
     return dict(info={}, categories=dict(label=dict(labels=[
-        dict(name="red box", parent=""), dict(name="blue box", parent="")])), items=[
+        dict(name=name, parent=""), dict(name="blue box", parent="")])), items=[
             dict(id="p", annotations=list(annotations), image=dict(path="p.png", size=size))])
 
 
@@ -282,7 +346,12 @@ def test_datumaro_is_read(place):
         same(place.masks("a.json"))
         same(place.masks("a.json", names="Blue_Box\nred box\n"), {
             "red box": box(RED), "Blue_Box": box(BLUE)})
-    for wrong, says in ((dict(type="points", label_id=0), "annotation 0: the mask is a points, wh"),
+    # As high as the other is wide, and turned around its center.
+    blue |= dict(bbox=[52.5, 32.5, 20, 25], attributes=dict(rotation=90.0))
+    write_json(place, datumaro(blue), "a.json")
+    same(place.masks("a.json"), {"blue box": box(BLUE)})
+    for wrong, says in ((dict(type="points", label_id=0), "mask is of the type 'points', wanted"),
+                        (blue | dict(attributes=dict(rotation="x")), "has the rotation 'x', want"),
                         (dict(type="polygon", points=RED), "annotation 0 has no label"),
                         (dict(type="mask", label_id=0, rle=dict(size=[6, 8], counts=[48])),
                          "is for 8x6 pixels"), (dict(type="mask", label_id=2), "the label 2, of")):

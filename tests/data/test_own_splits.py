@@ -78,6 +78,18 @@ def test_files_of_splits_find_pictures_in_folders_of_splits(place):
     assert data.reading.splits["train"][0][1].path.endswith("train2017/x.png")
 
 
+def test_a_picture_in_two_splits_is_refused(place):
+    (place.path / "labels").mkdir()
+    for name in ("q.png", "r.png"):
+        place.picture(name)
+    for split, other in (("train", "q.png"), ("val", "r.png")):
+        place.coco([RED], images=[dict(id=1, file_name="p.png"), dict(id=2, file_name=other)])
+        (place.path / "a.json").rename(place.path / f"labels/{split}.json")
+    with pytest.raises(ValueError, match=r"train.json \(train\) and .*val.json \(validation\) both "
+                       "have 1 picture, such as .*p.png; keep each in one"):
+        place.read("labels")
+
+
 @pytest.mark.parametrize("form", ["{split}/{kind}/{name}", "{kind}/{split}/{name}"])
 def test_yolos_folders_below_one_are_splits(place, form):
     line = "0 " + " ".join(f"{n / side:.6f}" for n, side in zip(RED, [80, 60] * 4)) + "\n"
@@ -132,6 +144,24 @@ def test_a_share_keeps_rare_classes_in_both_parts(place):
     found = ids_of(place.read("labels", names=TWO, validation="0.2"))
     assert len(found["validation"]) == 4
     assert len({names[n] for n in rare} & set(found["validation"])) == 1
+
+
+@pytest.mark.parametrize("share, count", [("0.1", 1), ("0.01", 1), ("0", 0), ("0.99", 3), ("1", 4)])
+def test_no_part_of_a_share_is_empty_for_being_small(place, share, count):
+    for name in ("q.png", "r.png", "s.png"):
+        place.picture(name)
+    for name in ("p.png", "q.png", "r.png", "s.png"):
+        place.label(numbers(255, 0, 1), name)
+    data = place.read("labels", names=TWO, validation=share)
+    assert len(ids_of(data).get("validation", ())) == count
+    assert f"--validation={share} takes {count} of 4 pictures for val" in data.reading.notes[-1]
+
+
+def test_an_empty_list_for_validation_is_refused(place):
+    place.coco([RED])
+    (place.path / "val.txt").write_text("\n")
+    with pytest.raises(ValueError, match="val.txt names no picture; write one a line, or leave"):
+        place.read(validation=str(place.path / "val.txt"))
 
 
 def test_pictures_of_a_group_stay_together(place):

@@ -74,7 +74,7 @@ def test_panoptic_maps_that_the_json_lists_and_the_archive_lacks_are_named(tmp_p
     reading = coco.read_panoptic(str(tmp_path))
     assert {k: len(v) for k, v in reading.splits.items()} == {"train": 2, "validation": 2}
     assert len(reading.missing) == 1
-    assert reading.missing[0].startswith("1 files that annotations/panoptic_train2017.json")
+    assert reading.missing[0].startswith("1 file that annotations/panoptic_train2017.json")
     assert reading.missing[0].endswith("000000000103.png")
 
 

@@ -14,6 +14,7 @@ from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import labels
 from maskclippp_jax.data.prepare.paths import stem_of
 from maskclippp_jax.data.prepare.raw import File, Files
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary
 
 _PICTURES = ("train2017.zip", "val2017.zip")
@@ -87,7 +88,8 @@ def by_stem(files: dict[str, File]) -> Find:
 
 def panoptic_items(content: coco_files.Panoptic, pictures: Find, maps: Find,
                    class_of: dict[int, int | None], vocabulary: Vocabulary,
-                   annotation: File) -> tuple[list[tuple], list[str]]:
+                   annotation: File, *, keep_crowds: bool = False
+                   ) -> tuple[list[tuple], list[str]]:
     """Items for `make_panoptic` of a COCO panoptic JSON, and sentences about files it lacks.
 
     Args:
@@ -97,6 +99,7 @@ def panoptic_items(content: coco_files.Panoptic, pictures: Find, maps: Find,
       class_of: class id of each category id, None: its segments mean nothing.
       vocabulary: of the classes.
       annotation: the JSON, for messages.
+      keep_crowds: whether segments marked as crowds count as single ones.
     """
     names = {e["id"]: file_name(e, annotation) for e in content.get("images", ())}
     items, lost, annotated = [], [], set()
@@ -116,8 +119,9 @@ def panoptic_items(content: coco_files.Panoptic, pictures: Find, maps: Find,
             if c is None:
                 left_out.append(s["id"])
                 continue
-            rows.append(records.Segment(c, vocabulary.is_thing[c], bool(s.get("iscrowd")),
-                                        s["id"], s.get("area"), _box(s)))
+            rows.append(records.Segment(
+                c, vocabulary.is_thing[c], bool(s.get("iscrowd")) and not keep_crowds, s["id"],
+                s.get("area"), _box(s)))
         items.append((*picture, map_file[1], rows, left_out))
     return items, missing_files(lost, annotation)
 
@@ -264,5 +268,6 @@ def missing_files(names: list[str], annotation: File) -> list[str]:
     """A sentence about files that an annotation names and that are not there, if any."""
     if not names:
         return []
-    return [f"{len(names)} files that {annotation} names are missing, e.g. "
+    be = "is" if len(names) == 1 else "are"
+    return [f"{counted(len(names), 'file')} that {annotation} names {be} missing, e.g. "
             f"{', '.join(sorted(names)[:3])}"]

@@ -44,7 +44,8 @@ from maskclippp_jax.data.prepare import (
 )
 from maskclippp_jax.data.prepare.raw import File, Files
 from maskclippp_jax.runtime import storage
-from maskclippp_jax.vocabulary import Vocabulary, check_names, plain
+from maskclippp_jax.runtime.console import counted
+from maskclippp_jax.vocabulary import Vocabulary, check_names, plain, unwritable
 
 _PICTURE = rf"\.(?i:{'|'.join(ending[1:] for ending in images.endings())})"
 _OTHER_PICTURES = tuple(ending for ending in (
@@ -54,6 +55,7 @@ _OTHER_PICTURES = tuple(ending for ending in (
 _IMAGES, _LABELS = {"images", "img"}, {"labels", "masks", "ann", "annotations"}
 _LAYOUT = ("x.png (label maps), x/<class>_<n>.png or <class>/x.png (masks), x.json (LabelMe, "
            "Supervisely, masks) or x.txt (YOLO) for x.jpg")
+_GREY = 1 + 256 + 65536  # times a number: the colour whose red, green and blue are this number
 
 
 # What --format may say: one file for all pictures, and files of one picture each.
@@ -145,6 +147,15 @@ def _read_each(files: dict[str, str], image_dir: str, names_file: str | None, ch
             raise ValueError(f"{' and '.join(files.values())} differ in their classes; give all of "
                              "them as --names=FILE")
     said = {split: part.reading for split, part in parts.items()}
+    first_in: dict[File, str] = {}
+    for split, reading in said.items():
+        twice = [item[1] for item in reading.splits["train"]
+                 if first_in.setdefault(item[1], split) != split]
+        if twice:
+            other = first_in[twice[0]]
+            raise ValueError(f"{files[other]} ({other}) and {files[split]} ({split}) both have "
+                             f"{counted(len(twice), 'picture')}, such as {twice[0]}; keep each in "
+                             "one of them")
     return first._replace(reading=first.reading._replace(
         splits={split: reading.splits["train"] for split, reading in said.items()},
         missing=[m for reading in said.values() for m in reading.missing],
@@ -195,6 +206,11 @@ def _masks(names: typing.Sequence[str] | None, names_file: str | None, path: str
            ) -> own_masks.Masks:
     """The classes of a names file, or those that the annotations list themselves."""
     left_out = tuple(map(plain, choices.leave_out))
+    if names is not None:
+        # A labelmap.txt has "background", which is no class. "cat" leaves "cat_1" out, but not
+        # where "cat_1" is a class itself.
+        others = [own_masks.without_number(name) for name in names if names_file is not None]
+        own_masks.check_left_out(choices.leave_out, names, "label", [*others, "background"])
     if names_file is not None:
         vocabulary = _read_names(names_file, choices.nothing or ())
     elif names is None:
@@ -223,6 +239,8 @@ def _read_names(path: str, skip: typing.Sequence[int]) -> Vocabulary:
             isinstance(k, int) and k >= 0 and isinstance(v, str) for k, v in names.items()):
         raise ValueError(f"{path} has no names of classes, wanted names: [cat, dog], or a name for "
                          "each number")
+    if wrong := next(filter(unwritable, names.values()), None):
+        raise ValueError(f"{path}: the name {wrong!r} {unwritable(wrong)}; write it without that")
     rows = [f"{name}\tthing\t{number}" for number, name in sorted(names.items())]
     vocabulary = Vocabulary.from_text("\n".join(rows), pathlib.Path(path).name)
     check_names("\n".join(rows), path)
@@ -297,12 +315,22 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
         if choices.leave_out:
             raise ValueError("--leave_out is for masks with names, these are label maps; give the "
                              "numbers that mean nothing as --nothing")
-        notes.append(_numbers(masks.vocabulary, choices.nothing))
+        _refuse_crowds(choices)
+        in_colors = bool(masks.vocabulary.colors) and any(
+            _has_colors(file) for key, file in form.files.items() if key in pictures)
+        notes.append((_colors if in_colors else _numbers)(masks.vocabulary, choices.nothing))
+        form = form._replace(make=functools.partial(form.make, in_colors))
     items, missing = labels.pair(pictures, {k: f for k, f in form.files.items() if k},
                                  what="picture or annotation")
     fingerprint = pictures_at.fingerprint + labels_at.fingerprint + repr((pattern, choices))
     return OwnData(Reading({"train": items}, form.make, missing, fingerprint, notes=notes),
                    masks.vocabulary, form.kind)
+
+
+def _refuse_crowds(choices: Choices) -> None:
+    if choices.keep_crowds:
+        raise ValueError("--crowd=keep is for masks marked as crowds, of which label maps have "
+                         "none; leave it out")
 
 
 def _colored(folder: str) -> pathlib.Path | None:
@@ -320,6 +348,8 @@ def _read_colored(pictures_at: Files, folder: str, root: pathlib.Path, names_fil
     classes, objects = (maps_at.find(rf"Segmentation{what}/(.+)\.png")
                         for what in ("Class", "Object"))
     classes = classes or Files(folder).find(r"(.+)\.png")  # maps without folders of their own
+    if not objects:
+        _refuse_crowds(choices)
     # Pictures and maps may lie in the same folder.
     pictures = {key.removeprefix("JPEGImages/"): file for key, file in pictures.items()
                 if not key.startswith("Segmentation")}
@@ -411,15 +441,64 @@ def _void(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> list[
     return [n for n in label_maps.NOTHING if n not in vocabulary.dataset_ids]
 
 
-def _label_map(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None,
+def _has_colors(file: File) -> bool:
+    try:
+        return images.has_colors(file.path)
+    except ValueError:  # it is named with all others that cannot be read
+        return False
+
+
+def _colors(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> str:
+    """What the colours of label maps mean, for people.
+
+    Raises:
+      ValueError: a colour means two things.
+    """
+    meaning: dict[int, str] = {}
+    named = [(code, f"the class {names[0]!r}") for code, names in zip(
+        map(_code, vocabulary.colors), vocabulary.classes) if code is not None]
+    greys = _greys(nothing)
+    for code, what in [*((code, f"--nothing={n}") for code, n in greys.items()), *named]:
+        if (other := meaning.setdefault(code, what)) != what:
+            raise ValueError(f"the colour {_shown(code)} is that of {other} and of {what}; give "
+                             "each its own, or leave one out")
+    void = ", ".join(map(_shown, greys)) or "no colour"
+    return (f"took the colours of the label maps for those of {vocabulary.name}; {void} means "
+            "nothing")
+
+
+def _code(color: tuple[int, int, int] | None) -> int | None:
+    return color and color[0] + 256 * color[1] + 65536 * color[2]
+
+
+def _shown(code: int) -> str:
+    return "#" + "".join(f"{code >> shift & 255:02x}" for shift in (0, 8, 16))
+
+
+def _greys(nothing: typing.Sequence[int] | None) -> dict[int, int]:
+    """The colours that mean nothing, and what the user calls each. There are no others: 255 and
+    65535, which mean nothing in maps of numbers, would be red and yellow."""
+    return {_GREY * n: n for n in nothing or () if n < 256}
+
+
+def _class_of_color(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> dict[int, int]:
+    return dict.fromkeys(_greys(nothing), labels.VOID_16) | {
+        _code(color): c for c, color in enumerate(vocabulary.colors) if color}
+
+
+def _label_map(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None, in_colors: bool,
                item: tuple[str, File, File]) -> list[dict]:
+    """A label map; `in_colors` says that those of its set are matched by the names' colours."""
     image_id, picture, label_file = item
-    stored, in_color = images.decode_segments(label_file.read(), str(label_file))
+    data = label_file.read()
+    stored, in_color = images.decode_segments(data, str(label_file))
+    if in_colors and not in_color:  # greys and palettes are colours like the others then
+        stored = images.decode_shown_colors(data, str(label_file))
     stored = labels.upright(stored, picture)
-    void = _void(vocabulary, nothing)
-    if in_color:
-        label = _of_colors(stored, vocabulary, void, label_file)
+    if in_colors or in_color:
+        label = _of_colors(stored, vocabulary, nothing, label_file)
         return labels.semantic(picture, image_id, label, vocabulary, labels.VOID_16)
+    void = _void(vocabulary, nothing)
     numbers, ids = np.unique(stored), vocabulary.dataset_ids
     unknown = sorted({*numbers.tolist()} - {*ids, *void})
     hint = f"to which {vocabulary.name} gives no name (nor does --nothing name it)"
@@ -431,11 +510,18 @@ def _label_map(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None,
             f"{label_file} holds {' and '.join(map(str, numbers))}, and there is one class: say "
             "what means nothing, --nothing=0 (and give the class its number in the third column of "
             "the names file: name, tab, thing, tab, number) or --nothing=255")
-    label = labels.map_values(stored, labels.rank_of(ids, void, labels.VOID_16), label_file, hint)
+    class_of = labels.rank_of(ids, void, labels.VOID_16)
+    by_color = _class_of_color(vocabulary, nothing) if vocabulary.colors else {}
+    if by_color and {_GREY * n for n in numbers.tolist()} <= set(by_color) and any(
+            by_color[_GREY * n] != class_of.get(n) for n in numbers.tolist()):
+        raise ValueError(f"{label_file} is grey, and its numbers could mean classes or the colours "
+                         f"of {vocabulary.name}; save the maps in RGB, or leave the colours out "
+                         "of the names file")
+    label = labels.map_values(stored, class_of, label_file, hint)
     return labels.semantic(picture, image_id, label, vocabulary, labels.VOID_16)
 
 
-def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, void: typing.Sequence[int],
+def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, nothing: typing.Sequence[int] | None,
                file: File) -> np.ndarray:
     """Classes of a label map in colours, by the colours of the names file."""
     if not vocabulary.colors:
@@ -443,13 +529,14 @@ def _of_colors(codes: np.ndarray, vocabulary: Vocabulary, void: typing.Sequence[
                          f"of {vocabulary.name} (name, tab, thing or stuff, tab, number, tab, "
                          "#rrggbb), put CVAT's labelmap.txt beside the maps, or save maps of "
                          "numbers")
-    known = [r + 256 * g + 65536 * b for r, g, b in filter(None, vocabulary.colors)]
-    classes = [n for n, color in enumerate(vocabulary.colors) if color]
-    place = records.positions(codes, np.array([*known, *void]))
+    class_of = _class_of_color(vocabulary, nothing)
+    place = records.positions(codes, np.array([*class_of]))
     if place.min(initial=0) < 0:
-        code = int(codes[place < 0][0])
-        red, green, blue = code & 255, code >> 8 & 255, code >> 16
-        black = "; if black means nothing, give --nothing=0" if code == 0 else ""
-        raise ValueError(f"{file} holds the colour #{red:02x}{green:02x}{blue:02x}, which "
-                         f"{vocabulary.name} gives to no class{black}")
-    return np.array([*classes, *[labels.VOID_16] * len(void)])[place]
+        code, hint = int(codes[place < 0][0]), ""
+        if code == _GREY * (code & 255):
+            name = {0: "black", 255: "white"}.get(code & 255, "this grey")
+            hint = (f"; if {name} means nothing, give --nothing={code & 255}; if the maps hold "
+                    "numbers, leave the colours out of the names file")
+        raise ValueError(f"{file} holds the colour {_shown(code)}, which {vocabulary.name} gives "
+                         f"to no class{hint}")
+    return np.array([*class_of.values()])[place]

@@ -12,6 +12,7 @@ from rich.text import Text
 from maskclippp_jax.data import build, catalogue, records, tiling
 from maskclippp_jax.data.prepare import folder
 from maskclippp_jax.runtime import console
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary
 
 _CLASSES = 40  # of a table
@@ -161,8 +162,8 @@ def _write(name: str, vocabulary: Vocabulary, kind: str, reading: build.Reading,
                       f"{len(s.classes)} of {vocabulary.num_classes}", size(s.smallest),
                       size(s.largest), f"{s.bytes / 1e6:.1f}")
         if s.dropped:
-            console.say(f"{name} {split}: left out {s.dropped} pictures without any class, as "
-                        "the published preparation does")
+            console.say(f"{name} {split}: left out {counted(s.dropped, 'picture')} without any "
+                        "class, as the published preparation does")
     console.show(table)
     show(name, options)
 
@@ -173,9 +174,9 @@ def _check_masks(summary: dict[str, build.Summary]) -> None:
         return
     crowds, tiny = (sum(getattr(s, k) for s in summary.values()) for k in ("crowds", "tiny"))
     if crowds:
-        raise ValueError(f"all {crowds} masks are marked as crowds (iscrowd), which teach nothing; "
-                         "if they are masks of single things, as CVAT's brush makes them, give "
-                         "--crowd=keep")
+        raise ValueError(f"all masks ({crowds}) are marked as crowds (iscrowd), which teach "
+                         "nothing; if they are masks of single things, as CVAT's brush makes them, "
+                         "give --crowd=keep")
     if tiny:
         examples = next(s.examples for s in summary.values() if s.examples)
         raise ValueError(f"none of the {tiny} annotations has a mask that can be seen "
@@ -202,11 +203,12 @@ def _tell_what_can_be_learnt(name: str, vocabulary: Vocabulary, summary: dict[st
             _complain(f"{name} {split}: {len(absent)} of {vocabulary.num_classes} classes have no "
                       f"mask: {shown}", options)
         if s.crowds:
-            _complain(f"{name} {split}: {s.crowds} masks are marked as crowds (iscrowd) and teach "
-                      "nothing; --crowd=keep makes them masks like the others", options)
+            _complain(f"{name} {split}: nothing is learnt from {counted(s.crowds, 'mask')} "
+                      "marked as crowds (iscrowd); --crowd=keep takes them like the others",
+                      options)
         if s.tiny:
-            _complain(f"{name} {split}: of {s.tiny} masks less than {records.LEARNABLE} pixels "
-                      f"show (they are empty, tiny, or covered): {', '.join(s.examples)}"
+            _complain(f"{name} {split}: of {counted(s.tiny, 'mask')} less than {records.LEARNABLE} "
+                      f"pixels show (they are empty, tiny, or covered): {', '.join(s.examples)}"
                       f"{', ...' if s.tiny > len(s.examples) else ''}", options)
 
 

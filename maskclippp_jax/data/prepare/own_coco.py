@@ -10,9 +10,9 @@ import typing
 
 from maskclippp_jax.data import coco_files
 from maskclippp_jax.data.build import Reading
-from maskclippp_jax.data.prepare import coco, paths
+from maskclippp_jax.data.prepare import coco, own_masks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
-from maskclippp_jax.vocabulary import Vocabulary, plain, split_names
+from maskclippp_jax.vocabulary import Vocabulary, plain, split_names, unwritable
 
 
 def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
@@ -45,20 +45,26 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
         class_of, said = _match(categories, vocabulary, used, leave_out)
         notes += said
     class_of |= {c["id"]: None for c in content["categories"] if c["id"] not in class_of}
-    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name).find
+    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name,
+                           [coco.file_name(e, annotation) for e in content.get("images", ())])
     fingerprint = pictures_at.fingerprint + hashlib.sha1(data).hexdigest() + repr(
         (sorted(leave_out), keep_crowds))
     if panoptic:
         maps_at, maps = _panoptic_maps(annotation_path, content)
         items, lost = coco.panoptic_items(
-            _without_areas(content), pictures, paths.Paths(maps).find, class_of, vocabulary,
-            annotation)
+            _without_areas(content), pictures.find, paths.Paths(maps).find, class_of, vocabulary,
+            annotation, keep_crowds=keep_crowds)
         fingerprint += maps_at.fingerprint + "areas counted"
     else:
-        items, lost = coco.instance_items(content, pictures, class_of, vocabulary, annotation,
+        items, lost = coco.instance_items(content, pictures.find, class_of, vocabulary, annotation,
                                           keep_crowds=keep_crowds)
+    twice = [file for file, n in collections.Counter(item[1] for item in items).items() if n > 1]
+    if twice:
+        raise ValueError(f"{annotation} lists the picture {twice[0]} twice, under two ids; keep "
+                         "one")
     make = coco.make_panoptic if panoptic else coco.make_instances
     kind = "panoptic" if panoptic else "instance"
+    notes += pictures.said("annotation")
     notes += [f"{', '.join(names)} are names of one class" for names in vocabulary.classes
               if names_file is None and len(names) > 1]
     return Reading({"train": items}, make, lost, fingerprint, notes=notes), vocabulary, kind
@@ -100,6 +106,9 @@ def _vocabulary_of(categories: list[coco_files.Category], annotation: File,
     first: dict[str, typing.Any] = {}
     for category, synonyms in zip(kept, names):
         for name in synonyms:
+            if unwritable(name):
+                raise ValueError(f"{annotation}: the category {category['id']} is called {name!r}, "
+                                 f"which {unwritable(name)}; rename it")
             other = first.setdefault(plain(name), category)
             if other is not category:
                 raise ValueError(
@@ -142,13 +151,9 @@ def _match(categories: list[coco_files.Category], vocabulary: Vocabulary,
 
 
 def _left_out(categories: list[coco_files.Category], leave_out: typing.Sequence[str]) -> set[int]:
-    wanted = {plain(name): name for name in leave_out}
-    named = {plain(c.get("name", "")): c["id"] for c in categories}
-    unknown = [name for key, name in wanted.items() if key not in named]
-    if unknown:
-        raise ValueError(f"--leave_out names {', '.join(map(repr, unknown))}, but there is no such "
-                         f"category; there are {', '.join(c.get('name', '') for c in categories)}")
-    return {c["id"] for c in categories if plain(c.get("name", "")) in wanted}
+    own_masks.check_left_out(leave_out, [c.get("name", "") for c in categories], "category")
+    left = set(map(plain, leave_out))
+    return {c["id"] for c in categories if plain(c.get("name", "")) in left}
 
 
 def _without_areas(content: coco_files.Panoptic) -> coco_files.Panoptic:

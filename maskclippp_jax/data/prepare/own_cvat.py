@@ -115,8 +115,8 @@ def _code_of(kind: str, attributes: dict[str, str], size: tuple[int, int], where
         left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
         center, sides = np.array([left + right, top + bottom]) / 2, np.array([right - left,
                                                                               bottom - top])
-        corners = own_masks.turned_rectangle(np.zeros(2), sides, turned)
-        return run_lengths.of_polygons([(corners - corners.mean(0) + center).tolist()], size)
+        return run_lengths.of_polygons(
+            [own_masks.turned_box(center, sides, turned).tolist()], size)
     if kind == "ellipse":
         points = own_masks.ellipse(numbers("cx", "cy"), numbers("rx", "ry"), turned)
         return run_lengths.of_polygons([points.tolist()], size)

@@ -2,6 +2,8 @@
 
 import typing
 
+import numpy as np
+
 from maskclippp_jax.data import images
 from maskclippp_jax.data.prepare import labels, own_listed, own_masks
 from maskclippp_jax.data.prepare.raw import File
@@ -15,6 +17,7 @@ class _Annotation(typing.TypedDict):
     points: typing.NotRequired[list[float]]  # x, y, x, y, ... in pixels
     rle: typing.NotRequired[dict]
     bbox: typing.NotRequired[list[float]]    # left, top, width, height
+    attributes: typing.NotRequired[dict[str, typing.Any] | None]
 
 
 class _Media(typing.TypedDict, total=False):
@@ -98,8 +101,11 @@ def _code_of(shape: _Annotation, size: tuple[int, int]) -> dict:
     if shape["type"] == "mask":
         return run_lengths.read(shape.get("rle") or {}, size)
     if shape["type"] == "bbox" and len(shape.get("bbox") or ()) == 4:
-        left, top, width, height = shape["bbox"]
-        return run_lengths.of_polygons([own_masks.turned_rectangle(
-            (left, top), (width, height), 0).tolist()], size)
-    raise ValueError(f"is a {shape['type']}, which has no inside; leave its label out with "
-                     "--leave_out")
+        corner, sides = np.array(shape["bbox"]).reshape(2, 2)
+        turned = (shape.get("attributes") or {}).get("rotation") or 0.0  # degrees, of CVAT
+        if not isinstance(turned, int | float) or not np.isfinite(turned):
+            raise ValueError(f"has the rotation {turned!r}, wanted degrees")
+        return run_lengths.of_polygons([own_masks.turned_box(
+            corner + sides / 2, sides, turned).tolist()], size)
+    raise ValueError(f"is of the type {shape['type']!r}, wanted polygon, mask or bbox; export one "
+                     "of these, or leave its label out with --leave_out")

@@ -1,5 +1,6 @@
 """A JSON file of Label Studio: one task a picture."""
 
+import re
 import typing
 
 import numpy as np
@@ -18,11 +19,16 @@ class _Value(typing.TypedDict, total=False):
     y: float
     width: float
     height: float
+    radiusX: float  # of an ellipse, whose center is x, y
+    radiusY: float
     rotation: float
+    rle: list[int]  # of a brush, see `brush_codes`
     polygonlabels: list[str]
     rectanglelabels: list[str]
-    rle: list[int]  # of a brush, see `brush_codes`
+    ellipselabels: list[str]
     brushlabels: list[str]
+    keypointlabels: list[str]
+    labels: list[str]  # of a region of any kind
 
 
 class _Result(typing.TypedDict):
@@ -68,30 +74,59 @@ def _make(masks: own_masks.Masks, item: tuple[str, File, Task]) -> list[dict]:
     image_id, picture, task = item
     image = labels.read_picture(picture)
     size, found = images.size_of(image), []
-    scale = np.array(size[::-1], np.float64) / 100
     works = [w for w in task["annotations"] if not w.get("was_cancelled") and w["result"]]
     if len(works) > 1:
         raise ValueError(f"{image_id}: the task {task.get('id')} has {len(works)} annotations by "
                          "different people; keep one")
     for n, result in enumerate(works[0]["result"] if works else ()):
         where, value = f"{image_id}, result {n}", result.get("value", {})
-        if result["type"] == "polygonlabels":
-            points = np.array(value.get("points", ()), np.float64).reshape(-1, 2) * scale
-        elif result["type"] == "rectanglelabels":
-            lacking = {"x", "y", "width", "height"} - set(value)
-            if lacking:
-                raise ValueError(f"{where} is a rectangle without {', '.join(sorted(lacking))}")
-            box = np.array([value[k] for k in ("x", "y", "width", "height")]).reshape(2, 2) * scale
-            points = own_masks.turned_rectangle(*box, value.get("rotation", 0.0))
-        elif result["type"] != "brushlabels":
-            continue  # choices, texts and the like
+        if not result["type"].endswith("labels"):
+            continue  # choices, texts and the like, and regions whose labels are a result apart
+        if result["type"] not in _Value.__annotations__:
+            kind = own_masks.a(result["type"].removesuffix("labels"))
+            raise ValueError(f"{where} is {kind}, which is not read; draw a polygon, a rectangle, "
+                             "an ellipse or with a brush, or remove it")
         names = value.get(result["type"]) or []
         if len(names) != 1:
             raise ValueError(f"{where} has {len(names)} labels, wanted one")
-        code = (_of_brush(value, size, where) if result["type"] == "brushlabels"
-                else run_lengths.of_polygons([points.tolist()], size))
-        found.append((masks.class_named(names[0], where), code, False))
+        c = masks.class_named(names[0], where)
+        if c is not None:
+            found.append((c, _code_of(_kind_of(result["type"], value), value, size, where), False))
     return masks.record(image_id, image, found)
+
+
+def _kind_of(label: str, value: _Value) -> str:
+    """The form of a region: what its type says, else what its value has."""
+    if label != "labels":
+        return label.removesuffix("labels")
+    keys = dict(points="polygon", radiusX="ellipse", rle="brush", width="rectangle")
+    return next((kind for key, kind in keys.items() if key in value), "region")
+
+
+def _code_of(kind: str, value: _Value, size: tuple[int, int], where: str) -> dict:
+    """The run lengths of a region."""
+    scale = np.array(size[::-1], np.float64) / 100
+
+    def numbers(*keys: str) -> np.ndarray:
+        if lacking := set(keys) - set(value):
+            raise ValueError(f"{where} is {own_masks.a(kind)} without "
+                             f"{', '.join(sorted(lacking))}")
+        return np.array([value[key] for key in keys]).reshape(2, 2) * scale
+
+    turned = value.get("rotation", 0.0)
+    if kind == "brush":
+        return _of_brush(value, size, where)
+    if kind == "polygon":
+        points = np.array(value.get("points", ()), np.float64).reshape(-1, 2) * scale
+    elif kind == "rectangle":
+        points = own_masks.turned_rectangle(*numbers("x", "y", "width", "height"), turned)
+    elif kind == "ellipse":
+        points = own_masks.ellipse(*numbers("x", "y", "radiusX", "radiusY"), turned)
+    else:
+        raise ValueError(f"{where} is {own_masks.a(kind)}, which has no inside; draw a polygon, a "
+                         "rectangle, an ellipse or with a brush, or leave its label out with "
+                         "--leave_out")
+    return run_lengths.of_polygons([points.tolist()], size)
 
 
 def _of_brush(value: _Value, size: tuple[int, int], where: str) -> dict:
@@ -102,7 +137,5 @@ def _of_brush(value: _Value, size: tuple[int, int], where: str) -> dict:
 
 
 def _without_id(name: str) -> str:
-    """Label Studio puts some characters in front of the name of what was uploaded: "1a2b-p.jpg"."""
-    folder, _, file = name.rpartition("/")
-    first, dash, rest = file.partition("-")
-    return f"{folder}/{rest}" if dash and rest and first.isalnum() else name
+    """Label Studio puts 8 hexadecimal digits in front of what was uploaded: "1a2b3c4d-p.jpg"."""
+    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name)

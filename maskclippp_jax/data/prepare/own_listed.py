@@ -7,6 +7,7 @@ import typing
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import own_masks, paths
 from maskclippp_jax.data.prepare.raw import File, Files
+from maskclippp_jax.runtime.console import counted
 
 
 class Listed(typing.NamedTuple):
@@ -34,7 +35,8 @@ def reading_of(listed: Listed, pictures_at: Files, pattern: str, path: str, mask
     Raises:
       ValueError: two rows are of one picture.
     """
-    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name)
+    pictures = paths.Paths(pictures_at.find(f"(.+{pattern})"), pictures_at.folder.name,
+                           [name for names, _ in listed.rows for name in names])
     items, lost, seen = [], [], set()
     for names, annotations in listed.rows:
         picture = next(filter(None, map(pictures.find, names)), None)
@@ -45,10 +47,11 @@ def reading_of(listed: Listed, pictures_at: Files, pattern: str, path: str, mask
             raise ValueError(f"{path} lists the picture {picture[0]} twice; keep one")
         seen.add(picture[0])
         items.append((*picture, annotations))
-    missing = [f"{len(lost)} pictures that {path} names are missing, e.g. "
+    be = "is" if len(lost) == 1 else "are"
+    missing = [f"{counted(len(lost), 'picture')} that {path} names {be} missing, e.g. "
                f"{', '.join(sorted(lost)[:3])}"] if lost else []
     content = hashlib.sha1(File((), path).read()).hexdigest()
     fingerprint = pictures_at.fingerprint + content + repr((masks.left_out, masks.keep_crowds))
     note = f"took the labels for those of {listed.title}, {len(items)} of them have a picture"
     return Reading({"train": items}, functools.partial(listed.make, masks), missing,
-                   fingerprint, notes=[note])
+                   fingerprint, notes=[note, *pictures.said("annotation")])

@@ -17,6 +17,7 @@ from maskclippp_jax.data.prepare import labels
 from maskclippp_jax.data.prepare.raw import File
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.runtime import typed
+from maskclippp_jax.runtime.console import counted
 from maskclippp_jax.vocabulary import Vocabulary, plain
 
 _NAMES = ("label", "class", "category", "name")  # keys of a mask's name in a JSON
@@ -80,7 +81,7 @@ class Masks(typing.NamedTuple):
 
     def class_named(self, text: str, where: object) -> int | None:
         """The class with this name, None if it is left out; a number at its end is allowed."""
-        for name in (text, re.sub(r"[ _.-]*\d+$", "", text)):
+        for name in (text, without_number(text)):
             if plain(name) in self.left_out:
                 return None
             if (found := self.vocabulary.find(name)) is not None:
@@ -103,6 +104,21 @@ class Masks(typing.NamedTuple):
                 for c, _, crowd in kept]
         return [records.instance_record(image, image_id, images.size_of(image),
                                         [code for _, code, _ in kept], rows)]
+
+
+def without_number(name: str) -> str:
+    """"cat_1" -> "cat"."""
+    return re.sub(r"[ _.-]*\d+$", "", name)
+
+
+def check_left_out(leave_out: typing.Sequence[str], names: typing.Sequence[str], what: str,
+                   others: typing.Sequence[str] = ()) -> None:
+    """Refuses --leave_out with what is none of the names that a file lists; `what` they are of."""
+    known = {*map(plain, names), *map(plain, others)}
+    unknown = [name for name in dict.fromkeys(leave_out) if plain(name) not in known]
+    if unknown:
+        raise ValueError(f"--leave_out names {', '.join(map(repr, unknown))}, but there is no such "
+                         f"{what}; there are {', '.join(names)}")
 
 
 def from_folder(masks: Masks, item: tuple[str, File, list[File]]) -> list[dict]:
@@ -167,6 +183,8 @@ def from_json(masks: Masks, item: tuple[str, File, File], *, wanted: str | None 
                              "without classes, as SAM's, are for predict and evaluate")
         c = (masks.class_named(str(name), file) if name is not None
              else masks.class_numbered(entry["category_id"], where))
+        if c is None:
+            continue
         code = coco_files.mask_of(dict(entry, id=n), size, str(file))
         found.append((c, code, bool(entry.get("iscrowd"))))
     return masks.record(image_id, image, found)
@@ -203,6 +221,11 @@ def from_yolo(masks: Masks, item: tuple[str, File, File]) -> list[dict]:
     return masks.record(image_id, image, found)
 
 
+def a(kind: str) -> str:
+    """"a line", "an ellipse"."""
+    return f"{'an' if kind[:1] in tuple('aeiou') else 'a'} {kind}"
+
+
 def turned_rectangle(corner: np.ndarray, sides: np.ndarray, degrees: float) -> np.ndarray:
     """The corners [4, 2] of a rectangle that is turned clockwise around its first one, in pixels.
 
@@ -215,6 +238,12 @@ def turned_rectangle(corner: np.ndarray, sides: np.ndarray, degrees: float) -> n
     along = sides[0] * np.array([np.cos(angle), np.sin(angle)])
     down = sides[1] * np.array([-np.sin(angle), np.cos(angle)])
     return np.array([corner, corner + along, corner + along + down, corner + down])
+
+
+def turned_box(center: np.ndarray, sides: np.ndarray, degrees: float) -> np.ndarray:
+    """The corners [4, 2] of a rectangle that is turned clockwise around its center, in pixels."""
+    corners = turned_rectangle(np.zeros(2), sides, degrees)
+    return corners - corners.mean(0) + center
 
 
 def ellipse(center: np.ndarray, radii: np.ndarray, degrees: float = 0.0) -> np.ndarray:
@@ -239,10 +268,13 @@ def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
               ) -> tuple[int | None, dict, bool]:
     """Class, run lengths, and that it is no crowd, of a shape of LabelMe."""
     c = masks.class_named(shape["label"], where)
+    if c is None:
+        return c, {}, False
     points, kind = np.array(shape["points"], np.float64).reshape(-1, 2), shape.get("shape_type")
     wanted = dict(rectangle=2, circle=2, mask=2).get(kind or "polygon", len(points))
     if len(points) != wanted:
-        raise ValueError(f"{where} is a {kind} of {len(points)} points, wanted {wanted}")
+        raise ValueError(f"{where} is {a(kind)} of {counted(len(points), 'point')}, wanted "
+                         f"{wanted}")
     if kind == "mask":
         return c, _of_patch(shape.get("mask") or "", points, size, where), False
     if kind == "rectangle":
@@ -251,8 +283,8 @@ def _of_shape(masks: Masks, shape: _Shape, size: tuple[int, int], where: str
     elif kind == "circle":
         points = ellipse(points[0], np.hypot(*(points[1] - points[0])).repeat(2))
     elif kind not in (None, "polygon"):
-        raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon, or leave its "
-                         "label out with --leave_out")
+        raise ValueError(f"{where} is {a(kind)}, which has no inside or is not read; draw a "
+                         "polygon, or leave its label out with --leave_out")
     return c, run_lengths.of_polygons([points.tolist()], size), False
 
 
@@ -273,8 +305,8 @@ def _of_object(masks: Masks, thing: _Object, size: tuple[int, int], where: str
         (left, top), (right, bottom) = outer  # pixels, the last ones belong to it
         outer = [(left, top), (right + 1, top), (right + 1, bottom + 1), (left, bottom + 1)]
     elif kind != "polygon":
-        raise ValueError(f"{where} is a {kind}, which has no inside; draw a polygon or a mask, or "
-                         "leave its class out with --leave_out")
+        raise ValueError(f"{where} is {a(kind)}, which has no inside or is not read; draw a "
+                         "polygon or a mask, or leave its class out with --leave_out")
     mask = run_lengths.decode(run_lengths.of_polygons([outer], size))
     for hole in thing.get("points", {}).get("interior", []):
         mask &= ~run_lengths.decode(run_lengths.of_polygons([hole], size))

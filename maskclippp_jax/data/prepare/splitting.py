@@ -13,6 +13,7 @@ import yaml
 from maskclippp_jax.data.build import Reading
 from maskclippp_jax.data.prepare import coco, paths
 from maskclippp_jax.runtime import progress, storage
+from maskclippp_jax.runtime.console import counted
 
 Items = list[tuple]  # each starts with the id of a picture and its file
 
@@ -62,12 +63,14 @@ def divide(reading: Reading, root: pathlib.Path, folders: dict[str, str], valida
         if not listing.is_file():
             raise FileNotFoundError(f"--validation={validation} is no file (with one "
                                     "picture's name a line), nor a share like 0.1") from None
-        splits = by_list(items, listing, ending)
+        splits, said = by_list(items, listing, ending)
         check_groups(splits, groups, str(listing))
-        return splits, notes
+        return splits, notes + said
     if not 0 <= share <= 1:
         raise ValueError(f"--validation={validation} is no share; give 0 ... 1, or a file")
-    return by_share(reading, items, share, groups), notes
+    splits = by_share(reading, items, share, groups)
+    said = f"{len(splits.get('validation', ()))} of {counted(len(items), 'picture')}"
+    return splits, [f"--validation={validation} takes {said} for validation", *notes]
 
 
 def of_name(name: str) -> str | None:
@@ -139,8 +142,8 @@ def by_folder(items: Items, root: pathlib.Path, named: dict[str, str] | None = N
     return found if len(found) > 1 else None
 
 
-def by_list(items: Items, listing: pathlib.Path, ending: str) -> dict[str, Items]:
-    """Pictures that a text file names, one a line, are for validation.
+def by_list(items: Items, listing: pathlib.Path, ending: str) -> tuple[dict[str, Items], list[str]]:
+    """Pictures that a text file names, one a line, are for validation; and what is to be said.
 
     Args:
       items: see above.
@@ -159,9 +162,11 @@ def by_list(items: Items, listing: pathlib.Path, ending: str) -> dict[str, Items
         elif name:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"{listing} names {len(unknown)} pictures that are not there or have no "
-                         f"annotation, e.g. {', '.join(unknown[:3])}")
-    return _parts(items, chosen)
+        raise ValueError(f"{listing} names {counted(len(unknown), 'picture')} that are not there "
+                         f"or have no annotation, e.g. {', '.join(unknown[:3])}")
+    if not chosen:
+        raise ValueError(f"{listing} names no picture; write one a line, or leave --validation out")
+    return _parts(items, chosen), [f"{listing}: {said}" for said in known.said("line")]
 
 
 def by_share(reading: Reading, items: Items, share: float, groups: dict[str, str]
@@ -169,7 +174,8 @@ def by_share(reading: Reading, items: Items, share: float, groups: dict[str, str
     """Groups of pictures whose names have the smallest hashes are for validation.
 
     A class that several groups have is in both parts: groups with rare classes change sides, and
-    others come back for them, if that takes no class away.
+    others come back for them, if that takes no class away. Neither part is empty for being too
+    small, if there are two groups.
 
     Args:
       reading: makes records of the items, which tell the classes.
@@ -184,6 +190,10 @@ def by_share(reading: Reading, items: Items, share: float, groups: dict[str, str
         if abs(count + members[name] - wanted) < abs(count - wanted):
             chosen.add(name)
             count += members[name]
+    if not chosen and share > 0 and len(order) > 1:
+        chosen = {min(order, key=members.get)}
+    if len(chosen) == len(order) > 1 and share < 1:
+        chosen.remove(min(order, key=members.get))
     if chosen and len(chosen) < len(order):
         classes: dict[str, set[int]] = {name: set() for name in order}
         for item, found in zip(items, _classes_of(reading, items)):
