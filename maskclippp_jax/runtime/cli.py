@@ -260,7 +260,7 @@ def _parse(name: str, arguments: typing.Sequence[str]) -> list[str]:
 
 
 def read_config(config: str, overrides: typing.Sequence[str]) -> typing.Any:
-    """The experiment that `--config=CONFIG --config.key=value ...` stand for.
+    """The experiment that `--config`, with these keys changed, stands for.
 
     Args:
       config: see `configs.resolve`.
