@@ -20,7 +20,6 @@ from absl import flags, logging
 from maskclippp_jax.runtime import cli
 
 POSITIONAL, BUCKETS = "", ("checkpoint", "generator", "vocabulary")
-FOLDERS = ("output",)
 
 CONFIG = cli.define_config("the experiment a file belongs to; a run knows its own")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run folder, checkpoint file, 'untuned', or "
