@@ -109,6 +109,8 @@ def interpolate(original: Tree, tuned: Tree, share: float) -> Tree:
     Tuned ones often keep more of what the original knew a part of the way back (Wortsman et al.
     2022, arXiv 2109.01903). The similarity head, which a CLIP has not, stays the tuned one.
     """
+    if share == 1:
+        return tuned  # to the last bit, which the sum below is not
     before = flatten(original)
     return unflatten({
         path: x if path.startswith("similarity/") else before[path] + share * (x - before[path])

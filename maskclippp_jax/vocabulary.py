@@ -330,7 +330,7 @@ def unwritable(name: str) -> str | None:
 
 def _to_model(name: str) -> str:
     """What a CLIP reads, to which capitals are small letters and blanks one blank."""
-    return " ".join(name.casefold().split())
+    return " ".join(name.lower().split())
 
 
 def check_names(text: str, path: str) -> None:

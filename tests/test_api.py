@@ -334,7 +334,6 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
     (IMAGE, LABELS.astype(float), "a", r"of float64 of shape \(8, 6\), wanted a label map"),
     (IMAGE, None, "a", "got no masks; give"),
     (IMAGE, [dict(counts="x")], "a", "mask 0 has counts, wanted run lengths with size and counts"),
-    (IMAGE, LABELS * 255 * np.eye(8, 6, dtype=int), "a", "0 and 255 alone, .* --nothing=0 or"),
     (IMAGE, [dict(segmentation=np.ones((4, 3), bool))], "a", "masks have 3x4 pixels, the picture"),
     (IMAGE, [dict(segmentation=LABELS), dict(segmentation=[])], "a", "or not all arrays; give all"),
     (IMAGE, [dict(segmentation=LABELS * 7)], "a", "numbers in 7 ... 7, wanted bool"),
@@ -349,6 +348,14 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
 def test_what_cannot_be_used_is_said(model, image, masks, classes, says):
     with pytest.raises(ValueError, match=says):
         model.name(image, masks, classes)
+
+
+@pytest.mark.filterwarnings("ignore:this model has never seen")
+def test_a_map_of_0_and_255_is_said_to_look_like_a_mask(model):
+    labels = LABELS * 255 * np.eye(8, 6, dtype=int)
+    with pytest.warns(UserWarning, match="0 and 255 alone, and 255 means nothing; .*--nothing=0 "):
+        assert model.name(IMAGE, labels, "a").ids.tolist() == [0]
+    assert model.name(IMAGE, labels, "a", nothing=0).ids.tolist() == [255]
 
 
 def test_a_number_means_a_mask_unless_it_means_nothing(model, tmp_path):

@@ -134,16 +134,6 @@ def header_size(path: str) -> tuple[int, int]:
     return _look(path, _shown_size)
 
 
-def has_colors(path: str) -> bool:
-    """Whether a picture stores red, green and blue, from its header.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: no picture.
-    """
-    return _look(path, lambda picture: picture.mode in ("RGB", "RGBA"))
-
-
 def check_label_map(path: str, size: tuple[int, int]) -> None:
     """Sees from its header whether a file can be a picture's label map, see `decode_segments`."""
     def check(picture: Image.Image) -> tuple[int, int]:
@@ -460,7 +450,10 @@ def _as_mask(picture: Image.Image) -> np.ndarray:
             return alpha > 127
     if picture.mode in ("1", "L") or picture.mode.startswith("I"):
         return np.asarray(picture) != (65535 if _is_inverted(picture) else 0)
-    return np.asarray(picture.convert("RGB")).any(-1)
+    shown = np.asarray(picture.convert("RGB")).any(-1)
+    if picture.mode == "P" and shown.all() == shown.any():  # a palette that tells nothing apart
+        return np.asarray(picture) != 0
+    return shown
 
 
 def _as_color_codes(picture: Image.Image, form: str | None = None) -> np.ndarray:

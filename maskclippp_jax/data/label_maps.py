@@ -4,11 +4,12 @@ Every number is a class, or a mask; 0 as well. What means nothing is 255 and 655
 numbers of 8 and 16 bits, or whatever a user says (`--nothing=0`). In a map that has numbers between
 these two 255 is one like the others. Negative numbers, which a .npy file may hold, mean nothing as
 well. With an empty list every number is a mask, as in MaskCLIP++'s reference. A map of 0 and 255
-alone may be a mask in white; before masks are named somebody has to say what means nothing there.
+alone may be a mask in white; before its masks are named that is said.
 """
 
 import io
 import typing
+import warnings
 
 import numpy as np
 
@@ -80,16 +81,12 @@ def means_nothing(numbers: np.ndarray, nothing: Nothing) -> list[int]:
 
 
 def check_meaning(numbers: np.ndarray, nothing: Nothing, name: object) -> None:
-    """Sees that a map with these numbers is not a mask of black and white, of which all but the
-    mask would be named.
-
-    Raises:
-      ValueError: it looks like one, and `nothing` does not say what it is.
-    """
+    """Warns of a map with these numbers that looks like a mask of black and white, of which all but
+    the mask is named, unless `nothing` says what it is."""
     if nothing is None and numbers.tolist() == [0, 255]:
-        raise ValueError(f"{name} holds 0 and 255 alone, like one mask in white; say which of them "
-                         "means nothing, --nothing=0 or --nothing=255 (in Python nothing=[0]), or "
-                         "give masks as a folder of pictures")
+        warnings.warn(f"{name} holds 0 and 255 alone, and 255 means nothing; if it is one mask in "
+                      "white, give --nothing=0 (in Python nothing=0), else --nothing=255",
+                      stacklevel=2)
 
 
 def stored(labels: np.ndarray) -> np.ndarray:

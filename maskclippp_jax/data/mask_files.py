@@ -44,7 +44,7 @@ class _Mask(typing.TypedDict):
 
 
 class _Masks(typing.TypedDict):
-    images: typing.NotRequired[list[coco_files.Image]]
+    images: typing.NotRequired[typing.Any]  # of several see `of_each_picture`
     annotations: list[_Mask]
 
 
@@ -227,9 +227,9 @@ def check_sizes(rows: typing.Sequence[typing.Mapping], size: tuple[int, int], wh
 
 def _of_one(content: _Masks, path: str, picture: str | None) -> list[dict]:
     """The rows of one picture, see `of_each_picture`."""
-    listed = content.get("images", [])
-    if len(listed) < 2:
-        size = _size_in(listed[0]) if listed else {}
+    listed = content.get("images")
+    if not isinstance(listed, list) or len(listed) < 2:
+        size = _size_in(listed[0]) if listed and isinstance(listed, list) else {}
         return [dict(segmentation=row["segmentation"], **size) for row in content["annotations"]]
     of_each = of_each_picture(path)
     found = paths.Paths(of_each).find(picture) if picture else None
@@ -240,9 +240,10 @@ def _of_one(content: _Masks, path: str, picture: str | None) -> list[dict]:
     return found[1]
 
 
-def _size_in(picture: coco_files.Image) -> dict[str, tuple[int, int]]:
-    size = picture.get("height"), picture.get("width")
-    return dict(picture_size=size) if all(size) else {}
+def _size_in(picture: typing.Any) -> dict[str, tuple[int, int]]:
+    size = [picture.get(k) if isinstance(picture, dict) else None for k in ("height", "width")]
+    is_size = all(isinstance(n, int | float) and n > 0 for n in size)
+    return dict(picture_size=tuple(size)) if is_size else {}
 
 
 def write_masks(path: pathlib.Path, masks: np.ndarray) -> None:

@@ -50,12 +50,11 @@ class PanopticQuality:
           predicted: dict(id, category_id) of each segment.
           truth: [H, W] ids of segments, 0 = void.
           true: dict(id, category_id, iscrowd, area) of each segment; the area *as recorded*, which
-            may be more than its pixels. If there is none, or it is 0, its pixels are counted.
+            may be more than its pixels. If it is less, or there is none, its pixels are counted.
 
         Raises:
           ValueError: other shapes, ids in a map that are not listed (or, of the prediction, listed
-            and not in the map), an unknown category, or an area that is less than the pixels;
-            nothing is counted then.
+            and not in the map), or an unknown category; nothing is counted then.
         """
         prediction, truth = np.asarray(prediction), np.asarray(truth)
         if prediction.shape != truth.shape:
@@ -82,11 +81,7 @@ class PanopticQuality:
             recorded, pixels = segment.get("area"), true_areas.get(g, 0)
             if not recorded or segment.get("iscrowd"):  # the area of a crowd is never asked for
                 continue
-            if recorded < pixels:  # an IoU could be above 1
-                raise ValueError(f"the true segment {g} has an area of {recorded:g} and {pixels} "
-                                 "pixels, wanted no less than its pixels; correct the area in the "
-                                 "JSON or leave it out, and prepare again what was made of it")
-            true_areas[g] = recorded
+            true_areas[g] = max(recorded, pixels)  # that of a polygon may be a little less
 
         counts = np.zeros_like(self.counts)
         found_true, found_predicted = set(), set()

@@ -144,6 +144,17 @@ def test_black_and_white_stay_where_a_file_stores_them_inverted(dtype):
     assert images.decode_mask(data, "a").tolist() == [[True, False], [False, True]]
 
 
+@pytest.mark.parametrize("colors", [[(0, 0, 0)] * 2, [(68, 1, 84), (253, 231, 36)]])
+def test_a_palette_that_tells_black_from_nothing_leaves_the_numbers(colors):
+    mask = np.arange(12).reshape(3, 4) % 2
+    picture, content = Image.fromarray(mask.astype(np.uint8), "L").convert("P"), io.BytesIO()
+    picture.putdata(mask.ravel().tolist())
+    picture.putpalette(np.ravel(colors).tolist())
+    picture.save(content, "PNG")
+    np.testing.assert_array_equal(images.decode_mask(content.getvalue(), "m.png"), mask == 1)
+
+
+
 @pytest.mark.parametrize("inside, outside", [((255, 255, 255), (0, 0, 0)), ((0, 0, 9), (0, 0, 0))])
 def test_a_mask_with_a_palette_is_where_its_colours_are_not_black(inside, outside):
     for colors, stored in (((inside, outside), 0), ((outside, inside), 1)):

@@ -258,19 +258,35 @@ def test_colours_are_matched_in_the_whole_set_and_red_and_yellow_are_like_others
         np.testing.assert_array_equal(records.decode_classes(made[name]), label)
 
 
+def with_red(*greys) -> np.ndarray:
+    label = in_color(numbers(*greys))
+    label[:2] = 255, 0, 0
+    return label
+
+
 @pytest.mark.parametrize("label, names, says", [
-    (in_color(numbers(0, 1)), "a\tthing\t0\t#000000\n", "colour #010101, .* if this grey means n"),
-    (in_color(numbers(0, 255)), "a\tthing\t0\t#000000\n", "if white means nothing, give --nothi"),
-    (in_color(numbers(0, 9)), "a\tthing\t0\t#090909\nb\tthing\t1\t#090909\n",
+    (with_red(0, 1), "a\tthing\t0\t#000000\n", "colour #010101, .* if this grey means n"),
+    (with_red(0, 255), "a\tthing\t0\t#000000\n", "if white means nothing, give --nothi"),
+    (with_red(0, 9), "a\tthing\t0\t#090909\nb\tthing\t1\t#090909\n",
      "the colour #090909 is that of the class 'a' and of the class 'b'; give each its own"),
-    (in_color(numbers(0, 9)), "a\tthing\t0\t#090909\n",
+    (with_red(0, 9), "a\tthing\t0\t#090909\n",
      "the colour #090909 is that of --nothing=9 and of the class 'a'"),
     (numbers(0, 255), "a\tthing\t0\t#ffffff\nb\tthing\t1\t#000000\n",
      "is grey, and its numbers could mean classes or the colours of names.txt; save the maps in")])
 def test_colours_that_could_mean_two_things_are_refused(place, label, names, says):
+    names += "" if label.ndim == 2 else "red\tthing\t7\t#ff0000\n"
     place.label(label)
     with pytest.raises(ValueError, match=says):
         place.classes("labels", names=names, **(dict(nothing=[9]) if "--nothing=9" in says else {}))
+
+
+@pytest.mark.parametrize("label", [in_color(numbers(0, 1, 2)), numbers(255, 255), numbers(0, 0)])
+def test_numbers_stay_numbers_where_names_have_colours(place, label):
+    names = "a\tthing\t0\t#ffffff\nb\tthing\t1\t#ff0000\nc\tthing\t2\t#000000\n"
+    place.label(label)
+    wanted = (label if label.ndim == 2 else label[..., 0]).astype(int)
+    np.testing.assert_array_equal(place.classes("labels", names=names),
+                                  np.where(wanted == 255, -1, wanted))
 
 
 @pytest.mark.parametrize("label, names, says", [

@@ -118,6 +118,10 @@ def test_label_studio_is_read(place):
         rectanglelabels=["blue box"]))
     write_json(place, task(red, blue, dict(type="choices", value={})), "a.json")
     same(place.masks("a.json", names=TWO))
+    point = dict(type="keypointlabels", value=dict(x=1.0, y=1.0, keypointlabels=["red box"]))
+    write_json(place, task(red, blue, point), "a.json")
+    with pytest.warns(UserWarning, match="left out 1 key point, which mark no pixels"):
+        same(place.masks("a.json", names=TWO))
     # Turned by a quarter around its corner: 20 wide, 30 high, to the left of it.
     blue["value"] |= dict(x=50, y=50 / 3, width=30 / 0.8, height=20 / 0.6, rotation=90)
     write_json(place, task(blue), "a.json")
@@ -158,8 +162,6 @@ def test_all_regions_of_label_studio_that_have_an_inside_are_read(place, form):
      "a rectangle without height, width, y"),
     (task(dict(type="ellipselabels", value=dict(x=1.0, ellipselabels=["red box"]))),
      "an ellipse without radiusX, radiusY, y"),
-    (task(dict(type="keypointlabels", value=dict(x=1.0, y=1.0, keypointlabels=["red box"]))),
-     "result 0 is a keypoint, which has no inside; draw .* leave its label out with --leave_out"),
     (task(dict(type="labels", value=dict(start=1, labels=["red box"]))), "a region, which has no"),
     (task(dict(type="vectorlabels", value=dict(vectorlabels=["red box"]))), "a vector, which is"),
     (task(annotations=[dict(result=[dict(type="x")])] * 2), "2 annotations by different people"),

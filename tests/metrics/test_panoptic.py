@@ -125,10 +125,16 @@ def test_nothing_at_all_gives_none():
     assert metric.evaluate()["all"] == dict(PQ=None, SQ=None, RQ=None, categories=0)
 
 
+def test_an_area_below_the_pixels_makes_no_quality_above_100():
+    metric = PanopticQuality(CATEGORIES)
+    metric.process(prediction=rows((5, 4)), predicted=[predicted(5)], truth=rows((1, 4)),
+                   true=[truth(1, area=3.75)])
+    assert metric.evaluate()["all"]["PQ"] == 100
+
+
 @pytest.mark.parametrize("change, says", [
     (dict(predicted=[]), "the predicted map holds the ids .5., which no predicted segment has"),
     (dict(true=[truth(2, area=1)]), "the true map holds the ids .1."),
-    (dict(true=[truth(1, area=3)]), "true segment 1 has an area of 3 and 4 pixels"),
     (dict(predicted=[predicted(5), predicted(6)]), "predicted segments .6. have no pixel"),
     (dict(predicted=[predicted(5, 4)]), "unknown categories .4."),
     (dict(predicted=[predicted(5), predicted(5)]), "wanted different ones"),

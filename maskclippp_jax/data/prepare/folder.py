@@ -206,11 +206,9 @@ def _masks(names: typing.Sequence[str] | None, names_file: str | None, path: str
            ) -> own_masks.Masks:
     """The classes of a names file, or those that the annotations list themselves."""
     left_out = tuple(map(plain, choices.leave_out))
-    if names is not None:
-        # A labelmap.txt has "background", which is no class. "cat" leaves "cat_1" out, but not
-        # where "cat_1" is a class itself.
-        others = [own_masks.without_number(name) for name in names if names_file is not None]
-        own_masks.check_left_out(choices.leave_out, names, "label", [*others, "background"])
+    if names is not None and names_file is None:  # with one, what is misspelt is no class of it
+        # A labelmap.txt has "background", which is no class.
+        own_masks.check_left_out(choices.leave_out, names, "label", ["background"])
     if names_file is not None:
         vocabulary = _read_names(names_file, choices.nothing or ())
     elif names is None:
@@ -317,7 +315,8 @@ def _read_folder(pictures_at: Files, annotations: str, names_file: str | None, c
                              "numbers that mean nothing as --nothing")
         _refuse_crowds(choices)
         in_colors = bool(masks.vocabulary.colors) and any(
-            _has_colors(file) for key, file in form.files.items() if key in pictures)
+            _has_colors(file, masks.vocabulary, choices.nothing)
+            for key, file in form.files.items() if key in pictures)
         notes.append((_colors if in_colors else _numbers)(masks.vocabulary, choices.nothing))
         form = form._replace(make=functools.partial(form.make, in_colors))
     items, missing = labels.pair(pictures, {k: f for k, f in form.files.items() if k},
@@ -441,11 +440,18 @@ def _void(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> list[
     return [n for n in label_maps.NOTHING if n not in vocabulary.dataset_ids]
 
 
-def _has_colors(file: File) -> bool:
+def _has_colors(file: File, vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> bool:
+    """Whether a label map is one of colours: it shows some, or is of several greys that are all
+    colours of classes, in red, green and blue. Numbers may be stored so as well."""
+    data = file.read()
     try:
-        return images.has_colors(file.path)
-    except ValueError:  # it is named with all others that cannot be read
-        return False
+        numbers, in_color = images.decode_segments(data, str(file))
+        if not in_color:
+            images.decode_colors(data, str(file))  # refuses what has no red, green and blue
+    except ValueError:
+        return False  # what cannot be read is named with all others
+    greys = {_GREY * n for n in np.unique(numbers).tolist()}
+    return in_color or len(greys) > 1 and greys <= set(_class_of_color(vocabulary, nothing))
 
 
 def _colors(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None) -> str:
@@ -512,7 +518,8 @@ def _label_map(vocabulary: Vocabulary, nothing: typing.Sequence[int] | None, in_
             "the names file: name, tab, thing, tab, number) or --nothing=255")
     class_of = labels.rank_of(ids, void, labels.VOID_16)
     by_color = _class_of_color(vocabulary, nothing) if vocabulary.colors else {}
-    if by_color and {_GREY * n for n in numbers.tolist()} <= set(by_color) and any(
+    # One number alone tells nothing of its set.
+    if len(numbers) > 1 and {_GREY * n for n in numbers.tolist()} <= set(by_color) and any(
             by_color[_GREY * n] != class_of.get(n) for n in numbers.tolist()):
         raise ValueError(f"{label_file} is grey, and its numbers could mean classes or the colours "
                          f"of {vocabulary.name}; save the maps in RGB, or leave the colours out "

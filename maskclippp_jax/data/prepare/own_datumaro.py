@@ -1,5 +1,6 @@
 """Datumaro's JSON."""
 
+import contextlib
 import typing
 
 import numpy as np
@@ -103,7 +104,9 @@ def _code_of(shape: _Annotation, size: tuple[int, int]) -> dict:
     if shape["type"] == "bbox" and len(shape.get("bbox") or ()) == 4:
         corner, sides = np.array(shape["bbox"]).reshape(2, 2)
         turned = (shape.get("attributes") or {}).get("rotation") or 0.0  # degrees, of CVAT
-        if not isinstance(turned, int | float) or not np.isfinite(turned):
+        with contextlib.suppress(TypeError, ValueError):
+            turned = float(turned)  # some write it as a text
+        if not isinstance(turned, float) or not np.isfinite(turned):
             raise ValueError(f"has the rotation {turned!r}, wanted degrees")
         return run_lengths.of_polygons([own_masks.turned_box(
             corner + sides / 2, sides, turned).tolist()], size)

@@ -2,6 +2,7 @@
 
 import re
 import typing
+import warnings
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from maskclippp_jax.data import brush_codes, images
 from maskclippp_jax.data.prepare import labels, own_listed, own_masks
 from maskclippp_jax.data.prepare.raw import File
 from maskclippp_jax.metrics import run_lengths
+from maskclippp_jax.runtime.console import counted
+
+_POINTS = "keypointlabels"  # as of prompts of SAM; they have no inside
 
 
 class _Value(typing.TypedDict, total=False):
@@ -59,13 +63,17 @@ def read(path: str) -> own_listed.Listed:
     if not tasks:
         raise ValueError(f"{path} is an empty list, wanted a file of COCO's form or the tasks of "
                          "Label Studio")
-    rows = []
+    rows, points = [], 0
     for n, task in enumerate(tasks):
         name = next((v for v in task["data"].values() if isinstance(v, str)), None)
         if name is None:
             raise ValueError(f"{path}: the task {task.get('id', n)} has no picture in its data")
+        points += sum(r["type"] == _POINTS for work in task["annotations"] for r in work["result"])
         place = name.rpartition("?d=")[2]  # of local files: "/data/local-files/?d=photos/p.jpg"
         rows.append(((place, _without_id(place)), task))
+    if points:
+        warnings.warn(f"{path}: left out {counted(points, 'key point')}, which mark no pixels",
+                      stacklevel=2)
     return own_listed.Listed("Label Studio", None, rows, _make)
 
 
@@ -80,7 +88,7 @@ def _make(masks: own_masks.Masks, item: tuple[str, File, Task]) -> list[dict]:
                          "different people; keep one")
     for n, result in enumerate(works[0]["result"] if works else ()):
         where, value = f"{image_id}, result {n}", result.get("value", {})
-        if not result["type"].endswith("labels"):
+        if not result["type"].endswith("labels") or result["type"] == _POINTS:
             continue  # choices, texts and the like, and regions whose labels are a result apart
         if result["type"] not in _Value.__annotations__:
             kind = own_masks.a(result["type"].removesuffix("labels"))
