@@ -80,7 +80,7 @@ def means_nothing(numbers: np.ndarray, nothing: Nothing) -> list[int]:
     return [n for n in numbers.tolist() if n < 0 or n in nothing] if nothing else []
 
 
-def check_meaning(numbers: np.ndarray, nothing: Nothing, name: object) -> None:
+def warn_of_white_mask(numbers: np.ndarray, nothing: Nothing, name: object) -> None:
     """Warns of a map with these numbers that looks like a mask of black and white, of which all but
     the mask is named, unless `nothing` says what it is."""
     if nothing is None and numbers.tolist() == [0, 255]:

@@ -130,7 +130,7 @@ def _of_map(labels: np.ndarray, image: np.ndarray, nothing: label_maps.Nothing, 
     _check_size(labels.shape, image.shape[:2], f"{what} has")
     ids = label_maps.masks_in(labels, nothing, what)
     numbers = np.unique(labels)
-    label_maps.check_meaning(numbers, nothing, what)
+    label_maps.warn_of_white_mask(numbers, nothing, what)
     table = np.append(ids, -1)  # what no mask has comes last
     place = np.searchsorted(ids, labels)
     segments = np.where(table[place] == labels, place + 1, 0)

@@ -31,7 +31,6 @@ class _Value(typing.TypedDict, total=False):
     rectanglelabels: list[str]
     ellipselabels: list[str]
     brushlabels: list[str]
-    keypointlabels: list[str]
     labels: list[str]  # of a region of any kind
 
 
