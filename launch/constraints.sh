@@ -2,8 +2,8 @@
 # Writes constraints.txt anew: the newest versions that requirements.txt and the tests' extras allow,
 # as an environment of its own gets them. PYTHON chooses the interpreter, best the oldest supported,
 # for which all later ones have wheels as well.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
+[ $# -eq 0 ] || refuse "got $*, wanted no option"
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.11}" -m venv "$folder"

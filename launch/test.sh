@@ -2,6 +2,7 @@
 # Sets up its own environment and runs the tests, two at a time. With arguments, which go to pytest,
 # one at a time: launch/test.sh -m slow -s
 set -euo pipefail
+[[ " $* " != *" --dry_run "* ]] || { echo "error: got --dry_run, which the tests do not have" >&2; exit 2; }
 optional=gcs,test  # read by the file below
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"

@@ -99,11 +99,17 @@ def load_params(file: str, model: maskclippp.MaskCLIPppConfig, seed: int,
     if file == "random":
         return parameters.unflatten(_draw(model, seed, parameters.flatten(shapes)))
     params, missing = weights.load_weights(file, model, shapes, base=base)
-    if missing:
-        leaves = parameters.flatten(shapes)
-        drawn = _draw(model, seed, {path: leaves[path] for path in missing})
-        params = parameters.combine(params, parameters.unflatten(drawn))
-    return params
+    return _with_drawn(params, missing, model, seed, shapes)
+
+
+def _with_drawn(params: parameters.Tree, missing: set[str], model: maskclippp.MaskCLIPppConfig,
+                seed: int, shapes: parameters.Tree) -> parameters.Tree:
+    """Parameters and random leaves at the missing paths."""
+    if not missing:
+        return params
+    leaves = parameters.flatten(shapes)
+    drawn = _draw(model, seed, {path: leaves[path] for path in missing})
+    return parameters.combine(params, parameters.unflatten(drawn))
 
 
 def _draw(model: maskclippp.MaskCLIPppConfig, seed: int, shapes: dict[str, typing.Any]
@@ -168,7 +174,8 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     Args:
       path: the folder of a training run or of one checkpoint in it, a checkpoint file, the name of
         a published MaskCLIP++ ("maskclippp-l"), or "untuned" for the pre-trained CLIP of the
-        configuration with the mean over templates in place of the tuned similarity head.
+        configuration with the mean over templates in place of the tuned similarity head; a file
+        without a head is treated alike.
       config: the experiment: model and templates; its pre-trained weights serve "untuned" and files
         without a text tower. A run's folder knows its own model.
 
@@ -181,7 +188,7 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     is_run = _is_folder(path)
     model_config = (checkpoint.read_config(storage.path(path)) if is_run else config).model
     if path == "untuned":
-        model_config = dataclasses.replace(model_config, similarity=None, use_logit_scale=True)
+        model_config = _without_head(model_config)
     head = model_config.similarity
     if head is not None and head.num_templates != len(config.templates):
         raise ValueError(f"the similarity head of {path} has weights for {head.num_templates} "
@@ -193,11 +200,23 @@ def load_checkpoint(path: str, config: ml_collections.ConfigDict
     if is_run:
         params, when = checkpoint.load_run(storage.path(path), shapes)
         return model_config, params, f"{path} {when}"
-    entry, file = published_tuned.find(path), path
+    entry, file, what = published_tuned.find(path), path, path
     if entry and not storage.path(path).exists():
         file = hub.fetch_download(entry.source, entry.file, what=path)
-    params = load_params(file, model_config, config.seed, shapes, base=config.weights)
-    return model_config, params, path
+    params, missing = weights.load_weights(file, model_config, shapes, base=config.weights)
+    if any(p.startswith(weights.HEAD) for p in missing):
+        logging.warning("%s holds no similarity head; the mean over templates is in its place, as "
+                        "in an untuned CLIP", path)
+        model_config, what = _without_head(model_config), f"{path} without similarity head"
+        missing = {p for p in missing if not p.startswith(weights.HEAD)}
+        shapes = _shapes_of(model_config)
+    params = _with_drawn(params, missing, model_config, config.seed, shapes)
+    return model_config, params, what
+
+
+def _without_head(model: maskclippp.MaskCLIPppConfig) -> maskclippp.MaskCLIPppConfig:
+    """A model with the mean over templates in place of its similarity head."""
+    return dataclasses.replace(model, similarity=None, use_logit_scale=True)
 
 
 def check_there(path: str) -> None:

@@ -44,8 +44,9 @@ from maskclippp_jax.weights.source import Renamed, Source
 LAYOUTS = ("big_vision", "big_vision_scan", "dinotxt", "eva_clip", "hugging_face", "maskclippp",
            "open_clip", "ours", "timm", "tips")
 
+HEAD = "similarity/"  # how the paths of the similarity head begin
 # A pre-trained CLIP has neither mask tokens nor a similarity head.
-ABSENT = ("image/mask_logit_scale", "similarity/")
+ABSENT = ("image/mask_logit_scale", HEAD)
 
 _IMAGE_RULES = {
     EvaViTConfig: eva_clip.image_rules, ClipViTConfig: open_clip.vit_rules,
@@ -171,7 +172,8 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
 
     Returns:
       Nested dict of numpy arrays, and the paths that this layout cannot hold (mask scale and
-      similarity head of a plain CLIP); the caller initialises those.
+      similarity head of a plain CLIP), or the whole head if the file has none; the caller
+      initialises those.
 
     Raises:
       ValueError: the file does not fit; all problems are listed, or the model it seems to be of.
@@ -186,8 +188,10 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
     _check_activations(path, layout, model)
     absent = ABSENT
     if layout in ("maskclippp", "ours"):
-        has_text = any(name.startswith(("text_encoder.", "text/")) for name in source)
-        absent = () if has_text else maskclippp.PRETRAINED
+        has = lambda *beginnings: any(name.startswith(beginnings) for name in source)
+        absent = () if has("text_encoder.", "text/") else maskclippp.PRETRAINED
+        if not has(maskclippp.HEAD_PREFIX, HEAD):
+            absent = (*absent, HEAD)
     if layout in ("maskclippp", "open_clip") and isinstance(model.image, PEConfig):
         absent = (*absent, pe.HEAD_BIAS)
     try:
@@ -205,14 +209,15 @@ def load_weights(path: str, model: model_file.MaskCLIPppConfig, shapes: paramete
         missing = missing - {pe.HEAD_BIAS}
     _check_numbers(params, path)
     _check_following(source, layout, model, path)
-    if missing and layout in ("maskclippp", "ours"):
+    untuned = {path for path in missing if not path.startswith(ABSENT)}
+    if untuned:
         if base is None:
             raise ValueError(f"{path} holds no text tower (it was not tuned); give the pre-trained "
                              "CLIP as well (config.weights)")
         pretrained, _ = load_weights(base, model, shapes)
-        leaves = {p: x for p, x in parameters.flatten(pretrained).items() if p in missing}
-        return parameters.combine(params, parameters.unflatten(leaves)), set()
-    return params, missing
+        leaves = {p: x for p, x in parameters.flatten(pretrained).items() if p in untuned}
+        params = parameters.combine(params, parameters.unflatten(leaves))
+    return params, missing - untuned
 
 
 class _Tower(typing.TypedDict):

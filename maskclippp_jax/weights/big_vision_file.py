@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from maskclippp_jax.runtime import storage
-from maskclippp_jax.weights.source import Renamed, Source
+from maskclippp_jax.weights.source import Renamed, Source, check_file
 
 _SUFFIX = re.compile(r"(.*(?:\.npz|checkpoint\.bv[^/:]*))(?::([\w/]+))?")
 _PREFIXES = ("params/", "opt/target/")
@@ -70,12 +70,11 @@ class NpzFile(Source):
 
     Raises (on construction):
       FileNotFoundError: no such file.
-      ValueError: no .npz file, cut short, or one of pickled objects.
+      ValueError: see `check_file`; no .npz file, cut short, or one of pickled objects.
     """
 
     def __init__(self, path: str):
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
+        check_file(path)
         try:
             self._file = np.load(path, allow_pickle=False)
             self.shapes = {}

@@ -14,7 +14,7 @@ import safetensors
 from maskclippp_jax.runtime import storage, typed
 from maskclippp_jax.weights import big_vision_file, hub
 from maskclippp_jax.weights.numpy_pickle import NumpyPickle
-from maskclippp_jax.weights.source import Renamed, Source
+from maskclippp_jax.weights.source import Renamed, Source, check_file
 from maskclippp_jax.weights.torch_file import TorchFile
 
 # What wrappers for training put before all names (torch.compile, Lightning, parallel ones).
@@ -58,12 +58,11 @@ class SafetensorsFile(Source):
 
     Raises (on construction):
       FileNotFoundError: no such file.
-      ValueError: no safetensors file, or cut short.
+      ValueError: see `check_file`; no safetensors file, or cut short.
     """
 
     def __init__(self, path: str):
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
+        check_file(path)
         self._places = places(path)
         for name, place in self._places.items():
             if place.dtype not in _DTYPES:

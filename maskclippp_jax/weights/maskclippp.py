@@ -4,6 +4,7 @@ from maskclippp_jax.weights import open_clip
 from maskclippp_jax.weights.rules import Rule, linear, scalar
 
 IMAGE_PREFIX = "visual_encoder.proxy."
+HEAD_PREFIX = "psm."
 
 # The similarity head of most models.
 LINEAR_HEAD = (

@@ -4,14 +4,13 @@
 """
 
 import math
-import pathlib
 import pickle
 
 import numpy as np
 
 from maskclippp_jax.weights import pickles
 from maskclippp_jax.weights.pickles import Call
-from maskclippp_jax.weights.source import Source
+from maskclippp_jax.weights.source import Source, check_file
 
 _DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
 
@@ -75,12 +74,11 @@ class NumpyPickle(Source):
 
     Raises (on construction):
       FileNotFoundError: no such file.
-      ValueError: no pickle, damaged, or one that asks for anything but arrays.
+      ValueError: see `check_file`; no pickle, damaged, or one that asks for anything but arrays.
     """
 
     def __init__(self, path: str):
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
+        check_file(path)
         content = _unpickle(path)
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             content = content["model"]

@@ -124,7 +124,8 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
       which are allowed by `absent`.
 
     Raises:
-      Misfit: lists every tensor nobody knows, every parameter nobody filled, every wrong shape.
+      Misfit: lists every tensor nobody knows, every parameter nobody filled, every wrong shape,
+        and whole numbers (quantised weights).
     """
     wanted = parameters.flatten(shapes)
     groups, problems = _group(source, rules, by_source=True)
@@ -156,7 +157,9 @@ def load(source: typing.Mapping[str, np.ndarray], rules: typing.Sequence[Rule],
                         continue
                     shape = tuple(wanted[path].shape)
                     piece = _changed(rule, piece, shape)
-                    if piece.shape != shape:
+                    if piece.dtype.kind in "biu":
+                        problems.append(f"{shown}: {piece.dtype} for {path}, wanted floats")
+                    elif piece.shape != shape:
                         problems.append(f"{shown}: shape {piece.shape} for {path}, wanted {shape}")
                     found.add(path)
                     background.do(fill, path, piece)

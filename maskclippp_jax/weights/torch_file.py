@@ -24,7 +24,7 @@ import numpy as np
 
 from maskclippp_jax.weights import pickles
 from maskclippp_jax.weights.pickles import Call
-from maskclippp_jax.weights.source import Source
+from maskclippp_jax.weights.source import Source, check_file
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -60,14 +60,14 @@ class TorchFile(Source):
 
     Raises (on construction):
       FileNotFoundError: no such file.
-      ValueError: not a torch archive, damaged, or a pickle that asks for anything but tensors.
+      ValueError: see `check_file`; not a torch archive, damaged, or a pickle that asks for anything
+        but tensors.
     """
 
     def __init__(self, path: str, keys: tuple[str, ...] = (
             "model", "module", "state_dict", "model_state_dict", "weights")):
         self._path = pathlib.Path(path)
-        if not self._path.is_file():
-            raise FileNotFoundError(f"no file {path}; give the path of a checkpoint")
+        check_file(path)
         try:
             self._archive = zipfile.ZipFile(self._path)
         except _DAMAGED:
@@ -159,12 +159,9 @@ class TorchFile(Source):
 
 
 def _not_an_archive(path: pathlib.Path) -> str:
-    head = path.read_bytes()[:512] if path.stat().st_size < 2**20 else path.open("rb").read(512)
-    if not head:
-        return f"{path} is empty; download it again"
-    if head.lstrip()[:1] == b"<":
-        return f"{path} is a web page, not a checkpoint; download the file itself"
-    if head[:1] == b"\x80":
+    with path.open("rb") as file:
+        head = file.read(1)
+    if head == b"\x80":
         return (f"{path} was saved by a torch older than 1.6 or is a bare pickle; save it again "
                 "with a newer torch, or as safetensors")
     return f"{path} is no torch checkpoint (no zip archive), or was cut short; download it again"

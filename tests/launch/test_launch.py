@@ -35,6 +35,20 @@ def test_smoke_prepares_trains_and_evaluates():
     assert evaluate[:2] == ["maskclippp", "evaluate"] and "--checkpoint=w" in evaluate
 
 
+def test_the_quick_start_prints_its_commands_and_takes_nothing_else():
+    commands = dry("quickstart.sh")
+    assert [words[1] for words in commands] == ["prepare", "train", "train", *["evaluate"] * 2]
+    assert "--generator=quickstart" in commands[-1]
+
+
+@pytest.mark.parametrize("script, flags", [
+    ("quickstart.sh", ["--steps=3"]), ("constraints.sh", ["--dry_run"]),
+    ("test.sh", ["--dry_run"])])
+def test_what_a_script_does_not_take_is_refused_before_anything_is_installed(script, flags):
+    done = call(script, *flags)
+    assert done.returncode == 2 and done.stdout == "" and f"error: got {flags[0]}" in done.stderr
+
+
 def test_one_gpu_several_and_all():
     command = ["maskclippp", "train", *TRAIN]
     assert dry("gpu.sh", *TRAIN) == [["env", *command]]

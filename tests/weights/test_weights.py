@@ -150,6 +150,34 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content, words):
         TorchFile(str(tmp_path / "x.pt"))
 
 
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "npz", "pkl"])
+def test_what_lies_in_the_place_of_a_checkpoint_is_named(tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    for content, words in (
+            (b"", "is empty"), (b"\n<!doctype html>", "is a web page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            weights.read(str(path))
+    with pytest.raises(ValueError, match="is a folder, wanted a checkpoint"):
+        weights.read(str(tmp_path))
+
+
+def test_a_header_that_looks_like_a_web_page_is_none(tmp_path):
+    """The length of a .safetensors file's header is its first bytes: here 0x3c20, " <"."""
+    file = tmp_path / "x.safetensors"
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(0x3c20)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert list(weights.read(str(file))) == ["a"]
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    """Quantised weights without their scales would be read as if they were the weights."""
+    shapes = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
+    with pytest.raises(ValueError, match="a: int8 for a, wanted floats"):
+        rules.load({"a": np.ones(2, np.int8)}, [rules.Rule("a", "a")], shapes)
+
+
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     data = pathlib.Path(EVA).read_bytes()
     (tmp_path / "x.pt").write_bytes(data[:len(data) // 2])
