@@ -4,6 +4,7 @@ The command line calls what is here, so that both give the same.
 """
 
 import collections
+import copy
 import functools
 import numbers
 import os
@@ -14,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskclippp_jax import configs
+from maskclippp_jax import config as configuration, configs
 from maskclippp_jax.data.bundles import Bundle
 from maskclippp_jax.data.label_maps import Nothing
 from maskclippp_jax.data.tiling import Tiles
@@ -56,7 +57,8 @@ _NO_GENERATOR = (
     "regions of like colour")
 
 
-def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict | None = None, *,
+def load(checkpoint: str | os.PathLike,
+         config: str | os.PathLike | ml_collections.ConfigDict | None = None, *,
          generator: "str | os.PathLike | Generator | None" = None, keep_embeddings: bool = True,
          keep_programs: bool = True, **changes) -> "Model":
     """A model that names masks.
@@ -80,20 +82,25 @@ def load(checkpoint: str | os.PathLike, config: str | ml_collections.ConfigDict 
 
     Raises:
       FileNotFoundError: nothing there.
-      ValueError: the file does not fit, or nothing says which model it is of.
+      ValueError: the file does not fit, nothing says which model it is of, or the configuration
+        takes no such value.
     """
+    checkpoint = _path(checkpoint, "checkpoint", "the folder of a run, a file, or the name of a "
+                       "published model")
     if keep_programs:
         programs.keep_in_python()
     if generator is not None:
         generator = _finder_of_masks(generator, keep_programs)
-    checkpoint = os.fspath(checkpoint)
     if config is None and _is_published(checkpoint):
         name, _, training = checkpoint.partition(":")
         config = f"published_clip:name={name}" + (f",training={training}" if training else "")
         checkpoint = "untuned"
-    if isinstance(config, str):
-        config = configs.read(config)
+    if config is not None and not isinstance(config, ml_collections.ConfigDict):
+        config = configs.read(_path(config, "configuration", "the name of a shipped one, the path "
+                                    "of an own one, or what its get_config returned"))
     experiment = _changed(loading.experiment_of(checkpoint, config), changes)
+    if wrong := configuration.wrong_templates(experiment.templates):
+        raise ValueError(wrong)
     model, params, title = loading.load_checkpoint(checkpoint, experiment)
     cache = str(storage.CACHE / text_cache.FOLDER) if keep_embeddings else None
     return Model(Namer(experiment, model, params, title, cache=cache), generator)
@@ -138,9 +145,12 @@ def load_generator(source: str | os.PathLike, *, objectness: float = OBJECTNESS,
         programs.keep_in_python()
     if classes is not None:
         classes = _vocabulary_of(classes)
+    source = _path(source, "mask generator", "the name of a published one, a file or a folder; a "
+                   "function that makes masks goes in their place, model.name(image, function, "
+                   "classes)")
     generator = generator_loading.load(
-        source, objectness=objectness, side=side, clip=clip and os.fspath(clip), classes=classes,
-        dtype=dtype)
+        source, objectness=objectness, side=side, clip=clip and _path(clip, "CLIP", "its file"),
+        classes=classes, dtype=dtype)
     if fast and generator.preparation:
         generator.preparation = generator.preparation._replace(multiple=FAST_MULTIPLE)
     return generator
@@ -255,8 +265,7 @@ class Model:
         """
         if batch_size is None:
             batch_size = 1 if jax.default_backend() == "cpu" else _BATCH
-        if batch_size < 1:
-            raise ValueError(f"got batch_size={batch_size}, wanted at least 1")
+        given.check_whole("batch_size", batch_size, 1)
         words, unnamed = self._words_of(classes, minimum_score, distractors)
         if total is None and hasattr(pictures, "__len__"):
             total = len(pictures)
@@ -469,6 +478,12 @@ def _finder_of_masks(generator: str | os.PathLike | Generator, keep_programs: bo
     return generator
 
 
+def _path(value: str | os.PathLike, what: str, wanted: str) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"got {value!r:.80} for the {what}, wanted {wanted}")
+    return os.fspath(value)
+
+
 def _is_published(name: str) -> bool:
     model, _, training = name.partition(":")
     return any(entry.name == model for entry in published.MODELS) and not os.path.exists(name)
@@ -478,11 +493,13 @@ def _changed(config: ml_collections.ConfigDict, changes: dict) -> ml_collections
     """The configuration with other values.
 
     Raises:
-      ValueError: it has no such key.
+      ValueError: it has no such key, or the key takes no such value.
     """
     if not changes:
         return config
-    config = config.copy_and_resolve_references()
+    # With references, which know the types of keys that are None; a stored one gets types.
+    config = ml_collections.ConfigDict(
+        copy.deepcopy(config).to_dict(preserve_field_references=True))
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = config

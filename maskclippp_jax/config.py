@@ -127,10 +127,8 @@ def check(config: ml_collections.ConfigDict | None, *,
     need(rates.learning_rate != 0, "optimizer.learning_rate is 0; nothing would be learnt")
     need(0 <= rates.warmup_steps <= config.train.steps,
          f"optimizer.warmup_steps is {rates.warmup_steps}, train.steps {config.train.steps}")
-    wrong = next((t for t in config.templates if _fields(t) != [""]), None) if isinstance(
-        config.templates, (tuple, list)) else config.templates
-    need(wrong is None, f"templates has {wrong!r}; it is a list of texts, each with one {{}} for "
-         "the name, such as ('a photo of a {}.',)")
+    wrong = wrong_templates(config.templates)
+    need(not wrong, wrong)
     head = config.model.similarity
     need(head is None or head.num_templates == len(config.templates),
          f"the similarity head has weights for {head and head.num_templates} templates, templates "
@@ -140,12 +138,21 @@ def check(config: ml_collections.ConfigDict | None, *,
     return config
 
 
-def _fields(template: typing.Any) -> list[str] | None:
-    """What stands in the braces of a text; None: it is no text, or they do not match."""
+def wrong_templates(templates: typing.Any) -> str:
+    """What is wrong with the templates of names, for people; "" if nothing is."""
+    listed = isinstance(templates, (tuple, list)) and len(templates) > 0
+    wrong = [t for t in templates if not _takes_a_name(t)] if listed else [templates]
+    return (f"templates has {wrong[0]!r}; it is a list of texts, each with one {{}} for the name, "
+            "such as ('a photo of a {}.',)") if wrong else ""
+
+
+def _takes_a_name(template: typing.Any) -> bool:
+    """Whether it is a text with one {} in it, and nothing else in braces."""
     try:
-        return [field for _, field, *_ in string.Formatter().parse(template) if field is not None]
-    except (TypeError, ValueError):
-        return None
+        return [braces for _, *braces in string.Formatter().parse(template)
+                if braces[0] is not None] == [["", "", None]]
+    except (TypeError, ValueError):  # no text, or braces that do not match
+        return False
 
 
 def _value(config: ml_collections.ConfigDict, key: str) -> typing.Any:

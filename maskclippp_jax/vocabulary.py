@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import importlib.resources
 import itertools
+import os
 import re
 import typing
 import unicodedata
@@ -147,8 +148,9 @@ class Vocabulary:
         return cls.from_text(file.read_text("utf-8"), name)
 
     @classmethod
-    def load(cls, name: str) -> "Vocabulary":
+    def load(cls, name: str | os.PathLike) -> "Vocabulary":
         """A shipped vocabulary by its name, or a names file by its path."""
+        name = os.fspath(name)
         is_file = name.endswith(".txt") or (
             name not in shipped_names() and storage.path(name).is_file())
         return cls.from_file(name) if is_file else cls.shipped(name)
@@ -183,10 +185,10 @@ class Vocabulary:
             raise ValueError(f"got {names!r} for the classes, wanted a list of names such as "
                              "[\"cat\", \"dog, puppy\"]")
         names = list(names)
-        wrong = next((n for n in names if not isinstance(n, str)), None)
-        if wrong is not None:
-            raise ValueError(f"the class list holds {wrong!r}, wanted names such as \"cat\", and "
-                             "\"dog, puppy\" for one class of two names")
+        wrong = [n for n in names if not isinstance(n, str)]
+        if wrong:
+            raise ValueError(f"the class list holds {wrong[0]!r}, wanted names such as \"cat\", "
+                             "and \"dog, puppy\" for one class of two names")
         if not names:
             raise ValueError("the class list is empty; give e.g. [\"cat\", \"dog, puppy\"]")
         return cls._of_people([n.split(",") for n in names], f"the class list {names!r}", "names")

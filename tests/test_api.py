@@ -1,16 +1,20 @@
 """The door from Python: masks of every kind, many pictures, results, and what is refused."""
 
+import copy
 import functools
 import json
+import pathlib
+import pickle
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 import maskclippp_jax as mc
-from maskclippp_jax import drawing
+from maskclippp_jax import config as configuration, configs, drawing
 from maskclippp_jax.data import bundle_writer, scenes
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming import generator, namer as namer_module
@@ -143,8 +147,56 @@ def test_views_of_a_result_stand_side_by_side(model):
         assert (others[0] != others[1]).any() and not (others[1] == 255).all()
         with pytest.raises(ValueError, match="no view 'panoptic'; choose from photograph, segm"):
             result.draw("photograph", "panoptic")
-        with pytest.raises(ValueError, match="got side=8, wanted at least 16"):
-            result.draw(side=8)
+        for side in (8, "200", 64.5, 10**6):
+            with pytest.raises(ValueError, match="got side=.*, wanted a whole number in 16 ..."):
+                result.draw(side=side)
+
+
+def test_no_file_is_written_where_one_cannot_be_made(model, tmp_path):
+    result = model.name(*draw(3), CLASSES)
+    for views, says in ((["segmants"], "no view 'segmants'"),
+                        ("segments", "got views='segments', wanted a list such as"),
+                        (None, "got views=None, wanted a list such as")):
+        with pytest.raises(ValueError, match=says):
+            result.save(tmp_path / "results", views=views)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, None, "3", True])
+def test_a_number_of_best_names_that_cannot_be_is_refused(model, count):
+    result = model.name(*draw(3), CLASSES)
+    for best in (result.top, lambda count: result.to_json(count=count)):
+        with pytest.raises(ValueError, match=f"got count={count!r}, wanted a whole number of at"):
+            best(count)
+
+
+@pytest.mark.parametrize("kind", ["label map", "soft", "tiles", "generator"])
+def test_a_copy_of_a_result_shows_and_tells_the_same_without_a_model(finder, kind):
+    image, labels = draw(3)
+    masks = dict(generator=finder.generator, soft=0.9 * as_stack(labels)).get(kind, labels)
+    result, another = (finder.name(
+        image, masks, CLASSES, distractors=["purple two"],
+        tiles=32 if kind == "tiles" else None, overlap=8) for _ in range(2))
+    stored = pickle.dumps(result)
+    result.draw(*drawing.VIEWS)
+    assert len(pickle.dumps(result)) < len(stored) + 2 * labels.nbytes + 1000  # not with all masks
+    for found in (pickle.loads(stored), copy.deepcopy(result)):
+        assert found.names == another.names and found.top() == another.top()
+        np.testing.assert_array_equal(found.labels, another.labels)
+        assert found.draw(*drawing.VIEWS) == another.draw(*drawing.VIEWS)
+        assert found.to_json() == another.to_json() and found.to_coco() == another.to_coco()
+    with pytest.raises(TypeError, match="a mask generator cannot be pickled or copied; load it"):
+        pickle.dumps(finder)
+
+
+def test_a_copy_of_a_model_names_as_it_does(model):
+    image, labels = draw(3)
+    wanted = model.name(image, labels, CLASSES)
+    for found in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert repr(found) == repr(model)
+        np.testing.assert_array_equal(found.name(image, labels, CLASSES).scores, wanted.scores)
+    seen = pickle.loads(pickle.dumps(model.seen(image, labels)))
+    np.testing.assert_allclose(seen.name(CLASSES).scores, wanted.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -231,8 +283,9 @@ def test_a_picture_that_cannot_be_used_ends_all_or_is_left_out(model, tmp_path):
         list(model.name_many(["a.jpg"], CLASSES))
     with pytest.raises(ValueError, match="wanted a pair"):
         list(model.name_many(["a.jpg"], CLASSES, tiles=64))
-    with pytest.raises(ValueError, match="got batch_size=0"):
-        model.name_many(pictures, CLASSES, batch_size=0)
+    for size in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match="got batch_size=.*, wanted a whole number of at leas"):
+            model.name_many(pictures, CLASSES, batch_size=size)
     problems = []
     found = list(model.name_many(pictures, CLASSES, batch_size=2,
                                  on_error=lambda place, error: problems.append((place, error))))
@@ -337,12 +390,15 @@ IMAGE, LABELS = np.zeros((8, 6, 3), np.uint8), np.ones((8, 6), np.int32)
     (IMAGE, [dict(segmentation=np.ones((4, 3), bool))], "a", "masks have 3x4 pixels, the picture"),
     (IMAGE, [dict(segmentation=LABELS), dict(segmentation=[])], "a", "or not all arrays; give all"),
     (IMAGE, [dict(segmentation=LABELS * 7)], "a", "numbers in 7 ... 7, wanted bool"),
+    (IMAGE, [LABELS > 0, LABELS[1:] > 0], "a", "of several shapes, .* picture's size, 6x8 pixels"),
+    (IMAGE, [[1, 2], [3]], "a", "of several shapes, or not all arrays"),
     (IMAGE, LABELS, [], "the class list is empty"),
     (IMAGE, LABELS, "", "the class list is empty"),
     (IMAGE, LABELS, ["cat", ""], "has an empty name"),
     (IMAGE, LABELS, ["cat, "], "has an empty name"),
     (IMAGE, LABELS, ["cat", "dog, cat"], "names 'cat' more than once"),
     (IMAGE, LABELS, [3], "the class list holds 3, wanted names"),
+    (IMAGE, LABELS, [None], "the class list holds None, wanted names"),
 ])
 @pytest.mark.filterwarnings("ignore:this model has never seen")
 def test_what_cannot_be_used_is_said(model, image, masks, classes, says):
@@ -407,17 +463,51 @@ def test_words_the_model_does_not_know_are_said(model):
     ("untuned", "quickstrat", FileNotFoundError, "no configuration quickstrat; did you mean quick"),
     ("ViT-B-16", None, ValueError, "ViT-B-16 was trained in several ways; say which: ViT-B-16:"),
     ("ViT-B-16:nobody", None, ValueError, "no published model ViT-B-16 of nobody"),
+    (None, None, ValueError, "got None for the checkpoint, wanted the folder of a run, a file, or"),
+    ("untuned", {}, ValueError, "got {} for the configuration, wanted the name of a shipped one"),
+    ("untuned", pathlib.Path("no.py"), FileNotFoundError, "no configuration no.py"),
 ])
 def test_what_cannot_be_loaded_is_said(checkpoint, config, error, says):
     with pytest.raises(error, match=says):
         mc.load(checkpoint, config)
 
 
+@pytest.mark.parametrize("generator", [mc.superpixels, True, 3])
+def test_what_is_no_generator_is_said(tiny, generator):
+    for load in (lambda: mc.load("untuned", tiny, generator=generator),
+                 lambda: mc.load_generator(generator)):
+        with pytest.raises(ValueError, match="for the mask generator, wanted the name of a publi"):
+            load()
+
+
 def test_values_of_the_configuration_may_be_changed(tiny):
-    model = mc.load("untuned", tiny, keep_embeddings=False, eval__short_side=96)
-    assert model.config.eval.short_side == 96
+    experiment = configs.read(tiny)
+    for config in (tiny, pathlib.Path(tiny), experiment, ml_collections.FrozenConfigDict(
+            experiment)):
+        model = mc.load("untuned", config, keep_embeddings=False, eval__short_side=96)
+        assert model.config.eval.short_side == 96
+    assert experiment.eval.short_side is None
     with pytest.raises(ValueError, match="has no key eval.shortside"):
         mc.load("untuned", tiny, eval__shortside=96)
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(eval__short_side="96"), "eval.short_side cannot be '96' .* to type <class 'int'>"),
+    (dict(eval__mask_short_side=9.5), "eval.mask_short_side cannot be 9.5"),
+    (dict(eval__batch_size="9"), "eval.batch_size cannot be '9'"),
+    (dict(templates="a {}"), "templates cannot be 'a {}'"),
+    (dict(templates=["a photo"]), "templates has 'a photo'; it is a list of texts, each with one"),
+    (dict(templates=[]), r"templates has \(\); it is a list of texts"),
+])
+def test_values_that_a_key_cannot_have_are_refused(tiny, changes, says):
+    with pytest.raises(ValueError, match=says):
+        mc.load("untuned", tiny, **changes)
+
+
+def test_a_stored_configuration_keeps_its_types_too(tiny):
+    stored = configuration.from_json(configuration.to_json(configs.read(tiny)))
+    with pytest.raises(ValueError, match="eval.batch_size cannot be '9'"):
+        mc.load("untuned", stored, eval__batch_size="9")
 
 
 def test_a_picture_too_long_for_the_image_tower_is_refused_or_left_out(model):
@@ -511,6 +601,16 @@ def test_a_generator_without_masks_of_pictures_is_refused_at_once(tiny, finder):
         mc.load("untuned", tiny, generator=semantic)
     with pytest.raises(FileNotFoundError, match="no file or folder nowhere"):
         mc.load("untuned", tiny, generator="nowhere")
+
+
+@pytest.mark.parametrize("setting, says", [
+    (dict(objectness="x"), "got objectness='x', wanted a share in 0 ... 1"),
+    (dict(side="x"), "got side='x', wanted a multiple of 16 pixels"),
+    (dict(clip=3), "got 3 for the CLIP, wanted its file"),
+])
+def test_a_setting_that_a_generator_cannot_have_is_refused(finder, setting, says):
+    with pytest.raises(ValueError, match=says):
+        mc.load_generator(finder.generator.title, **setting)
 
 
 def test_importing_the_package_imports_nothing_heavy():

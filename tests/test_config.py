@@ -44,6 +44,7 @@ def test_all_problems_are_listed_together():
     ("templates", ("a {}", "a {x}"), "templates has 'a {x}'"),
     ("templates", ("{} of {}",), "templates has '{} of {}'"),
     ("templates", ("a {",), "templates has 'a {'"), ("templates", (3,), "templates has 3"),
+    ("templates", ("a {:d}",), "templates has 'a {:d}'"), ("templates", (), "templates has ()"),
     ("loss.temperature", 0.0, "loss.temperature is 0.0; it can be 1e-06 ...")])
 def test_numbers_out_of_range_are_refused(key, value, says):
     config = quickstart.get_config().unlock()

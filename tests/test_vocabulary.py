@@ -77,6 +77,7 @@ def test_prompts_go_class_by_class_name_by_name_template_by_template():
     vocabulary = Vocabulary.from_string("cat;dog,puppy")
     assert vocabulary.prompts(["a {}.", "the {}"]) == [
         "a cat.", "the cat", "a dog.", "the dog", "a puppy.", "the puppy"]
+    assert Vocabulary.from_string("a{};{x}").prompts(["the {}."]) == ["the a{}.", "the {x}."]
     assert vocabulary.synonym_class.tolist() == [0, 1, 1]
     assert len(TEMPLATES_14) == 14
 
@@ -118,7 +119,9 @@ def test_bad_names_files_are_explained(tmp_path):
     with pytest.raises(ValueError, match="no vocabulary 'ade'; there are ade20k_150"):
         Vocabulary.shipped("ade")
     (tmp_path / "x.csv").write_text("cat\n")
-    assert Vocabulary.load(str(tmp_path / "x.csv")).classes == (("cat",),)
+    assert Vocabulary.load(tmp_path / "x.csv").classes == (("cat",),)
+    with pytest.raises(ValueError, match="the class list holds None, wanted names"):
+        Vocabulary.from_names([None, "cat"])
     with pytest.raises(ValueError, match="got None for the classes, wanted a list"):
         Vocabulary.from_names(None)
 

@@ -246,13 +246,17 @@ def print_confusions(pairs: typing.Sequence[dict], names: typing.Sequence[str], 
 
 
 def write_json(path: storage.Name, content: typing.Any, *, durable: bool = True) -> None:
-    """Writes JSON whole or not at all; numpy's numbers and arrays become JSON's.
+    """Writes JSON whole or not at all; raises as `to_json` does, and writes nothing then."""
+    storage.write(path, to_json(content), durable=durable)
+
+
+def to_json(content: typing.Any) -> str:
+    """The text of a JSON file; numpy's numbers and arrays become JSON's.
 
     Raises:
-      ValueError: a number is not finite; undefined ones must be None. Nothing is written then.
+      ValueError: a number is not finite; undefined ones must be None.
     """
-    storage.write(path, json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n",
-                  durable=durable)
+    return json.dumps(_plain(content, ""), indent=1, allow_nan=False) + "\n"
 
 
 def _plain(x, where: str):

@@ -8,6 +8,7 @@ embeddings, which become logits of any names that its own text tower embeds.
 
 import functools
 import hashlib
+import numbers
 import threading
 import typing
 
@@ -108,8 +109,8 @@ class Generator:
         if not is_open and vocabulary.num_classes != config.num_classes:
             raise ValueError(f"{title} has {config.num_classes} classes, its vocabulary "
                              f"{vocabulary.name} {vocabulary.num_classes}")
-        if not 0 <= objectness < 1:
-            raise ValueError(f"got objectness={objectness}, wanted a share in 0 ... 1")
+        if not isinstance(objectness, numbers.Real) or not 0 <= objectness < 1:
+            raise ValueError(f"got objectness={objectness!r}, wanted a share in 0 ... 1")
         if objectness and vocabulary is None:
             raise ValueError(f"nothing says which classes {title} was trained on, and so what an "
                              "object is to it; give their names, or objectness=0 (every query is "
@@ -131,6 +132,10 @@ class Generator:
             jit=programs.jit)
         # Pictures are read ahead by several threads.
         self._one_at_a_time, self._one_embeds = threading.Lock(), threading.Lock()
+
+    def __reduce__(self):
+        raise TypeError("a mask generator cannot be pickled or copied; load it where it is needed, "
+                        f"mc.load_generator({self.title!r})")
 
     def __repr__(self) -> str:
         classes = "open"

@@ -222,8 +222,8 @@ def _check_pixels(path: str) -> None:
 def _resized(config: EoMTConfig, params: parameters.Tree, side: int
              ) -> tuple[EoMTConfig, parameters.Tree]:
     """The same network for pictures of another size."""
-    if side < config.patch_size or side % config.patch_size:
-        raise ValueError(f"got side={side}, wanted a multiple of {config.patch_size} pixels")
+    if not isinstance(side, int) or side < config.patch_size or side % config.patch_size:
+        raise ValueError(f"got side={side!r}, wanted a multiple of {config.patch_size} pixels")
     resized = dataclasses.replace(config, image_size=(side, side))
     table = resize_position_table(jnp.asarray(params["position_table"]), config.grid, resized.grid)
     return resized, params | dict(position_table=np.asarray(table))

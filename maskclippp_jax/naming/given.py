@@ -1,5 +1,6 @@
 """Pictures and masks as people give them, brought into one form."""
 
+import numbers
 import os
 import pathlib
 import typing
@@ -50,6 +51,14 @@ def read(image: ImageLike, masks: MasksLike, nothing: label_maps.Nothing = None,
     if not in_tiles:
         images.check_whole(pixels.shape[:2], path or "the picture")
     return _read_masks(masks, pixels, nothing, path)._replace(path=path)
+
+
+def check_whole(name: str, value: typing.Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError if what people give for an argument is no whole number in this range."""
+    if (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
+            or most is not None and value > most):
+        wanted = f"of at least {least}" if most is None else f"in {least} ... {most}"
+        raise ValueError(f"got {name}={value!r}, wanted a whole number {wanted}")
 
 
 def path_of(image: ImageLike) -> str | None:
@@ -106,14 +115,17 @@ def _read_masks(masks: MasksLike, image: np.ndarray, nothing: label_maps.Nothing
         segmentations = [m.get("segmentation", m) for m in masks]
         if not any(_is_mask(s, size) for s in segmentations):
             return _of_stack(mask_files.decode_all(segmentations, size, "mask"), image, what)
-        if len({getattr(s, "shape", None) for s in segmentations}) > 1:
-            raise ValueError("the masks are arrays of several shapes, or not all arrays; give all "
-                             f"as arrays [H, W] of the picture's size, {size[1]}x{size[0]} pixels")
-        masks = np.stack(segmentations)
+        masks = segmentations
     if masks is None:
         raise ValueError("got no masks; give a label map, an array [N, H, W], run lengths, or a "
                          "function that makes them, such as maskclippp_jax.superpixels")
-    masks = mask_files.of_array(np.asarray(masks), what)
+    try:
+        masks = np.asarray(masks)
+    except ValueError:  # they are no array
+        raise ValueError("the masks are arrays of several shapes, or not all arrays; give all as "
+                         f"arrays [H, W] of the picture's size, {size[1]}x{size[0]} pixels"
+                         ) from None
+    masks = mask_files.of_array(masks, what)
     if masks.ndim == 2:
         return _of_map(masks, image, nothing, what.replace("masks", "label map"))
     return _of_stack(masks, image, what)

@@ -82,6 +82,11 @@ class Namer:
         self._opinions: dict[tuple, segmenter.Opinion] = {}
         self._scorers: dict[tuple[str, bool], typing.Callable] = {}
 
+    def __reduce__(self):
+        """Pickles and copies hold no programs; each makes its own."""
+        return functools.partial(Namer, cache=self._cache), (
+            self.config, self.model, jax.device_get(self.params), self.title)
+
     def embed(self, vocabulary: Vocabulary) -> Words:
         """Embeds every name in every template of the experiment."""
         names = inference.embed_vocabulary(

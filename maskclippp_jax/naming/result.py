@@ -12,7 +12,7 @@ from maskclippp_jax.data.annotation_files import Annotated
 from maskclippp_jax.drawing import VIEWS, report, visualize
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.ensembles import MaskScores
-from maskclippp_jax.naming.given import Given
+from maskclippp_jax.naming.given import Given, check_whole
 from maskclippp_jax.naming.namer import Namer
 from maskclippp_jax.naming.postprocess import Instances, boxes
 from maskclippp_jax.naming.tiled import SomeMasks
@@ -20,6 +20,8 @@ from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import Vocabulary
 
 _LARGEST = 2**34  # bytes of the masks of a picture at its size
+_LONGEST = 2**15  # pixels of a side that is drawn
+_MADE_AGAIN = ("soft_masks", "masks", "instances", "_found")  # of a copy, when they are asked for
 
 
 class Unnamed(typing.NamedTuple):
@@ -36,6 +38,8 @@ class Result:
 
     A mask has no name if its best class scores too little or is a distractor (`api.Model.name`);
     such masks are in no map, drawing or file but the JSON, which says why.
+
+    It can be pickled and copied; a copy has its maps and no model.
 
     Attributes:
       image: [H, W, 3] uint8.
@@ -57,6 +61,12 @@ class Result:
         self.vocabulary, self.scores = vocabulary.first(count), scores.classes[:, :count]
         self.void = scores.void
         self.nothing, self.from_label_map = given.nothing, given.segments is not None
+
+    def __getstate__(self) -> dict:
+        """What pickles and copies hold: no model, and so what only a model makes."""
+        maps = {} if self.from_label_map else dict(labels=self.labels, panoptic=self.panoptic)
+        kept = {name: value for name, value in vars(self).items() if name not in _MADE_AGAIN}
+        return kept | maps | dict(_namer=None, _given=self._given._replace(bundle=None))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,7 +90,12 @@ class Result:
         return [self.vocabulary.classes[c][0] if c >= 0 else None for c in self.classes]
 
     def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
-        """The best classes of each mask with their scores, best first, distractors among them."""
+        """The best classes of each mask with their scores, best first, distractors among them.
+
+        Raises:
+          ValueError: `count` is no whole number, or below 1.
+        """
+        check_whole("count", count, 1)
         order = np.argsort(-self._scores.classes, axis=-1, kind="stable")[:, :count]
         return [[(self._all.classes[c][0], float(row[c])) for c in best]
                 for row, best in zip(self._scores.classes, order)]
@@ -179,13 +194,15 @@ class Result:
             enlarged by a whole number.
 
         Raises:
-          ValueError: there is no such view, or `side` is below 16.
+          ValueError: there is no such view, or `side` is no whole number in 16 ... 32768.
         """
         views = views or VIEWS[1:2]
         for view in views:
             if view not in VIEWS:
                 raise ValueError(f"there is no view {view!r}; choose from {', '.join(VIEWS)}")
-        side = visualize.side_for(self.image, len(views)) if side is None else side
+        if side is None:
+            side = visualize.side_for(self.image, len(views))
+        check_whole("side", side, 16, _LONGEST)
         layers = {view: self._layer(view, side, scores) for view in views}
         return visualize.draw_layers(self.image, layers, self.labels,
                                      [c[0] for c in self.vocabulary.classes], self._strongest(),
@@ -323,7 +340,7 @@ class Result:
 
         Args:
           masks_from: where the masks are from, for the reader.
-          count: how many of the best names.
+          count: how many of the best names, at least 1.
         """
         masks = []
         for i, name, best, pixels in zip(self.ids, self.names, self.top(count), self.pixels):
@@ -348,16 +365,21 @@ class Result:
           name: may have folders in it; None: that of the picture's file.
           masks_from: see `to_json`.
           views: of the overlay, see `draw`.
+
+        Raises:
+          ValueError: there is no such view; nothing is written then.
         """
+        if isinstance(views, str) or not isinstance(views, typing.Iterable):
+            raise ValueError(f"got views={views!r}, wanted a list such as "
+                             "[\"photograph\", \"segments\"]")
         place = storage.path(folder) / (name or self._given.name)
+        contents = {  # all of them, before the first is written
+            ".labels.png": visualize.label_map_png(label_maps.stored(self.labels)),
+            ".overlay.png": visualize.to_png(self.draw(*views)),
+            ".json": report.to_json(self.to_json(masks_from=masks_from))}
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside = lambda ending: place.with_name(place.name + ending)
-        numbers = label_maps.stored(self.labels)
-        storage.write(beside(".labels.png"), visualize.label_map_png(numbers),
-                      durable=False)
-        storage.write(beside(".overlay.png"), visualize.to_png(self.draw(*views)), durable=False)
-        report.write_json(beside(".json"), self.to_json(masks_from=masks_from),
-                          durable=False)
+        for ending, content in contents.items():
+            storage.write(place.with_name(place.name + ending), content, durable=False)
 
     def _panoptic_of_segments(self) -> tuple[np.ndarray, list[dict]]:
         """Of a label map: each mask, or all of one stuff class, is a segment."""

@@ -150,6 +150,8 @@ def test_a_generator_finds_the_masks(place):
     (["in", "nothing*.jpg", "--classes=a"], "no file nothing*.jpg, and none that fits"),
     (["in", "--classes=a", "--masks=masks/a.png"], "is one file for 3 pictures"),
     (["in", "--classes=a", "--masks=in/{stem}.tif"], "no file in/a.tif"),
+    (["in", "--classes=a", "--regions=grid", "--config.templates=('a photo',)"],
+     "templates has 'a photo'; it is a list of texts, each with one {}"),
 ])
 def test_what_cannot_be_named_ends_in_one_sentence(place, words, says):
     done = predict(place, *words, "--output=never")
