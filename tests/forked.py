@@ -28,9 +28,10 @@ def run(*words: str, env: dict[str, str], cwd=ROOT, timeout: float = 300
     """What `subprocess.run([sys.executable, "-m", "maskclippp_jax", *words], ...)` gives, with
     captured text; a process that takes longer than `timeout` seconds is killed.
 
-    JAX reads its variables when it is imported, so each set of them has a process to fork from.
+    What is read when modules are imported, JAX's variables and where our cache is, has a process to
+    fork from for each set of values.
     """
-    settings = {name: value for name, value in env.items() if name.startswith("JAX_")}
+    settings = {name: value for name, value in env.items() if _is_read_once(name)}
     server = _server(tuple(sorted(settings.items())))
     with tempfile.TemporaryDirectory() as folder:
         request = dict(words=words, env=env, cwd=str(cwd), folder=folder, timeout=timeout)
@@ -41,9 +42,13 @@ def run(*words: str, env: dict[str, str], cwd=ROOT, timeout: float = 300
     return subprocess.CompletedProcess(words, code, out, err)
 
 
+def _is_read_once(variable: str) -> bool:
+    return variable == "HOME" or variable.startswith("JAX_")
+
+
 @functools.cache
 def _server(settings: tuple[tuple[str, str], ...]) -> subprocess.Popen:
-    others = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    others = {name: value for name, value in os.environ.items() if not _is_read_once(name)}
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.forked"], cwd=ROOT, env=others | dict(settings), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)

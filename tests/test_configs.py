@@ -197,7 +197,7 @@ def test_batch_norms_follow_the_batch_unless_frozen(image, batch_norm, trains):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("coco_")])
 def test_its_step_is_traced_at_full_size_from_shapes_alone(name):
     config = load(name)
-    lowered = compiled_step.lower(config, sharding.make_mesh(1), 8)
+    lowered = compiled_step.lower_training(config, sharding.make_mesh(1), 8)
     state, metrics = lowered.out_info
     assert metrics["loss"].shape == ()
     assert parameters.count(state["frozen"]) + parameters.count(state["trainable"]) > 1.4e8
