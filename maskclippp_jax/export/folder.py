@@ -14,6 +14,7 @@ Every program is run before the folder appears, and compared with ours.
 import dataclasses
 import importlib.util
 import json
+import numbers
 import pathlib
 import shutil
 import tempfile
@@ -73,13 +74,23 @@ class Wishes:
             raise ValueError("onnxruntime has no bfloat16 on a CPU, where the result is checked; "
                              "take float16")
         for what, number in (("masks", self.num_masks), ("batch", self.batch)):
-            if number is not None and number < 1:
-                raise ValueError(f"got {number} for {what}, wanted at least 1, or none for any "
-                                 "number")
+            if number is not None and not _is_count(number):
+                raise ValueError(f"got {number!r} for {what}, wanted a whole number of at least 1, "
+                                 "or none for any number")
+        is_pair = lambda size: (isinstance(size, list | tuple) and len(size) == 2
+                                and all(map(_is_count, size)))
+        if not isinstance(self.sizes, list | tuple) or not all(map(is_pair, self.sizes)):
+            raise ValueError(f"got sizes={self.sizes!r}, wanted pairs of width and height in whole "
+                             "pixels, such as [(448, 336), (336, 448)]")
         missing = [n for n in _NEEDED[self.format] if importlib.util.find_spec(n) is None]
         if missing:
             raise ValueError(f"the format {self.format} needs {' and '.join(missing)}; "
                              "pip install 'maskclippp_jax[onnx]' brings all")
+
+
+def _is_count(number: typing.Any) -> bool:
+    return (isinstance(number, numbers.Integral) and not isinstance(number, bool)
+            and number >= 1)
 
 
 class Checked(typing.NamedTuple):
@@ -181,7 +192,8 @@ def _programs(namer: Namer, generator: Generator | None, words: Words, wishes: W
     config, model, params = namer.config, namer.model, namer.params
     short_side, cell = namer.short_side, model.image.patch_size
     canvases = canvases_of(wishes.sizes, short_side, cell)
-    free = dict(num_masks=wishes.num_masks or "masks", batch=wishes.batch or "batch")
+    free = dict(num_masks=int(wishes.num_masks or 0) or "masks",
+                batch=int(wishes.batch or 0) or "batch")
     # Ours as it runs on this machine, and what is written, which is one for all.
     forms = (dict(dtype=jnp.float32, heads=configuration.heads_on()),
              dict(dtype=jnp.dtype(wishes.dtype), heads="together"))
@@ -193,10 +205,8 @@ def _programs(namer: Namer, generator: Generator | None, words: Words, wishes: W
         model, params, words.names, synonyms, tokens=tokens, **free, **kw),) * 2
     found.append(classifier())
     if generator is not None:
-        free = dict(batch=free["batch"])
-        found.append(tuple(programs.generator(generator.config, generator.params, **free, **form)
-                           for form in forms))
-        free |= dict(num_masks=wishes.num_masks or "masks")
+        found.append(tuple(programs.generator(generator.config, generator.params,
+                                              batch=free["batch"], **form) for form in forms))
         found.append(classifier(ensemble=_ensemble(config, words, generator)))
     return found
 
@@ -216,7 +226,7 @@ def canvases_of(sizes: typing.Sequence[tuple[int, int]], short_side: int, cell: 
             near = [max(1, round(side / cell)) * cell for side in (width, height)]
             raise ValueError(f"got --size={width}x{height}, wanted multiples of the {cell} pixels "
                              f"of a cell of this model, such as {near[0]}x{near[1]}")
-    return [size[::-1] for size in dict.fromkeys(sizes)]
+    return list(dict.fromkeys((int(height), int(width)) for width, height in sizes))
 
 
 def synonyms_of(synonym_class: np.ndarray, num_classes: int) -> np.ndarray:

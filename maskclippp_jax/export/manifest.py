@@ -30,10 +30,14 @@ def facts(namer: Namer, generator: Generator | None, words: Words, wishes,
                   if p.weights == "encoder" for w, h in [p.name.split("_")[1].split("x")]],
         picture=dict(
             channels="RGB", dtype="uint8", layout="NHWC", shorter_side=settings.loader_min,
-            longest_side=settings.loader_max, filter="bilinear, antialiased (Pillow's)",
-            rounding="half up", normalization="within the graph"),
+            longest_side=settings.loader_max,
+            reading="upright by EXIF; grey of 16 bits divided by 257 and rounded; transparency "
+                    "over white; of an animation the first",
+            filter="bilinear, antialiased (Pillow's)", rounding="half up",
+            normalization="within the graph"),
         label_map=dict(
             nothing=list(label_maps.NOTHING), shorter_side=settings.mask_short_side,
+            ordinary="the first of `nothing` is a mask where numbers between the two are there",
             mask_sizes="both rows: the loaded picture's size with this shorter side (whole pixels, "
                        "cut); null: the label map's own size"),
         within_the_graph=dict(
@@ -61,6 +65,8 @@ def facts(namer: Namer, generator: Generator | None, words: Words, wishes,
                  names, thing, number in zip(vocabulary.classes, vocabulary.is_thing,
                                              vocabulary.dataset_ids)],
         templates=list(namer.config.templates),
+        fixed="where `shape` of an input has a number of pictures or masks, repeat the last one up "
+              "to it and cut the results",
         programs={p.name: _entry(p, wishes, checked[p.name]) for p in made})
     if wishes.format == "onnx":
         from maskclippp_jax.export import onnx_graph

@@ -204,8 +204,8 @@ def _reduction(kind: str, through=None):
 
 RULES.update(
     reduce_sum=_reduction("ReduceSum"), reduce_max=_reduction("ReduceMax"),
-    reduce_min=_reduction("ReduceMin"), reduce_or=_reduction("ReduceMax", np.int32),
-    reduce_and=_reduction("ReduceMin", np.int32))
+    reduce_min=_reduction("ReduceMin"), reduce_prod=_reduction("ReduceProd"),
+    reduce_or=_reduction("ReduceMax", np.int32), reduce_and=_reduction("ReduceMin", np.int32))
 
 
 @_rule("dot_general")
@@ -258,8 +258,15 @@ def _gather(g, out, x, places, *, dimension_numbers, slice_sizes, **_):
         found = g.op("Slice", [g.full(x), start, end, g.integers(axes)], slice_sizes, x.dtype)
         return g.reshape(found, out.shape)
     rest = [i for i in range(len(x.shape)) if i not in axes]
-    whole = all(same(slice_sizes[i], x.shape[i]) for i in rest)
-    if d.collapsed_slice_dims != tuple(sorted(axes)) or d.operand_batching_dims or not whole:
+    batched = d.operand_batching_dims
+    whole = all(same(slice_sizes[i], x.shape[i]) for i in rest if i not in batched)
+    # Of each picture at places of its own, as `vmap` makes it.
+    if (batched == d.start_indices_batching_dims == (0,) and whole
+            and d.collapsed_slice_dims == tuple(axes) == (1,)
+            and d.offset_dims == tuple(range(rank, len(out.shape)))):
+        return g.op("GatherND", [g.full(x), g.cast(g.full(places), np.int64)], out.shape, x.dtype,
+                    batch_dims=1)
+    if d.collapsed_slice_dims != tuple(sorted(axes)) or batched or not whole:
         raise ValueError(f"the gather of {slice_sizes} out of {x.shape}, {d}, has no rule in "
                          "export/onnx_rules.py")
     x = g.transpose(g.full(x), [*axes, *rest])

@@ -23,8 +23,9 @@ from maskclippp_jax.naming import inference
 
 def write_grey_png(path, rows, bits):
     """A grey PNG of 1, 2 or 4 bits a pixel, which Pillow cannot write."""
-    lines = (b"\0" + int("".join(f"{v:0{bits}b}" for v in row).ljust(8, "0"), 2).to_bytes(1, "big")
-             for row in rows)
+    width = -(-len(rows[0]) * bits // 8)  # bytes
+    line = lambda row: int("".join(f"{v:0{bits}b}" for v in row).ljust(8 * width, "0"), 2)
+    lines = (b"\0" + line(row).to_bytes(width, "big") for row in rows)
 
     def chunk(name, data):
         check = struct.pack(">I", zlib.crc32(name + data))

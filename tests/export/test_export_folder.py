@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import safetensors
 from PIL import Image
 
 import maskclippp_jax as mc
+from maskclippp_jax.commands import export
 from maskclippp_jax.data import scenes
 from maskclippp_jax.export import folder as exporting
 from tests import tiny_generators
@@ -220,8 +222,17 @@ def test_wishes_that_cannot_be_are_refused():
     for wishes, sentence in ((dict(format="tflite"), "wanted onnx or stablehlo"),
                              (dict(dtype="bfloat16"), "take float16"),
                              (dict(dtype="int8"), "wanted float32, float16, bfloat16"),
-                             (dict(num_masks=0), "got 0 for masks, wanted at least 1"),
-                             (dict(batch=-1), "got -1 for batch, wanted at least 1")):
+                             (dict(num_masks=0), "got 0 for masks, wanted a whole number of at l"),
+                             (dict(num_masks="5"), "got '5' for masks, wanted a whole number"),
+                             (dict(batch=-1), "got -1 for batch, wanted a whole number of at l"),
+                             (dict(batch=1.5), "got 1.5 for batch, wanted a whole number of at le"),
+                             (dict(batch=True), "got True for batch, wanted a whole number"),
+                             (dict(sizes="512"), "got sizes='512', wanted pairs of width and hei"),
+                             (dict(sizes=512), "got sizes=512, wanted pairs of width and height"),
+                             (dict(sizes=(64, 64)), "wanted pairs of width and height in whole pi"),
+                             (dict(sizes=[(1, 2, 3)]), "wanted pairs of width and height in whole"),
+                             (dict(sizes=[(0, 64)]), "wanted pairs of width and height in whole p"),
+                             (dict(sizes=[(64.0, 64)]), "wanted pairs of width and height in w")):
         with pytest.raises(ValueError, match=sentence):
             exporting.Wishes(**wishes).check()
 
@@ -237,6 +248,18 @@ def test_models_and_generators_without_an_exported_form_are_refused(tiny, tmp_pa
     with pytest.raises(ValueError, match="at most 64 patches .NaFlex.*set --config.eval.max_tok"):
         type(tiny)(naflex).export(tmp_path / "x", CLASSES)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("wish", [dict(sizes="512"), dict(sizes=[(1, 2, 3)]), dict(num_masks="5")])
+def test_wrong_types_from_python_are_refused_before_the_work(wish, tiny, tmp_path):
+    with pytest.raises(ValueError, match="wanted (pairs of width|a whole number)"):
+        tiny.export(tmp_path / "x", CLASSES, **wish)
+    assert not (tmp_path / "x").exists()
+
+
+def test_examples_of_the_help_write_folders():
+    outputs = re.findall(r"--output=(\S+)", export.__doc__)
+    assert len(outputs) == 3 and not any("." in name for name in outputs)
 
 
 @pytest.mark.slow

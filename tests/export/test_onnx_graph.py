@@ -43,9 +43,10 @@ def test_operations_do_what_those_of_jax_do_in_any_size(rng):
                 x[:, -1], x[:, :1][:, :, 1:3], jnp.take(x, y[0] % 2, axis=1, mode="clip"),
                 jnp.broadcast_to(x[0].sum(-1)[:, None], (m, n)) ** 3, jnp.tanh(x).astype("float16"),
                 jnp.clip(x, -0.5, 0.5), jax.nn.logsumexp(x, axis=-1), jnp.logaddexp(x, 1 - x),
-                jax.nn.gelu(x, approximate=False), x.reshape(n, m * 4)[:, 4:], jnp.sign(x))
+                jax.nn.gelu(x, approximate=False), x.reshape(n, m * 4)[:, 4:], jnp.sign(x),
+                jnp.prod(y % 3, 1), jax.vmap(lambda rows, place: rows[place])(x, abs(y) % m))
 
-    names = [f"out_{i}" for i in range(22)]
+    names = [f"out_{i}" for i in range(24)]
     run = converted(function, dict(x=("n, m, 4", np.float32), y=("n, 2*m", np.int32)), names)
     for n, m in ((2, 3), (1, 5)):
         x = rng.normal(size=(n, m, 4)).astype(np.float32)
@@ -110,3 +111,5 @@ def test_every_kind_of_encoder_gives_the_same_numbers(name, rng, tmp_path):
     check(programs.classifier(model, params, names, synonyms, tokens=[6]))
     assert np.ptp(previous["scores"]) > 1e-3  # classes are told apart
     assert previous["scores"].shape == (2, 5, 5)
+    for canvas in ((cell, cell), (cell, 3 * cell)):  # of one row, which is a strip to most towers
+        check(programs.encoder(model, params, canvas, 2 * cell))
