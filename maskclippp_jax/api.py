@@ -352,7 +352,7 @@ class Model:
         """
         from maskclippp_jax.export import folder as exporting  # few need it
 
-        wishes = exporting.Wishes(format, tuple(map(tuple, sizes)), num_masks, batch, dtype)
+        wishes = exporting.Wishes(format, sizes, num_masks, batch, dtype)
         exporting.check(self._namer, self.generator, wishes)
         exporting.check_target(folder, overwrite=overwrite)
         return exporting.write(self._namer, self.generator, self.vocabulary(classes), folder,

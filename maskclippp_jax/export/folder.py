@@ -59,7 +59,7 @@ class Wishes:
     """
 
     format: str = "onnx"
-    sizes: tuple[tuple[int, int], ...] = ()
+    sizes: typing.Sequence[tuple[int, int]] = ()
     num_masks: int | None = None
     batch: int | None = None
     dtype: str = "float32"

@@ -250,7 +250,8 @@ def test_models_and_generators_without_an_exported_form_are_refused(tiny, tmp_pa
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("wish", [dict(sizes="512"), dict(sizes=[(1, 2, 3)]), dict(num_masks="5")])
+@pytest.mark.parametrize("wish", [dict(sizes="512"), dict(sizes=512), dict(sizes=[(1, 2, 3)]),
+                                  dict(num_masks="5")])
 def test_wrong_types_from_python_are_refused_before_the_work(wish, tiny, tmp_path):
     with pytest.raises(ValueError, match="wanted (pairs of width|a whole number)"):
         tiny.export(tmp_path / "x", CLASSES, **wish)
