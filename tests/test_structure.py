@@ -86,6 +86,7 @@ def test_texts_name_only_commands_flags_and_configurations_that_exist():
 @pytest.mark.parametrize("words, code, says", [
     (["--help"], 0, "evaluate"), ([], 2, "usage: maskclippp COMMAND"),
     (["--version"], 0, "maskclippp_jax "), (["train", "--help"], 0, "--workdir=..."),
+    (["names", "--help"], 0, "names [NAME] ["), (["weights", "--help"], 0, "weights [NAME...] ["),
     (["predict", "x.jpg", "-h"], 0, "usage: maskclippp predict PICTURE"),
     (["trian"], 2, "there is no command trian; did you mean train?"),
     (["train", "--wrkdir=x"], 2, "there is no flag --wrkdir; did you mean --workdir?"),

@@ -190,7 +190,7 @@ def _write(kind: str, visit: Session) -> str:
     elif kind == "labels":
         ending, content = "labels.png", visualize.label_map_png(label_maps.stored(result.labels))
     elif kind == "coco":
-        annotated = result.annotated(visit.stem)._replace(file=f"{visit.stem}.jpg")
+        annotated = result.annotated(visit.stem)._replace(file=visit.picture)
         ending, content = "coco.json", json.dumps(
             annotation_files.coco([annotated])).encode()
     else:

@@ -11,7 +11,9 @@ import numpy as np
 from maskclippp_jax import api
 from maskclippp_jax.app import uploads
 from maskclippp_jax.app.uploads import Limits, Upload
-from maskclippp_jax.data import regions
+from maskclippp_jax.data import label_maps, regions
+from maskclippp_jax.naming.loading import some
+from maskclippp_jax.vocabulary import Vocabulary
 
 GENERATOR, REGIONS, FILE, DRAWN = "generator", "regions", "file", "drawn"  # where masks are from
 
@@ -37,10 +39,16 @@ class Session:
     key: tuple = ()
     size: tuple[int, int] = (0, 0)  # (height, width) of the picture as it came
     seen: api.Seen | None = None
+    masks_notes: tuple[str, ...] = ()  # sentences about its masks
     result: api.Result | None = None
     code: str = ""                 # Python that gives the same
-    stem: str = "picture"          # what results are called
+    picture: str = ""              # what its owner calls the picture
     notes: tuple[str, ...] = ()    # sentences about this answer
+
+    @property
+    def stem(self) -> str:
+        """What results are called."""
+        return pathlib.PurePath(self.picture).stem or "picture"
 
 
 def answer(model: api.Model, loading: str, question: Question, session: Session, limits: Limits
@@ -61,20 +69,19 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
         raise ValueError("there is no picture yet; drop one on the left, or take an example")
     vocabulary = uploads.read_words(question.words, question.shipped, question.names_file, limits)
     distractors = (uploads.classes_of(question.distractors, limits)
-                   if question.distractors.strip() else ())
+                   if question.distractors.strip() else "")
     key = _key_of(question)
-    size, seen = session.size, session.seen
+    size, seen, masks_notes = session.size, session.seen, session.masks_notes
     if key != session.key:
         pixels = uploads.read_picture(question.picture, limits)
         size = pixels.shape[:2]
-        seen = model.seen(*_picture_and_masks(model, question, pixels, limits))
-    notes = []
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
+        picture, masks = _picture_and_masks(model, question, pixels, limits)
+        seen = model.seen(picture, masks)
+        masks_notes = _notes_of_masks(question, masks)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # see `_notes_of_words`
         result = seen.name(vocabulary, minimum_score=question.minimum_score,
                            distractors=distractors)
-    # A small model knows few words, which it says with all of them.
-    notes += [str(w.message).split("; it knows")[0] for w in told if w.category is UserWarning]
+    notes = [*masks_notes, *_notes_of_words(model, vocabulary, distractors)]
     if not len(result):
         notes.append("no masks were found in this picture")
     else:
@@ -85,8 +92,28 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
     if size != result.image.shape[:2]:
         notes.append(f"the picture was scaled from {size[1]}x{size[0]} to "
                      f"{result.image.shape[1]}x{result.image.shape[0]} pixels")
-    return Session(key, size, seen, result, code_of(loading, question, size, limits),
-                   pathlib.PurePath(question.picture.name).stem or "picture", tuple(notes))
+    return Session(key, size, seen, masks_notes, result, code_of(loading, question, size, limits),
+                   question.picture.name, tuple(notes))
+
+
+def _notes_of_masks(question: Question, masks: typing.Any) -> tuple[str, ...]:
+    """Sentences about what `_picture_and_masks` took for the masks."""
+    if question.masks != FILE or masks.ndim != 2 or not label_maps.may_be_white_mask(
+            np.unique(masks)):
+        return ()
+    return (f"{question.masks_file.name} holds 0 and 255 alone, and 255 means nothing; if it is "
+            "one mask in white, invert it",)
+
+
+def _notes_of_words(model: api.Model, vocabulary: Vocabulary, distractors: str) -> list[str]:
+    """Sentences about words that a small model has never seen.
+
+    The model itself warns of them only when it embeds them, and so not whoever asks next.
+    """
+    if distractors:
+        vocabulary = vocabulary.followed_by(Vocabulary.from_string(distractors))
+    unknown = model._namer.unknown_words(vocabulary)
+    return [f"this model has never seen {some(unknown)}"] if unknown else []
 
 
 def _key_of(question: Question) -> tuple:

@@ -15,7 +15,7 @@ exit code is 1 if commands would refuse the file or names are cut.
 
 from absl import flags
 
-POSITIONAL, BUCKETS = "NAME", ()
+POSITIONAL, BUCKETS = "[NAME]", ()
 
 OVERLAP = flags.DEFINE_string("overlap", None, "vocabulary that was trained on; shows what it has "
                               "seen of this one")

@@ -12,7 +12,7 @@ too: a copy of hf://owner/name as weights/name.
 
 from absl import logging
 
-POSITIONAL, BUCKETS = "NAME", ()
+POSITIONAL, BUCKETS = "[NAME...]", ()
 
 
 def main(names):

@@ -80,10 +80,15 @@ def means_nothing(numbers: np.ndarray, nothing: Nothing) -> list[int]:
     return [n for n in numbers.tolist() if n < 0 or n in nothing] if nothing else []
 
 
+def may_be_white_mask(numbers: np.ndarray) -> bool:
+    """Whether a map with these numbers looks like a mask of black and white."""
+    return numbers.tolist() == [0, 255]
+
+
 def warn_of_white_mask(numbers: np.ndarray, nothing: Nothing, name: object) -> None:
     """Warns of a map with these numbers that looks like a mask of black and white, of which all but
     the mask is named, unless `nothing` says what it is."""
-    if nothing is None and numbers.tolist() == [0, 255]:
+    if nothing is None and may_be_white_mask(numbers):
         warnings.warn(f"{name} holds 0 and 255 alone, and 255 means nothing; if it is one mask in "
                       "white, give --nothing=0 (in Python nothing=0), else --nothing=255",
                       stacklevel=2)

@@ -121,8 +121,9 @@ def _small_files(run: epath.Path, checkpoint: measured.Checkpoint,
                         "`evaluate` it and give --results=FOLDER")
     files["README.md"] = ""
     files["README.md"] = card.write(card.Facts(
-        options.repo, checkpoint.step, config, Vocabulary.from_text(text, run.name), run, found,
-        list(files), options.licence))
+        options.repo, checkpoint.step, config,
+        Vocabulary.from_text(text, str(run / released.NAMES)), run, found, list(files),
+        options.licence))
     _check_private(files, run, config)
     return files
 

@@ -156,7 +156,7 @@ def _training(workdir: epath.Path) -> tuple[list[tuple[str, str]], list[Section]
 
 def _rows(file: epath.Path) -> list[dict[str, float]]:
     """The lines of a log, those cut by a kill left out, with numbers alone."""
-    rows = map(run_log.row_of, file.read_text().splitlines() if file.exists() else ())
+    rows = map(run_log.row_of, file.read_bytes().splitlines() if file.exists() else ())
     return [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in rows if row]
 
 

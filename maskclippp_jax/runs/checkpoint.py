@@ -468,7 +468,10 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
     workdir, _ = place_of(folder)
     with _saved(folder) as (checkpoints, step):
         folder = workdir / "checkpoints" / str(step)
-        metadata = ocp.v1.checkpointables_metadata(folder).metadata["state"]
+        with _saying_if_damaged(folder):
+            metadata = ocp.v1.checkpointables_metadata(folder).metadata["state"]
+            if metadata is None:  # which Orbax logs, and goes on
+                raise ValueError("the list of its arrays cannot be read")
         tuned = "ema" if "ema" in metadata else "trainable"
         found = {k: parameters.flatten(metadata[k]) for k in (tuned, "frozen")}
         wanted = parameters.flatten(shapes)
@@ -486,14 +489,22 @@ def load_run(folder: epath.Path, shapes: parameters.Tree) -> tuple[parameters.Tr
             for p in leaves}) for part, leaves in found.items()}
         skip = {k: jax.tree.map(lambda _: ocp.v1.PLACEHOLDER, v) for k, v in metadata.items()
                 if k not in like}
-        state = checkpoints.load_checkpointables(step, dict(state=like | skip))["state"]
-        state = {part: state[part] for part in like}
-        try:
+        with _saying_if_damaged(folder):
+            state = checkpoints.load_checkpointables(step, dict(state=like | skip))["state"]
+            state = {part: state[part] for part in like}
             _verify(state, _stored_sums(checkpoints, step))
-        except ValueError as error:
-            raise ValueError(f"{folder} is damaged: {error}; remove that folder to use the "
-                             "checkpoint before it") from None
     when = f"after step {step}" + (", moving average" if tuned == "ema" else "")
     if changes := data_changes(workdir):
         when += f" (its data changed on the way: {', '.join(changes)})"
     return jax.device_get(parameters.combine(state[tuned], state["frozen"])), when
+
+
+@contextlib.contextmanager
+def _saying_if_damaged(folder: epath.Path) -> typing.Iterator[None]:
+    """Raises ValueError in place of what a broken file of a checkpoint makes Orbax raise."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:  # of TensorStore; of Orbax, which found no reader
+        problem = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder} is damaged: {problem}; remove that folder to use the "
+                         "checkpoint before it") from None

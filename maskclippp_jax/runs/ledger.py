@@ -61,9 +61,9 @@ class Ledger:
 def read(file: epath.Path) -> list[Line]:
     """The lines of a file; one that a killed run cut is left out."""
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else ():
+    for text in file.read_bytes().splitlines() if file.exists() else ():
         try:
-            lines.append(typed.decode(text.encode(), Line, file))
+            lines.append(typed.decode(text, Line, file))
         except ValueError:
             continue
     return lines

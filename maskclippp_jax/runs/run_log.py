@@ -60,9 +60,9 @@ class RunLog:
             return
         for file in (self._metrics, self._speed):
             if file.exists():
-                kept = [line for line in file.read_text().splitlines()
+                kept = [line for line in file.read_bytes().splitlines()
                         if _step_of(line) is not None and _step_of(line) <= first_step]
-                storage.write(file, "".join(line + "\n" for line in kept))
+                storage.write(file, b"".join(line + b"\n" for line in kept))
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1)
         storage.write(self._times_file, "".join(
             json.dumps(line) + "\n" for line in ledger.read(self._times_file)))
@@ -255,8 +255,9 @@ class Profile:
             self._running = False
 
 
-def row_of(line: str) -> dict | None:
-    """What a line of a log holds, its step among it; None of a line that a killed run cut."""
+def row_of(line: bytes) -> dict | None:
+    """What a line of a log holds, its step among it; None of a line that a killed run cut, or that
+    is no text (as a machine without power may leave it)."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -277,6 +278,6 @@ def _look_of(row: typing.Mapping[str, float]) -> str:
                                    f"distance from the original weights: {', '.join(moved)}"]))
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: bytes) -> int | None:
     row = row_of(line)
     return None if row is None else row["step"]

@@ -41,7 +41,7 @@ class Best:
         """
         self._count, self._accuracy = count, {}  # percent, by step
         if count and (workdir / "metrics.jsonl").exists():
-            for line in (workdir / "metrics.jsonl").read_text().splitlines():
+            for line in (workdir / "metrics.jsonl").read_bytes().splitlines():
                 if (row := run_log.row_of(line)) is not None:
                     self.add(row["step"], row)
 

@@ -187,7 +187,7 @@ def test_a_picture_and_words_give_the_answer_of_the_api_and_its_files(visitor, p
     name, content = visitor.download("coco")
     coco = json.loads(content)
     assert name == "a.coco.json" and 0 < len(coco["annotations"]) <= rows
-    assert coco["images"][0]["file_name"] == "a.jpg"
+    assert coco["images"][0]["file_name"] == "a.png"
     name, content = visitor.download("code")
     assert name == "a.py"
     shutil.copy(place / "a.png", tmp_path)

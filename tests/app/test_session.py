@@ -89,6 +89,28 @@ def test_what_is_shown_is_ordered_by_area_and_adds_up(model, tmp_path):
     assert shown["width"] == 512 and shown["crisp"]
 
 
+def test_a_white_mask_is_told_of_as_long_as_it_is_the_mask(model, tmp_path):
+    picture, white = upload(tmp_path, 6), np.zeros((64, 64), np.uint8)
+    white[10:40, 20:50] = 255
+    Image.fromarray(white).save(tmp_path / "0123.png")
+    masks = Upload(str(tmp_path / "0123.png"), "white.png")
+    visit, says = None, ["white.png holds 0 and 255 alone, and 255 means nothing; if it is one "
+                         "mask in white, invert it"]
+    for words in (WORDS, "red one"):
+        visit, shown = ask(model, Question(picture, words, masks=sessions.FILE, masks_file=masks),
+                           visit)
+        assert shown["notes"] == says
+    assert ask(model, Question(picture, WORDS, masks=sessions.REGIONS), visit)[1]["notes"] == []
+
+
+def test_whoever_asks_for_words_that_the_model_has_never_seen_is_told(model, tmp_path):
+    picture = upload(tmp_path, 7)
+    for _ in range(2):  # visits
+        _, shown = ask(model, Question(picture, "red one; zebra", masks=sessions.REGIONS,
+                                       distractors="gnu"))
+        assert shown["notes"][0] == "this model has never seen 'gnu', 'zebra'"
+
+
 def test_large_pictures_are_scaled_and_the_lines_say_so(model, tmp_path):
     picture = upload(tmp_path, 4, 90, 80)
     visit, shown = ask(model, Question(picture, WORDS, masks=sessions.REGIONS),

@@ -210,6 +210,13 @@ def test_a_token_or_a_folder_among_the_names_is_refused(place, hub, name, says):
     assert not hub.repositories and not hub.asked
 
 
+def test_names_that_cannot_be_read_are_told_with_their_file(place, hub):
+    (place / "run/vocabulary.txt").write_text("red\tthi")
+    with pytest.raises(ValueError, match="run/vocabulary.txt, line 1: got"):
+        publish()
+    assert not hub.repositories
+
+
 @pytest.mark.parametrize("fault, sent", [("store", 1), ("commit", 1), ("whoami", 0)])
 def test_a_fault_on_the_way_publishes_nothing_and_the_same_line_then_does(place, hub, fault, sent):
     hub.fault = fault

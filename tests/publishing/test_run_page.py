@@ -141,8 +141,10 @@ def test_results_in_folders_of_a_run_are_on_its_page(run):
 def test_what_is_missing_or_cut_is_left_out(run):
     for name in ("speed.jsonl", "parameters.json", "config.json"):
         (run / name).unlink()
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "lo')
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3, "lo\xff')
+    with (run / "times.jsonl").open("ab") as file:
+        file.write(bytes(100) + b"\xff")
     _, tree = page(run)
     assert "Learning" in tree.words and "Time and speed" not in tree.words
     (run / "metrics.jsonl").write_text("")

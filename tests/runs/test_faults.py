@@ -214,6 +214,29 @@ def test_a_changed_byte_never_gives_wrong_numbers(tmp_path, rng):
     assert fell_back >= 2
 
 
+def test_a_broken_file_of_a_checkpoint_ends_in_a_sentence_where_a_model_is_loaded(tmp_path, rng):
+    tuned, frozen = (jnp.asarray(rng.normal(size=(40, 30)), jnp.float32) for _ in range(2))
+    whole = tmp_path / "whole"
+    with checkpoint.open_checkpoints(checkpoint.epath.Path(whole)) as checkpoints:
+        checkpoint.save(checkpoints, dict(step=jnp.int32(7), trainable=dict(a=tuned),
+                                          frozen=dict(b=frozen)), 7)
+    shapes, refused = jax.eval_shape(lambda: dict(a=tuned, b=frozen)), 0
+    files = [p.relative_to(whole) for p in (whole / "checkpoints/7").rglob("*") if p.is_file()]
+    for number, (file, is_there) in enumerate(itertools.product(files, (True, False))):
+        run = tmp_path / f"run{number}"
+        shutil.copytree(whole, run)
+        (run / file).write_bytes(b"{") if is_there else (run / file).unlink()
+        try:
+            found, _ = checkpoint.load_run(checkpoint.epath.Path(run), shapes)
+        except ValueError as error:
+            assert str(error).startswith(f"{run}/checkpoints/7 is damaged: ")
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found["a"], tuned)
+            np.testing.assert_array_equal(found["b"], frozen)
+    assert refused >= 6
+
+
 def test_a_run_without_any_sound_checkpoint_is_not_started_anew(tmp_path):
     state = dict(a=jnp.arange(3.0))
     with checkpoint.open_checkpoints(checkpoint.epath.Path(tmp_path)) as checkpoints:

@@ -40,6 +40,9 @@ def test_what_is_learnt_and_how_fast_go_to_files_of_their_own(tmp_path):
     speeds = read(tmp_path, "speed.jsonl")
     assert [s["step"] for s in speeds] == [2, 3]
     assert all(s["images_per_second"] > 0 and 0 <= s["input_wait_share"] <= 1 for s in speeds)
+    for name in ("metrics.jsonl", "speed.jsonl", "times.jsonl"):
+        with (tmp_path / name).open("ab") as file:  # as a machine without power may leave it
+            file.write(b"\0\0\xff\xfe")
     log = open_log(tmp_path, first_step=2)  # resumed after a kill: step 3 was not saved
     log.close()
     assert [m["step"] for m in read(tmp_path, "metrics.jsonl")] == [1, 2]
