@@ -197,12 +197,11 @@ class Model:
         if isinstance(classes, Words):
             return classes
         classes = _vocabulary_of(classes)
+        if unknown := self._namer.unknown_words(classes):
+            known = " ".join(self._namer.model.text.words)
+            warnings.warn(f"this model has never seen {loading.some(unknown)}; it knows the words "
+                          f"{known}", stacklevel=2)
         if classes not in self._words:
-            unknown = self._namer.unknown_words(classes)
-            if unknown:
-                known = " ".join(self._namer.model.text.words)
-                warnings.warn(f"this model has never seen {loading.some(unknown)}; it knows the "
-                              f"words {known}", stacklevel=2)
             self._words[classes] = self._namer.embed(classes)
             if len(self._words) > _VOCABULARIES:
                 self._words.popitem(last=False)

@@ -12,8 +12,6 @@ from maskclippp_jax import api
 from maskclippp_jax.app import uploads
 from maskclippp_jax.app.uploads import Limits, Upload
 from maskclippp_jax.data import label_maps, regions
-from maskclippp_jax.naming.loading import some
-from maskclippp_jax.vocabulary import Vocabulary
 
 GENERATOR, REGIONS, FILE, DRAWN = "generator", "regions", "file", "drawn"  # where masks are from
 
@@ -69,7 +67,7 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
         raise ValueError("there is no picture yet; drop one on the left, or take an example")
     vocabulary = uploads.read_words(question.words, question.shipped, question.names_file, limits)
     distractors = (uploads.classes_of(question.distractors, limits)
-                   if question.distractors.strip() else "")
+                   if question.distractors.strip() else ())
     key = _key_of(question)
     size, seen, masks_notes = session.size, session.seen, session.masks_notes
     if key != session.key:
@@ -78,10 +76,13 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
         picture, masks = _picture_and_masks(model, question, pixels, limits)
         seen = model.seen(picture, masks)
         masks_notes = _notes_of_masks(question, masks)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # see `_notes_of_words`
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
         result = seen.name(vocabulary, minimum_score=question.minimum_score,
                            distractors=distractors)
-    notes = [*masks_notes, *_notes_of_words(model, vocabulary, distractors)]
+    # A small model knows few words, which it says with all of them.
+    notes = [*masks_notes, *(str(w.message).split("; it knows")[0] for w in told
+                             if w.category is UserWarning)]
     if not len(result):
         notes.append("no masks were found in this picture")
     else:
@@ -103,17 +104,6 @@ def _notes_of_masks(question: Question, masks: typing.Any) -> tuple[str, ...]:
         return ()
     return (f"{question.masks_file.name} holds 0 and 255 alone, and 255 means nothing; if it is "
             "one mask in white, invert it",)
-
-
-def _notes_of_words(model: api.Model, vocabulary: Vocabulary, distractors: str) -> list[str]:
-    """Sentences about words that a small model has never seen.
-
-    The model itself warns of them only when it embeds them, and so not whoever asks next.
-    """
-    if distractors:
-        vocabulary = vocabulary.followed_by(Vocabulary.from_string(distractors))
-    unknown = model._namer.unknown_words(vocabulary)
-    return [f"this model has never seen {some(unknown)}"] if unknown else []
 
 
 def _key_of(question: Question) -> tuple:

@@ -506,5 +506,6 @@ def _saying_if_damaged(folder: epath.Path) -> typing.Iterator[None]:
         yield
     except (ValueError, KeyError) as error:  # of TensorStore; of Orbax, which found no reader
         problem = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder} is damaged: {problem}; remove that folder to use the "
-                         "checkpoint before it") from None
+        what = "is damaged, or cannot be reached" if storage.on_bucket(folder) else "is damaged"
+        raise ValueError(f"{folder} {what}: {problem}; if it is damaged, remove that folder to use "
+                         "the checkpoint before it") from None
