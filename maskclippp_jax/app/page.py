@@ -3,7 +3,6 @@
 import functools
 import html
 import importlib.resources
-import json
 import pathlib
 import typing
 from unittest import mock
@@ -12,11 +11,9 @@ import gradio as gr
 from gradio import processing_utils, utils
 
 from maskclippp_jax import api
-from maskclippp_jax.app import session as sessions, uploads, views
+from maskclippp_jax.app import downloads, session as sessions, uploads, views
 from maskclippp_jax.app.session import DRAWN, FILE, GENERATOR, REGIONS, Question, Session
 from maskclippp_jax.app.uploads import Limits, Upload
-from maskclippp_jax.data import annotation_files, label_maps
-from maskclippp_jax.drawing import visualize
 from maskclippp_jax.vocabulary import Vocabulary, shipped_names
 from maskclippp_jax.weights import released
 
@@ -184,17 +181,7 @@ def _canvas(kind: str, picture: Upload | None, limits: Limits):
 
 def _write(kind: str, visit: Session) -> str:
     """Makes a file of an answer, where Gradio serves it from; its path."""
-    result = visit.result
-    if kind == "overlay":
-        ending, content = "overlay.png", visualize.to_png(result.draw())
-    elif kind == "labels":
-        ending, content = "labels.png", visualize.label_map_png(label_maps.stored(result.labels))
-    elif kind == "coco":
-        annotated = result.annotated(visit.stem)._replace(file=visit.picture)
-        ending, content = "coco.json", json.dumps(
-            annotation_files.coco([annotated])).encode()
-    else:
-        ending, content = "py", visit.code.encode()
+    ending, content = downloads.content_of(kind, visit)
     return processing_utils.save_bytes_to_cache(content, f"{visit.stem}.{ending}",
                                                 utils.get_upload_folder())
 

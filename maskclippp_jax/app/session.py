@@ -92,7 +92,8 @@ def answer(model: api.Model, loading: str, question: Question, session: Session,
                          "mostly covered by others; the table has all")
     if size != result.image.shape[:2]:
         notes.append(f"the picture was scaled from {size[1]}x{size[0]} to "
-                     f"{result.image.shape[1]}x{result.image.shape[0]} pixels")
+                     f"{result.image.shape[1]}x{result.image.shape[0]} pixels; label maps and COCO "
+                     "files have its own size")
     return Session(key, size, seen, masks_notes, result, code_of(loading, question, size, limits),
                    question.picture.name, tuple(notes))
 

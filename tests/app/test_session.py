@@ -1,5 +1,6 @@
 """What the page does between a question and an answer, without a browser."""
 
+import io
 import json
 import threading
 import types
@@ -10,10 +11,10 @@ import pytest
 from PIL import Image
 
 import maskclippp_jax as mc
-from maskclippp_jax.app import session as sessions, uploads, views
+from maskclippp_jax.app import downloads, session as sessions, uploads, views
 from maskclippp_jax.app.session import Question, Session
 from maskclippp_jax.app.uploads import Limits, Upload
-from maskclippp_jax.data import scenes
+from maskclippp_jax.data import mask_files, scenes
 from maskclippp_jax.metrics import run_lengths
 from maskclippp_jax.naming.namer import Namer
 from tests import tiny_eomt, whole_runs
@@ -116,8 +117,20 @@ def test_large_pictures_are_scaled_and_the_lines_say_so(model, tmp_path):
     visit, shown = ask(model, Question(picture, WORDS, masks=sessions.REGIONS),
                        limits=Limits(side=45))
     assert visit.result.image.shape == (45, 40, 3)
-    assert shown["notes"] == ["the picture was scaled from 80x90 to 40x45 pixels"]
+    assert shown["notes"] == ["the picture was scaled from 80x90 to 40x45 pixels; label maps "
+                              "and COCO files have its own size"]
     assert "images.read_image('photo 4.png'), (45, 40))" in visit.code
+    # What is laid over the picture as it came fits it.
+    labels = np.asarray(Image.open(io.BytesIO(downloads.content_of("labels", visit)[1])))
+    np.testing.assert_array_equal(labels, visit.result.labels.repeat(2, 0).repeat(2, 1))
+    coco = json.loads(downloads.content_of("coco", visit)[1])
+    assert [(x["file_name"], x["height"], x["width"]) for x in coco["images"]] == [
+        ("photo 4.png", 90, 80)]
+    assert [x["area"] for x in coco["annotations"]] == [
+        4 * n for n in visit.result.pixels[visit.result.pixels > 0]]
+    found = mask_files.decode_all([x["segmentation"] for x in coco["annotations"]], (90, 80), "x")
+    np.testing.assert_array_equal(found[0], np.asarray(
+        visit.result.annotated().masks[0]).repeat(2, 0).repeat(2, 1))
 
 
 def test_limits_end_in_a_sentence(model, tmp_path):
