@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from maskclippp_jax import config as configuration
 from maskclippp_jax.data import pipeline, records
 from maskclippp_jax.interop.big_vision_model import config_of
 from maskclippp_jax.metrics.mask_accuracy import MaskAccuracy
@@ -33,10 +34,13 @@ class Evaluator:
       variant: see `big_vision_model.config_of`.
       data_dir: where `prepare` put the data sets.
       dataset, split: which one.
-      templates: prompts.
+      templates: prompts, each with one {} for the name.
       seen_vocabulary: the vocabulary of training, to tell seen classes apart; "": not told apart.
       sentencepiece: vocabulary file of a SigLIP's text tower.
       loader_min, loader_max, short_side, mask_short_side, max_tokens: sizes, as in `config.eval`.
+
+    Raises:
+      ValueError: a template does not take one name.
     """
 
     def __init__(self, predict_fn: typing.Callable, *, devices, batch_size: int, variant,
@@ -45,6 +49,8 @@ class Evaluator:
                  sentencepiece: str = "", loader_min: int | None = 512,
                  loader_max: int | None = 2048, short_side: int | None = None,
                  mask_short_side: int | None = 800, max_tokens: int = 0):
+        if wrong := configuration.wrong_templates(templates):
+            raise ValueError(wrong)
         self.config = config_of(variant)
         self.source = records.open_source(data_dir, dataset, split)
         self.loader = dict(loader_min=loader_min, loader_max=loader_max)

@@ -310,3 +310,8 @@ def test_the_evaluator_counts_what_our_own_evaluation_counts(registered, data_di
     assert found["masks"] == masks and found["micro"] == pytest.approx(100 * right / masks)
     assert set(found) >= {"mMaskAcc", "seen", "unseen", "things", "stuff"}
     assert found == dict(evaluator.run(state))  # nothing is left from the run before
+    with pytest.raises(ValueError, match="templates has 'a photo'; it is a list of texts, each"):
+        make_evaluator(
+            dict(type="proj.maskclippp.mask_accuracy", log_steps=5, batch_size=3, variant=EVA,
+                 data_dir=data_dir, dataset="scenes", split="validation", templates=["a photo"]),
+            predictor(model), jax.devices())
