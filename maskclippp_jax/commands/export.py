@@ -1,6 +1,6 @@
-"""Takes a model away: a folder that names masks without this package.
+r"""Takes a model away: a folder that names masks without this package.
 
-    maskclippp export --checkpoint=runs/x --vocabulary=ade20k_150 --output=named.onnx
+    maskclippp export --checkpoint=runs/x --vocabulary=ade20k_150 --output=D
     maskclippp export --checkpoint=runs/x --classes="cat;dog,puppy" --generator=eomt-l-640 \
         --output=deploy --dtype=float16 --size=448x336,336x448
     maskclippp export --checkpoint=runs/x --vocabulary=names.txt --format=stablehlo --output=D
