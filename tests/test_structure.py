@@ -1,6 +1,7 @@
 """The order of the wings, the few rules of style that a tool can see, and that all texts name only
 commands, flags and configurations that exist."""
 
+import ast
 import json
 import pathlib
 import re
@@ -111,6 +112,12 @@ def test_help_imports_nothing_heavy(words):
                "print([m for m in ('jax', 'numpy', 'cv2', 'rich', 'etils') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_help_keep_their_lines(name):
+    text = (ROOT / f"maskclippp_jax/commands/{name}.py").read_text()
+    assert max(map(len, ast.get_docstring(ast.parse(text)).splitlines())) <= 100
 
 
 def test_an_own_configuration_that_imports_from_the_old_place_is_told(tmp_path):

@@ -1,4 +1,4 @@
-"""Evaluates models: on ground-truth masks, or on the masks of a generator.
+r"""Evaluates models: on ground-truth masks, or on the masks of a generator.
 
     maskclippp evaluate --config=NAME --checkpoint=P --workdir=D
     maskclippp evaluate --config=... --checkpoint=P --workdir=D --bundle=B \

@@ -1,4 +1,4 @@
-"""Takes a model away: a folder that names masks without this package.
+r"""Takes a model away: a folder that names masks without this package.
 
     maskclippp export --checkpoint=runs/x --vocabulary=ade20k_150 --output=named
     maskclippp export --checkpoint=runs/x --classes="cat;dog,puppy" --generator=eomt-l-640 \

@@ -1,4 +1,4 @@
-"""Bundles of masks: has a generator make them, looks at them, turns them from and into plain files.
+r"""Bundles of masks: has a generator make them, looks at them, turns them from and to plain files.
 
     maskclippp masks export --generator=eomt-l-640 --dataset=ade20k_150 --output=B
     maskclippp masks export --config=eval/coco_stuff_eva02_l14_336_maftp_l:ade20k_847 \

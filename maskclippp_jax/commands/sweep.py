@@ -1,4 +1,4 @@
-"""Trains and evaluates variants of an experiment with several seeds: one table, one plot.
+r"""Trains and evaluates variants of an experiment with several seeds: one table, one plot.
 
     maskclippp sweep --config=quickstart --workdir=runs/sweep \
         --vary="train.masks=degraded" --vary="optimizer.image_multiplier=0.05|0.5|5" --seeds=0,1,2

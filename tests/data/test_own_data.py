@@ -24,8 +24,8 @@ def test_categories_become_classes_by_name_and_never_by_number(place):
     assert set(found) == {"cat", "traffic light"}
     np.testing.assert_array_equal(found["cat"], box(RED))
     data = place.read(names="bird\ntraffic light\ncat\n")
-    assert data.reading.notes == ["names that are written otherwise: 'Cat' is 'cat', "
-                                  "'traffic_light' is 'traffic light'"]
+    assert data.reading.notes[1:] == ["names that are written otherwise: 'Cat' is 'cat', "
+                                      "'traffic_light' is 'traffic light'"]
     with pytest.raises(ValueError, match=r"the name of 2 of 2 categories: 'Cat' \(1\), "
                        r"'traffic_light' \(2\); add them, or .* --leave_out"):
         place.read(names="bird\ndog\n")
@@ -53,7 +53,7 @@ def test_roboflows_root_category_is_left_out_and_that_is_said(place):
         dict(id=2, name="blue box", supercategory="labels")])
     data = place.read()
     assert data.vocabulary.classes == (("red box",), ("blue box",))
-    assert "left out the category 'labels'" in data.reading.notes[0]
+    assert "left out the category 'labels'" in data.reading.notes[1]
 
 
 @pytest.mark.parametrize("categories, says", [
@@ -74,7 +74,8 @@ def test_a_comma_in_a_category_makes_synonyms_and_that_is_said(place):
     place.coco([RED], categories=("cable, wire", "dog,"))
     data = place.read()
     assert data.vocabulary.classes == (("cable", "wire"), ("dog",))
-    assert data.reading.notes == ["cable, wire are names of one class"]
+    assert data.reading.notes == ["took the labels for those of COCO, 1 of them have a picture",
+                                  "cable, wire are names of one class"]
 
 
 # --- Pictures by their names ----------------------------------------------------------------------
@@ -130,14 +131,14 @@ def test_a_picture_in_another_folder_than_named_is_said_to_be_there(place, name,
     place.picture("cam1/f.png")
     place.coco([RED], images=[dict(id=1, file_name=name)])
     data, made = place.records()
-    assert list(made) == ["f"] and data.reading.notes == [
+    assert list(made) == ["f"] and data.reading.notes[1:] == [
         f"1 annotation names other folders, such as {name} for cam1/f.png"] * said
     # Where another name fits, this one means another picture.
     if said:
         place.coco([RED], images=[dict(id=n, file_name=file) for n, file in enumerate(
             [name, "images/cam1/f.png"], start=1)])
         data, made = place.records()
-        assert list(made) == ["f"] and not data.reading.notes
+        assert list(made) == ["f"] and len(data.reading.notes) == 1
         assert data.reading.missing[0].startswith("1 file that")
 
 

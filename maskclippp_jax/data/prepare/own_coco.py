@@ -64,6 +64,8 @@ def read(pictures_at: Files, pattern: str, annotation_path: pathlib.Path,
                          "one")
     make = coco.make_panoptic if panoptic else coco.make_instances
     kind = "panoptic" if panoptic else "instance"
+    title = "COCO's panoptic segments" if panoptic else "those of COCO"
+    notes.insert(0, f"took the labels for {title}, {len(items)} of them have a picture")
     notes += pictures.said("annotation")
     notes += [f"{', '.join(names)} are names of one class" for names in vocabulary.classes
               if names_file is None and len(names) > 1]
