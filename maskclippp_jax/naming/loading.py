@@ -40,6 +40,7 @@ from maskclippp_jax.weights import (
     big_vision_file,
     hub,
     model_shapes,
+    published,
     published_tuned,
     released,
 )
@@ -229,8 +230,12 @@ def check_there(path: str) -> None:
     if elsewhere or big_vision_file.matches(path) or storage.path(path).exists():
         return
     for part in path.split(","):  # models of two files
-        if not storage.path(part).exists():
-            raise FileNotFoundError(f"no file {part}; give the path of a checkpoint")
+        if not storage.path(hub.fetch(part)).exists():
+            name = part.partition(":")[0]
+            what = (f"for the published CLIP of this name give --config=published_clip:name={name} "
+                    "--checkpoint=untuned" if any(name == entry.name for entry in published.MODELS)
+                    else "give the path of a checkpoint")
+            raise FileNotFoundError(f"no file {part}; {what}")
 
 
 def load_original(path: str, config: ml_collections.ConfigDict,

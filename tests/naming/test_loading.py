@@ -27,6 +27,18 @@ def test_a_file_without_a_similarity_head_gets_no_random_one(layout, tmp_path, c
         np.testing.assert_array_equal(got[path], array, err_msg=path)
 
 
+def test_a_name_in_the_folder_of_weights_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file a.pt; give the path of a checkpoint"):
+        loading.check_there("a.pt")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/a.pt").touch()
+    loading.check_there("a.pt")
+    with pytest.raises(FileNotFoundError, match="no file EVA02-CLIP-B-16; for the published CLIP "
+                       "of this name give --config=published_clip:name=EVA02-CLIP-B-16 --check"):
+        loading.check_there("EVA02-CLIP-B-16")
+
+
 def test_a_part_of_a_similarity_head_is_refused(tmp_path):
     config = configs.read("quickstart")
     params = loading.load_params(
