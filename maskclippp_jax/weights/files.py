@@ -165,15 +165,14 @@ def read(path: str) -> Source:
 
 
 def _read_file(path: str) -> Source:
-    """A single file here, of the kind that its name ends in, or else that it begins as."""
-    readers = {".safetensors": SafetensorsFile, ".pkl": NumpyPickle, ".pt": TorchFile,
-               ".pth": TorchFile, ".bin": TorchFile}
-    reader = readers.get(pathlib.Path(path).suffix)
-    if reader is None and pathlib.Path(path).is_file():
+    """A single file here, of the kind that it begins as, or else that its name ends in."""
+    readers = {".safetensors": SafetensorsFile, ".pkl": NumpyPickle}
+    if pathlib.Path(path).is_file():
         with open(path, "rb") as file:
             # The length of a header in JSON, as no other kind of file begins.
-            reader = SafetensorsFile if file.read(9)[8:] == b"{" else None
-    return (reader or TorchFile)(path)
+            if file.read(9)[4:] == b"\0\0\0\0{":
+                return SafetensorsFile(path)
+    return readers.get(pathlib.Path(path).suffix, TorchFile)(path)
 
 
 def _without_prefix(file: Source) -> Source:

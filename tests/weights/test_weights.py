@@ -169,6 +169,8 @@ def test_a_header_that_looks_like_a_web_page_is_none(tmp_path):
     header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(0x3c20)
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     assert list(weights.read(str(file))) == ["a"]
+    other = file.rename(tmp_path / "x.pt")  # as some people call it
+    assert list(weights.read(str(other))) == ["a"]
 
 
 def test_whole_numbers_are_no_weights(tmp_path):
