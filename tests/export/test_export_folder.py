@@ -19,7 +19,6 @@ import maskclippp_jax as mc
 from maskclippp_jax.data import scenes
 from maskclippp_jax.export import folder as exporting
 from tests import tiny_generators
-from tests.test_api import TINY
 
 onnx = pytest.importorskip("onnx")
 
@@ -47,14 +46,6 @@ _NO_JAX = (*_OURS, "jax", "jaxlib", "safetensors", "cv2", "scipy", "onnx")
 @pytest.fixture(scope="module")
 def model():
     return mc.load("untuned", "quickstart", generator="quickstart")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """As small as it gets, without a generator."""
-    file = tmp_path_factory.mktemp("configuration") / "tiny.py"
-    file.write_text(TINY)
-    return mc.load("untuned", str(file), keep_embeddings=False)
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,11 @@ from PIL import Image
 import maskclippp_jax as mc
 from maskclippp_jax.data import images, pipeline
 from tests.data.test_images import write_grey_png
-from tests.test_api import TINY
 
 pytest.importorskip("onnx")
 
 CLASSES = ["red", "green", "blue", "grey"]
 HEIGHT, WIDTH = 40, 60
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    file = tmp_path_factory.mktemp("configuration") / "tiny.py"
-    file.write_text(TINY)
-    return mc.load("untuned", str(file), keep_embeddings=False)
 
 
 @pytest.fixture(scope="module")
