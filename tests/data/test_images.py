@@ -155,7 +155,6 @@ def test_a_palette_that_tells_black_from_nothing_leaves_the_numbers(colors):
     np.testing.assert_array_equal(images.decode_mask(content.getvalue(), "m.png"), mask == 1)
 
 
-
 @pytest.mark.parametrize("inside, outside", [((255, 255, 255), (0, 0, 0)), ((0, 0, 9), (0, 0, 0))])
 def test_a_mask_with_a_palette_is_where_its_colours_are_not_black(inside, outside):
     for colors, stored in (((inside, outside), 0), ((outside, inside), 1)):

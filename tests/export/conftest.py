@@ -3,7 +3,7 @@
 import pytest
 
 import maskclippp_jax as mc
-from tests.test_api import TINY
+from tests.tiny_model import TINY
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from maskclippp_jax.runtime import storage
 from maskclippp_jax.vocabulary import TEMPLATES_14, Vocabulary
 from maskclippp_jax.weights import fcclip, files, mask2former, published_generators, published_tuned
 from tests import starts, tiny_eomt, tiny_generators as tiny
-from tests.test_api import TINY
+from tests.tiny_model import TINY
 
 # Small pictures, so that little is computed; and every one of them becomes 64 x 64.
 SMALL = Preparation(64, 64, None, 64)
